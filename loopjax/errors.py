@@ -1,0 +1,31 @@
+"""Errors that the command line turns into one line on stderr and an exit code."""
+
+
+class LoopjaxError(Exception):
+    """Base of the errors that carry an exit code; the message names the thing and the fix."""
+
+    exit_code = 1
+
+
+class UserError(LoopjaxError):
+    """A mistake in the command, the configuration or an input path (exit code 2)."""
+
+    exit_code = 2
+
+
+class TooManyRejectedError(LoopjaxError):
+    """More inputs were rejected than `max_failures` allows (exit code 4)."""
+
+    exit_code = 4
+
+
+class ModelCheckError(LoopjaxError):
+    """A model failed its check: hypersphere collapse, NaN, no spread (exit code 5)."""
+
+    exit_code = 5
+
+
+class WriteError(LoopjaxError):
+    """Results could not be written: disk full, no permission (exit code 6)."""
+
+    exit_code = 6
