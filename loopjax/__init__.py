@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 # Public name -> module; resolved on first use so that `import loopjax` stays free of jax.
 _HOME = {
     "load_encoder": "loopjax.htsat.zoo",
-    "embed": "loopjax.embed",
+    "embed": "loopjax.embedding",
     "DeepSVDD": "loopjax.detectors",
     "IsolationForest": "loopjax.detectors",
     "PCA": "loopjax.detectors",
