@@ -155,11 +155,8 @@ def test_labelled_needs_both_classes():
 
 def test_welch_tests_on_three_scales():
     base = normal_scores(300)
-    scores = {
-        "a": base,
-        "a-in-other-units": 1000 * normal_scores(300, 1),
-        "zero": base - base.min(),
-    }
+    other = 1000 * normal_scores(300, 1)
+    scores = {"a": base, "a-in-other-units": other, "zero": base - base.min()}
     rows = evaluate.welch_tests(scores, reference_scores=scores)
     pick = {(r["a"], r["b"], r["scale"]): r for r in rows}
     raw = pick["a", "a-in-other-units", "raw"]
