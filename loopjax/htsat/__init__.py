@@ -1,0 +1,1 @@
+"""Batches of samples to embeddings: log-mel, feature fusion, HTS-AT. Never opens an audio file."""

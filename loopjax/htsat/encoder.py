@@ -1,0 +1,203 @@
+"""An encoder ready for use: architecture, front end and weights behind two compiled programs."""
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from loopjax.htsat import fusion
+from loopjax.htsat.frontend import LogMelConfig
+from loopjax.htsat.model import Htsat, HtsatConfig
+
+Precision = Literal["fp32", "bf16"]
+
+
+def abstract_model(config: HtsatConfig, precision: Precision = "fp32") -> tuple[Any, Any]:
+    """The model's graph and shapes, (graphdef, abstract state), without allocating weights."""
+    dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
+
+    def build() -> Htsat:
+        model = Htsat(config, dtype=dtype, rngs=nnx.Rngs(0))
+        model.eval()
+        return model
+
+    return nnx.split(nnx.eval_shape(build))
+
+
+def random_weights(config: HtsatConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """Freshly initialised weights by flat name: the untrained reference encoder."""
+    model = Htsat(config, rngs=nnx.Rngs(seed))
+    return flatten_state(nnx.state(model))
+
+
+def flatten_state(state: Any) -> dict[str, np.ndarray]:
+    """Model state -> {'stages.0.blocks.1.attn.qkv.kernel': array}; random streams left out."""
+    flat = nnx.to_flat_state(state)
+    return {
+        ".".join(map(str, path)): np.asarray(leaf[...])
+        for path, leaf in flat
+        if not isinstance(leaf, nnx.RngState)
+    }
+
+
+def weights_digest(weights: dict[str, np.ndarray]) -> str:
+    """SHA-256 over names, shapes and float32 bytes, independent of how they were stored."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name], np.float32)
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+class Encoder:
+    """Samples in, embeddings out; both steps are compiled once per shape.
+
+    `front_end` runs once per bucket and sample rate, `encode` once per batch size; neither result
+    depends on a clip's batch mates.
+    """
+
+    def __init__(
+        self,
+        config: HtsatConfig,
+        mel_config: LogMelConfig,
+        weights: dict[str, np.ndarray],
+        *,
+        encoder_id: str,
+        precision: Precision = "fp32",
+        weights_sha256: str | None = None,
+    ):
+        """Binds weights (flat names, as `flatten_state`) to an architecture.
+
+        Raises:
+            ValueError: a name or shape does not fit the architecture; lists them.
+        """
+        self.config, self.mel_config = config, mel_config
+        self.id, self.precision = encoder_id, precision
+        self.weights_sha256 = weights_sha256 or weights_digest(weights)
+        self._graphdef, abstract = abstract_model(config, precision)
+        self.params = _fill(abstract, weights)
+        self._batch_sharding: jax.sharding.Sharding | None = None
+        views = partial(jax.jit, static_argnames=("rate_hz", "config", "fusion"))
+        self._front_end = views(fusion.front_end)
+        self._encode = jax.jit(self._apply)
+        self._outputs = jax.jit(partial(self._apply, everything=True))
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Rate at which the front end works."""
+        return self.mel_config.sample_rate_hz
+
+    @property
+    def clip_samples(self) -> int:
+        """Samples of one clip; longer audio goes through the fusion views (or is cropped)."""
+        return self.mel_config.clip_samples
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of the embedding."""
+        return self.config.embedding_dim
+
+    @property
+    def fusion(self) -> bool:
+        """Whether long clips are fused from four views."""
+        return self.config.fusion
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Everything about the front end that changes numbers; part of a store's hash."""
+        return dataclasses.asdict(self.mel_config) | {"fusion": self.fusion}
+
+    def replicate(self, mesh: jax.sharding.Mesh) -> "Encoder":
+        """Copies the weights to every device of a one-axis mesh; batches split along that axis."""
+        copy = object.__new__(Encoder)
+        copy.__dict__.update(self.__dict__)
+        spec = jax.sharding.PartitionSpec
+        copy.params = jax.device_put(self.params, jax.sharding.NamedSharding(mesh, spec()))
+        copy._batch_sharding = jax.sharding.NamedSharding(mesh, spec(mesh.axis_names[0]))
+        return copy
+
+    def front_end(
+        self,
+        samples: np.ndarray | jax.Array,
+        length_samples: np.ndarray,
+        sample_rate_hz: int = 48000,
+        crop_fractions: np.ndarray | None = None,
+        crop_starts: np.ndarray | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Bucketed samples -> mel views.
+
+        Args:
+            samples: int16 or float32 [B, L] mono, or [B, L, channels], zero past the real end.
+            length_samples: int [B], real samples per row; 0 marks an empty row.
+            sample_rate_hz: rate of `samples`, one of `frontend.DEVICE_RATES_HZ`.
+            crop_fractions: float [B, 3] in [0, 1), crop positions within each third.
+            crop_starts: int [B, 3], crop positions in frames (overrides fractions; for parity).
+
+        Returns:
+            mel float32 [B, views, clip_frames, mel_bins], longer bool [B].
+        """
+        signal, lengths = fusion.prepare_lengths(length_samples, sample_rate_hz, self.mel_config)
+        if crop_starts is None:
+            if self.fusion:
+                crop_starts = fusion.crop_starts(lengths, self.mel_config, crop_fractions)
+            else:
+                crop_starts = fusion.waveform_starts(lengths, self.mel_config, crop_fractions)
+        arrays = (samples, signal, lengths, np.asarray(crop_starts, np.int32))
+        if self._batch_sharding is not None:
+            arrays = jax.device_put(arrays, self._batch_sharding)
+        return self._front_end(
+            *arrays, rate_hz=sample_rate_hz, config=self.mel_config, fusion=self.fusion
+        )
+
+    def encode(self, mel: jax.Array, longer: jax.Array) -> jax.Array:
+        """Mel views -> embeddings, float32 [B, embedding_dim]; not normalised."""
+        return self._encode(self.params, mel, longer)
+
+    def outputs(self, mel: jax.Array, longer: jax.Array) -> dict[str, jax.Array]:
+        """Mel views -> every output the weights have; see `Htsat.outputs`."""
+        return self._outputs(self.params, mel, longer)
+
+    def _apply(self, params: Any, mel: jax.Array, longer: jax.Array, everything: bool = False):
+        with _matmul_precision(self.precision):
+            model = nnx.merge(self._graphdef, params)
+            return model.outputs(mel, longer) if everything else model(mel, longer)
+
+
+@contextlib.contextmanager
+def _matmul_precision(precision: Precision) -> Iterator[None]:
+    """Full float32 products for fp32: accelerators would silently use TF32 or bfloat16."""
+    if precision == "bf16":
+        yield
+    else:
+        with jax.default_matmul_precision("highest"):
+            yield
+
+
+def _fill(abstract: Any, weights: dict[str, np.ndarray]) -> Any:
+    flat = nnx.to_flat_state(abstract)
+    wanted = {".".join(map(str, path)): leaf for path, leaf in flat}
+    missing = sorted(set(wanted) - set(weights))
+    unused = sorted(set(weights) - set(wanted))
+    shapes = [
+        f"{name}: {weights[name].shape} instead of {leaf.shape}"
+        for name, leaf in wanted.items()
+        if name in weights and weights[name].shape != leaf.shape
+    ]
+    if missing or unused or shapes:
+        raise ValueError(
+            f"weights do not fit: missing {missing or 'none'}; unused {unused or 'none'}; "
+            f"wrong shape {shapes or 'none'}"
+        )
+    leaves = [
+        (path, leaf.replace(jnp.asarray(weights[".".join(map(str, path))], jnp.float32)))
+        for path, leaf in flat
+    ]
+    return nnx.from_flat_state(leaves)

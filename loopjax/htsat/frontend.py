@@ -1,0 +1,223 @@
+"""Waveforms to log-mel spectrograms, on the device.
+
+Three published front ends differ only in `LogMelConfig`: the HTK mel of the fused CLAP towers, the
+Slaney mel inside the unfused towers, and the 32 kHz Slaney mel of the AudioSet HTS-AT. Numbers and
+their sources are in the docstrings; every matrix product asks for full precision, because one TF32
+or bfloat16 pass moves quiet mel bands by tens of decibels.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LOG_FLOOR = 1e-10  # -100 dB, both torchlibrosa's and CLAP's amin
+DEVICE_RATES_HZ = (8000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000)
+
+RESAMPLE_HALF_TAPS = 32  # zero crossings on each side; 100 dB below 14 kHz against soxr VHQ
+RESAMPLE_KAISER_BETA = 8.6
+
+
+@dataclass(frozen=True)
+class LogMelConfig:
+    """One log-mel front end (LAION-CLAP `training/data.py: get_mel`, torchlibrosa `stft.py`)."""
+
+    sample_rate_hz: int = 48000
+    n_fft: int = 1024
+    hop_samples: int = 480
+    mel_bins: int = 64
+    fmin_hz: float = 50.0
+    fmax_hz: float = 14000.0
+    mel_scale: Literal["htk", "slaney"] = "htk"  # slaney includes Slaney's area normalisation
+    clip_samples: int = 480000
+    filling: Literal["repeatpad", "pad", "repeat"] = "repeatpad"
+    quantise_int16: bool = True
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames of one full clip: 1001 for ten seconds."""
+        return self.clip_samples // self.hop_samples + 1
+
+    @classmethod
+    def clap_fused(cls) -> "LogMelConfig":
+        """The front end of CLAP towers with feature fusion: HTK mel, not normalised."""
+        return cls()
+
+    @classmethod
+    def clap_unfused(cls) -> "LogMelConfig":
+        """The in-model front end of CLAP towers without fusion: Slaney mel and norm."""
+        return cls(mel_scale="slaney")
+
+    @classmethod
+    def audioset_32khz(cls) -> "LogMelConfig":
+        """The front end of the original AudioSet HTS-AT."""
+        return cls(
+            sample_rate_hz=32000,
+            hop_samples=320,
+            mel_scale="slaney",
+            clip_samples=320000,
+            quantise_int16=False,
+        )
+
+
+def _hz_to_mel(hz: np.ndarray, scale: str) -> np.ndarray:
+    if scale == "htk":
+        return 2595.0 * np.log10(1.0 + hz / 700.0)
+    log_part = 15.0 + np.log(np.maximum(hz, 1e-9) / 1000.0) * 27.0 / np.log(6.4)
+    return np.where(hz < 1000.0, 3.0 * hz / 200.0, log_part)
+
+
+def _mel_to_hz(mel: np.ndarray, scale: str) -> np.ndarray:
+    if scale == "htk":
+        return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+    return np.where(mel < 15.0, 200.0 * mel / 3.0, 1000.0 * np.exp((mel - 15.0) * np.log(6.4) / 27))
+
+
+@lru_cache(maxsize=8)
+def mel_filterbank(config: LogMelConfig) -> np.ndarray:
+    """Triangular mel filters, float32 [n_fft // 2 + 1, mel_bins].
+
+    HTK triangles peak at one (torchaudio `melscale_fbanks`, norm None); Slaney triangles are
+    divided by half their width in Hz (librosa `filters.mel`).
+    """
+    bins_hz = np.linspace(0.0, config.sample_rate_hz / 2, config.n_fft // 2 + 1)
+    low, high = _hz_to_mel(np.array([config.fmin_hz, config.fmax_hz]), config.mel_scale)
+    edges_hz = _mel_to_hz(np.linspace(low, high, config.mel_bins + 2), config.mel_scale)
+    rise = (bins_hz[:, None] - edges_hz[:-2]) / np.diff(edges_hz)[:-1]
+    fall = (edges_hz[2:] - bins_hz[:, None]) / np.diff(edges_hz)[1:]
+    bank = np.maximum(0.0, np.minimum(rise, fall))
+    if config.mel_scale == "slaney":
+        bank *= 2.0 / (edges_hz[2:] - edges_hz[:-2])
+    return bank.astype(np.float32)
+
+
+def log_mel(waveform: jax.Array, length_samples: jax.Array, config: LogMelConfig) -> jax.Array:
+    """Log-mel spectrogram of waveforms whose real length may differ from the array's.
+
+    The STFT is centred with reflect padding around the *real* end of each row; frames past
+    `length // hop` lie beyond the row's end and hold values that the caller must not use.
+
+    Args:
+        waveform: float32 [B, L].
+        length_samples: int32 [B], n_fft // 2 < length <= L.
+        config: the front end.
+
+    Returns:
+        float32 [B, L // hop + 1, mel_bins] in dB, floor -100.
+    """
+    n_fft, hop = config.n_fft, config.hop_samples
+    n_frames = waveform.shape[1] // hop + 1
+    window = jnp.asarray(np.hanning(n_fft + 1)[:-1], jnp.float32)
+    bank = jnp.asarray(mel_filterbank(config))
+    starts = jnp.arange(n_frames)[:, None] * hop - n_fft // 2
+    taps = jnp.abs(starts + jnp.arange(n_fft))  # reflects at the start
+
+    def one(row: jax.Array, length: jax.Array) -> jax.Array:
+        index = jnp.where(taps < length, taps, 2 * (length - 1) - taps)
+        frames = row[jnp.clip(index, 0, row.shape[0] - 1)] * window
+        spectrum = jnp.fft.rfft(frames)
+        power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+        mel = jnp.matmul(power, bank, precision=jax.lax.Precision.HIGHEST)
+        return 10.0 * jnp.log10(jnp.maximum(mel, LOG_FLOOR))
+
+    return jax.vmap(one)(waveform, length_samples)
+
+
+def quantise_int16(waveform: jax.Array) -> jax.Array:
+    """Clips, scales by 32767 in float32, truncates toward zero, scales back (LAION `hook.py`)."""
+    return jnp.trunc(jnp.clip(waveform, -1.0, 1.0) * jnp.float32(32767.0)) / jnp.float32(32767.0)
+
+
+def fill_clip(waveform: jax.Array, length_samples: jax.Array, config: LogMelConfig) -> jax.Array:
+    """Extends rows shorter than a clip; longer rows only lose what lies past their real end.
+
+    `repeatpad` tiles whole copies and ends in silence, `repeat` tiles to the end, `pad` appends
+    silence (LAION `training/data.py: get_audio_features`).
+
+    Args:
+        waveform: float32 [B, L].
+        length_samples: int32 [B], real samples in each row; 0 marks an empty row of a batch.
+        config: gives `clip_samples` and `filling`.
+
+    Returns:
+        float32 [B, max(L, clip_samples)].
+    """
+    clip = config.clip_samples
+    positions = jnp.arange(max(waveform.shape[1], clip))
+
+    def one(row: jax.Array, length: jax.Array) -> jax.Array:
+        period = jnp.maximum(length, 1)
+        tiled_end = {
+            "repeatpad": (clip // period) * period,
+            "repeat": jnp.asarray(clip),
+            "pad": length,
+        }[config.filling]
+        end = jnp.where(length >= clip, length, tiled_end)
+        source = jnp.where(length >= clip, positions, positions % period)
+        return jnp.where(positions < end, row[jnp.clip(source, 0, row.shape[0] - 1)], 0.0)
+
+    return jax.vmap(one)(waveform, length_samples)
+
+
+def resampled_lengths(
+    length_samples: np.ndarray, rate_hz: int, target_hz: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths after resampling: (samples that carry signal, samples of the result).
+
+    librosa rounds `length * float(target / rate)` up and fills the tail with zeros, while soxr
+    itself rounds to nearest; 13230 samples at 44.1 kHz give 14400 and 14401.
+    """
+    lengths = np.asarray(length_samples, np.float64)
+    ratio = float(target_hz) / rate_hz
+    signal = np.floor(lengths * target_hz / rate_hz + 0.5)
+    return signal.astype(np.int32), np.ceil(lengths * ratio).astype(np.int32)
+
+
+@lru_cache(maxsize=32)
+def resampling_kernel(rate_hz: int, target_hz: int) -> tuple[np.ndarray, int, int, int]:
+    """Polyphase Kaiser-windowed sinc: (kernel [width, up], up, down, left taps)."""
+    divisor = math.gcd(rate_hz, target_hz)
+    up, down = target_hz // divisor, rate_hz // divisor
+    cutoff = min(1.0, up / down)  # relative to the input's Nyquist frequency
+    half = math.ceil(RESAMPLE_HALF_TAPS / cutoff)
+    positions = np.arange(up) * down / up
+    taps = np.arange(down + 2 * half)[:, None] - (half - 1)
+    distance = taps - positions
+    window_at = np.clip(1.0 - np.square(distance / half), 0.0, None)
+    window = np.i0(RESAMPLE_KAISER_BETA * np.sqrt(window_at)) / np.i0(RESAMPLE_KAISER_BETA)
+    kernel = cutoff * np.sinc(cutoff * distance) * np.where(np.abs(distance) < half, window, 0.0)
+    return kernel.astype(np.float32), up, down, half - 1
+
+
+def resample(waveform: jax.Array, rate_hz: int, target_hz: int) -> jax.Array:
+    """Polyphase resampling by a strided convolution.
+
+    Args:
+        waveform: float32 [B, L], zero past each row's real end.
+        rate_hz: rate of the input; `rate_hz / target_hz` should reduce to small integers.
+        target_hz: rate of the output.
+
+    Returns:
+        float32 [B, ceil(L * target_hz / rate_hz)].
+    """
+    if rate_hz == target_hz:
+        return waveform
+    kernel, up, down, left = resampling_kernel(rate_hz, target_hz)
+    length = waveform.shape[1]
+    out_length = -(-length * up // down)
+    n_blocks = -(-out_length // up)
+    right = (n_blocks - 1) * down + kernel.shape[0] - left - length
+    padded = jnp.pad(waveform, ((0, 0), (left, max(right, 0))))
+    blocks = jax.lax.conv_general_dilated(
+        padded[:, :, None],
+        jnp.asarray(kernel)[:, None, :],
+        window_strides=(down,),
+        padding="VALID",
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return blocks[:, :n_blocks].reshape(waveform.shape[0], -1)[:, :out_length]

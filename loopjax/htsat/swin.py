@@ -1,0 +1,156 @@
+"""Swin transformer v1 blocks as HTS-AT uses them: window attention, shifts, patch merging.
+
+After Liu et al. 2021 (arXiv 2103.14030) and LAION-CLAP `clap_module/htsat.py`. Token grids are
+square and flattened row by row; B clips, W windows of n = window**2 tokens.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+LAYER_NORM_EPS = 1e-5  # PyTorch's default; flax would use 1e-6
+
+
+def window_mask(side: int, window: int) -> np.ndarray:
+    """Additive mask of a shifted stage, float32 [windows, window**2, window**2]: 0 or -100."""
+    shift = window // 2
+    label = np.zeros(side, np.int64)
+    label[side - window : side - shift] = 1
+    label[side - shift :] = 2
+    region = 3 * label[:, None] + label
+    per_window = (
+        region.reshape(side // window, window, side // window, window)
+        .transpose(0, 2, 1, 3)
+        .reshape(-1, window * window)
+    )
+    return np.where(per_window[:, :, None] == per_window[:, None, :], 0.0, -100.0).astype(
+        np.float32
+    )
+
+
+def relative_index(window: int) -> np.ndarray:
+    """Row of the bias table for each (query, key) pair, int [window**2, window**2]."""
+    row, column = np.divmod(np.arange(window * window), window)
+    d_row = row[:, None] - row + window - 1
+    d_column = column[:, None] - column + window - 1
+    return d_row * (2 * window - 1) + d_column
+
+
+def layer_norm(width: int, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with PyTorch's epsilon and two-pass variance."""
+    return nnx.LayerNorm(
+        width, epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, rngs=rngs
+    )
+
+
+def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
+    """Linear layer with Swin's initialisation."""
+    init = nnx.initializers.truncated_normal(0.02)
+    return nnx.Linear(n_in, n_out, use_bias=use_bias, dtype=dtype, kernel_init=init, rngs=rngs)
+
+
+class WindowAttention(nnx.Module):
+    """Multi-head attention inside windows, with relative position bias."""
+
+    def __init__(self, width: int, heads: int, window: int, dtype, *, rngs: nnx.Rngs):
+        self.heads, self.window, self.dtype = heads, window, dtype
+        self.qkv = linear(width, 3 * width, dtype, rngs)
+        self.proj = linear(width, width, dtype, rngs)
+        init = nnx.initializers.truncated_normal(0.02)
+        self.rel_bias = nnx.Param(init(rngs.params(), ((2 * window - 1) ** 2, heads)))
+
+    def __call__(self, x: jax.Array, mask: np.ndarray | None) -> jax.Array:
+        """Attends within windows: [B, W, n, width] -> same; additive mask [W, n, n]."""
+        b, w, n, width = x.shape
+        qkv = self.qkv(x).reshape(b, w, n, 3, self.heads, width // self.heads)
+        q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        q = q * (width // self.heads) ** -0.5
+        scores = jnp.einsum("bwqhd,bwkhd->bwhqk", q, k, preferred_element_type=jnp.float32)
+        bias = self.rel_bias[...][relative_index(self.window)].transpose(2, 0, 1)
+        bias = bias[None] if mask is None else bias[None] + mask[:, None]
+        weights = jax.nn.softmax(scores + bias, axis=-1).astype(self.dtype)
+        mixed = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, v)
+        return self.proj(mixed.reshape(b, w, n, width))
+
+
+class Mlp(nnx.Module):
+    """Two linear layers around an exact (erf) GELU."""
+
+    def __init__(self, width: int, hidden: int, dtype, *, rngs: nnx.Rngs):
+        self.fc1 = linear(width, hidden, dtype, rngs)
+        self.fc2 = linear(hidden, width, dtype, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., width] -> same."""
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class SwinBlock(nnx.Module):
+    """Pre-norm Swin v1 block; odd blocks shift their windows by half a window."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        side: int,
+        shifted: bool,
+        drop_path: float,
+        window: int,
+        mlp_ratio: int,
+        dtype,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.side, self.window, self.drop_path = side, window, drop_path
+        self.shift = window // 2 if shifted and side > window else 0
+        self.norm1 = layer_norm(width, dtype, rngs)
+        self.attn = WindowAttention(width, heads, window, dtype, rngs=rngs)
+        self.norm2 = layer_norm(width, dtype, rngs)
+        self.mlp = Mlp(width, mlp_ratio * width, dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Tokens [B, side**2, width] -> same; `key` switches stochastic depth on."""
+        attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
+        x = x + self._drop(self._attend(self.norm1(x)), attention_key)
+        return x + self._drop(self.mlp(self.norm2(x)), mlp_key)
+
+    def _attend(self, x: jax.Array) -> jax.Array:
+        b, n, width = x.shape
+        side, window, shift = self.side, self.window, self.shift
+        image = x.reshape(b, side, side, width)
+        if shift:
+            image = jnp.roll(image, (-shift, -shift), axis=(1, 2))
+        count = side // window
+        split = (b, count, window, count, window, width)
+        windows = image.reshape(split).swapaxes(2, 3).reshape(b, count**2, window**2, width)
+        windows = self.attn(windows, window_mask(side, window) if shift else None)
+        image = windows.reshape(b, count, count, window, window, width).swapaxes(2, 3)
+        image = image.reshape(b, side, side, width)
+        if shift:
+            image = jnp.roll(image, (shift, shift), axis=(1, 2))
+        return image.reshape(b, n, width)
+
+    def _drop(self, branch: jax.Array, key: jax.Array | None) -> jax.Array:
+        if key is None or self.drop_path == 0.0:
+            return branch
+        keep = jax.random.bernoulli(key, 1.0 - self.drop_path, (branch.shape[0], 1, 1))
+        return branch * (keep / (1.0 - self.drop_path)).astype(branch.dtype)
+
+
+class PatchMerging(nnx.Module):
+    """Halves both sides of the token grid and doubles the width."""
+
+    def __init__(self, width: int, dtype, *, rngs: nnx.Rngs):
+        self.norm = layer_norm(4 * width, dtype, rngs)
+        self.reduction = linear(4 * width, 2 * width, dtype, rngs, use_bias=False)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Tokens [B, side**2, width] -> [B, (side / 2)**2, 2 * width]."""
+        b, n, width = x.shape
+        half = math.isqrt(n) // 2
+        # Channel order (even, even), (odd row, even), (even, odd column), (odd, odd).
+        x = x.reshape(b, half, 2, half, 2, width).transpose(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(x.reshape(b, half * half, 4 * width)))
