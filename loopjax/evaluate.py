@@ -30,6 +30,7 @@ __all__ = [
     "holm",
     "labelled",
     "per_group",
+    "principal_plane",
     "protocol_splits",
     "seed_interval",
     "separation",
@@ -300,3 +301,23 @@ def per_group(
             row["auroc"] = float(metrics.roc_auc_score(own_truth, own)) if both else None
         rows.append(row)
     return sorted(rows, key=lambda row: -row["median"])
+
+
+def principal_plane(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Projects [N, D] onto its first two principal components.
+
+    Returns:
+        ([N, 2] coordinates with the sign fixed, so equal data give equal pictures; [2] share of
+        variance). Rows of one dimension or one row alone give zeros for what is missing.
+    """
+    centred = matrix - matrix.mean(axis=0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    plane = np.zeros((len(matrix), 2))
+    share = np.zeros(2)
+    kept = min(2, len(s))
+    plane[:, :kept] = u[:, :kept] * s[:kept]
+    plane *= np.where(np.take_along_axis(plane, np.abs(plane).argmax(0)[None], 0) < 0, -1, 1)
+    total = float(np.sum(s**2))
+    if total > 0:
+        share[:kept] = s[:kept] ** 2 / total
+    return plane, share
