@@ -125,6 +125,17 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Exper
     Raises:
         UserError: unreadable file, invalid YAML, unknown key, wrong type; names file and line.
     """
+    config = read_config(ExperimentConfig, path, overrides)
+    names = [d.name for d in config.detectors]
+    if len(set(names)) != len(names):
+        raise UserError(f"{path}: two detectors share a name: {', '.join(names)}")
+    if config.primary and config.primary not in names:
+        raise UserError(f"{path}: primary: {config.primary!r} is none of {', '.join(names)}")
+    return config
+
+
+def read_config(cls: type, path: str | Path, overrides: typing.Sequence[str] = ()) -> Any:
+    """Reads any config dataclass from YAML; see `load_config` for the rules."""
     path = Path(path)
     tree = _read_tree(path)
     base = tree.value.pop("extends", None)
@@ -135,13 +146,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Exper
         tree = _merge(parent, tree)
     for override in overrides:
         _apply_override(tree, override)
-    config = _build(ExperimentConfig, tree, "")
-    names = [d.name for d in config.detectors]
-    if len(set(names)) != len(names):
-        raise UserError(f"{path}: two detectors share a name: {', '.join(names)}")
-    if config.primary and config.primary not in names:
-        raise UserError(f"{path}: primary: {config.primary!r} is none of {', '.join(names)}")
-    return config
+    return _build(cls, tree, "")
 
 
 def from_dict(cls: type, values: dict[str, Any], where: str = "arguments") -> Any:
@@ -259,7 +264,11 @@ def _apply_override(tree: _Node, override: str) -> None:
 
 def _index(part: str, items: list[_Node], where: str) -> int:
     for i, item in enumerate(items):  # detectors may be addressed by their name
-        if isinstance(item.value, dict) and "name" in item.value and item.value["name"].value == part:
+        if (
+            isinstance(item.value, dict)
+            and "name" in item.value
+            and item.value["name"].value == part
+        ):
             return i
     if part.isdigit() and int(part) < len(items):
         return int(part)

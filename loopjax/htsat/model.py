@@ -168,12 +168,14 @@ class PatchEmbed(nnx.Module):
         x = jnp.pad(x, ((0, 0), (0, 0), (0, c.grid - x.shape[2]), (0, 0)))
         return x.reshape(b, -1, c.width)
 
-    def __call__(self, views: jax.Array, longer: jax.Array, train: bool = False) -> jax.Array:
-        """Normalised mel views [B, V, T, mel] -> tokens [B, N, D]."""
+    def __call__(
+        self, views: jax.Array, longer: jax.Array | None, train: bool = False
+    ) -> jax.Array:
+        """Normalised mel views [B, V, T, mel] -> tokens [B, N, D]; `longer` None = no long clip."""
         c = self.config
         whole = stretch_time(views[:, 0], c.image_frames)
         x = self.proj(self._patches(whole, c.patch)).reshape(views.shape[0], -1, c.width)
-        if c.fusion:
+        if c.fusion and longer is not None:
 
             def fuse() -> jax.Array:
                 local = self._local(stretch_time(views[:, 1:], c.image_frames))
@@ -247,7 +249,7 @@ class Htsat(nnx.Module):
     def latent(
         self,
         mel: jax.Array,
-        longer: jax.Array,
+        longer: jax.Array | None,
         *,
         key: jax.Array | None = None,
         taps: dict[str, jax.Array] | None = None,
@@ -256,7 +258,7 @@ class Htsat(nnx.Module):
 
         Args:
             mel: float32 dB [B, V, T, mel_bins].
-            longer: bool [B]; rows to fuse (ignored without fusion).
+            longer: bool [B], rows to fuse (ignored without fusion); None = no row.
             key: switches stochastic depth on; BatchNorm follows `.train()` / `.eval()`.
             taps: receives the intermediate values by name, for the parity ladder.
 
