@@ -168,9 +168,7 @@ class PatchEmbed(nnx.Module):
         x = jnp.pad(x, ((0, 0), (0, 0), (0, c.grid - x.shape[2]), (0, 0)))
         return x.reshape(b, -1, c.width)
 
-    def __call__(
-        self, views: jax.Array, longer: jax.Array | None, train: bool = False
-    ) -> jax.Array:
+    def __call__(self, views: jax.Array, longer: jax.Array | None) -> jax.Array:
         """Normalised mel views [B, V, T, mel] -> tokens [B, N, D]; `longer` None = no long clip."""
         c = self.config
         whole = stretch_time(views[:, 0], c.image_frames)
@@ -183,7 +181,8 @@ class PatchEmbed(nnx.Module):
 
             # A batch of short clips, the common case, skips the branch; training always takes it
             # because BatchNorm's statistics cannot change inside a conditional.
-            x = fuse() if train else jax.lax.cond(longer.any(), fuse, lambda: x)
+            training = not self.aff.local_path.bn1.use_running_average
+            x = fuse() if training else jax.lax.cond(longer.any(), fuse, lambda: x)
         return self.norm(x)
 
 
@@ -267,8 +266,7 @@ class Htsat(nnx.Module):
         """
         taps = {} if taps is None else taps
         x = taps["bn0"] = self.bn0(mel)
-        train = not (self.bn0.use_running_average or False)
-        x = taps["patch_embed"] = self.patch_embed(x, longer, train)
+        x = taps["patch_embed"] = self.patch_embed(x, longer)
         for i, stage in enumerate(self.stages):
             x = stage(x, None if key is None else jax.random.fold_in(key, i))
             taps[f"stage{i}"] = x
