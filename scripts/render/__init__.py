@@ -1,0 +1,1 @@
+"""Loop generator: patterns -> MIDI -> FluidSynth -> effects and planted degradations."""

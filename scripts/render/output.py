@@ -1,0 +1,50 @@
+"""Where rendered loops go: shards for training, or single files."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile as sf
+
+from .loops import RenderedLoop, label_row
+from .midi import SAMPLE_RATE_HZ
+
+
+def write_shard(folder: Path, number: int, loops: list[RenderedLoop]) -> Path:
+    """Write shard-NNNNN.npy (int16, all loops end to end) and then shard-NNNNN.parquet (labels).
+
+    The label file is renamed into place last: where it exists, the shard is complete.
+    """
+    name = f"shard-{number:05d}"
+    rows, offset = [], 0
+    for loop in loops:
+        rows.append({"shard": name, "offset_samples": offset, **label_row(loop)})
+        offset += len(loop.samples)
+    np.save(folder / f"{name}.npy", np.concatenate([loop.samples for loop in loops]))
+    final = folder / f"{name}.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), final.with_suffix(".tmp"))
+    final.with_suffix(".tmp").replace(final)
+    return final
+
+
+def merge_labels(folder: Path) -> int:
+    """Join the label files of all complete shards into labels.parquet; return its row count."""
+    parts = sorted(folder.glob("shard-*.parquet"))
+    table = pa.concat_tables([pq.read_table(part) for part in parts])
+    final = folder / "labels.parquet"
+    temporary = folder / f".labels-{os.getpid()}.tmp"
+    pq.write_table(table, temporary)
+    temporary.replace(final)
+    return table.num_rows
+
+
+def write_files(folder: Path, suffix: str, loops: list[RenderedLoop]) -> list[dict[str, object]]:
+    """Write one WAV or FLAC per loop and return the label rows."""
+    rows = []
+    for loop in loops:
+        name = f"{loop.plan.family}_{loop.plan.index:06d}.{suffix}"
+        sf.write(folder / name, loop.samples, SAMPLE_RATE_HZ, subtype="PCM_16")
+        rows.append({"file": name, **label_row(loop)})
+    return rows

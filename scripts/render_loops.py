@@ -1,0 +1,121 @@
+"""Render musical loops with FluidSynth and the FluidR3 GM soundfont, with labels.
+
+Three outputs: shards for pretraining (default), single WAV or FLAC files (--wav), or the demo
+corpus that ships with the package (--demo). Everything follows from --seed. Needs the programs
+of the Debian packages fluidsynth and fluid-soundfont-gm.
+
+    python scripts/render_loops.py -o DIR --n 16000
+    python scripts/render_loops.py -o DIR --n 20 --families bass,guitar --wav flac
+    python scripts/render_loops.py --demo -o loopjax/data/demo
+"""
+
+import argparse
+import csv
+import shutil
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from pathlib import Path
+
+from render.loops import RenderedLoop, render
+from render.midi import SOUNDFONT
+from render.output import merge_labels, write_files, write_shard
+from render.plans import draw_plan
+from render.programs import FAMILIES
+from rich.console import Console
+from rich.progress import Progress
+
+SHARD_LOOPS = 250
+_BATCH_LOOPS = 50
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--n", type=int, default=1000, help="number of loops (default 1000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--families", default=",".join(FAMILIES), help="comma-separated")
+    parser.add_argument(
+        "--split",
+        choices=("train", "heldout", "all"),
+        default="train",
+        help="which programs and keys: those for training, those held out, or all",
+    )
+    parser.add_argument("--degraded-share", type=float, default=0.35, metavar="SHARE")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--wav", choices=("wav", "flac"), help="write single files, not shards")
+    parser.add_argument("--demo", action="store_true", help="write the bundled demo corpus")
+    arguments = parser.parse_args(argv)
+    arguments.families = tuple(arguments.families.split(","))
+    unknown = [f for f in arguments.families if f not in FAMILIES]
+    if unknown:
+        parser.error(f"unknown families {unknown}; known: {', '.join(FAMILIES)}")
+    if arguments.n < 1 or not 0 <= arguments.degraded_share <= 1:
+        parser.error("--n must be positive and --degraded-share within 0..1")
+    if shutil.which("fluidsynth") is None or not SOUNDFONT.exists():
+        parser.error(f"needs the fluidsynth program and {SOUNDFONT} (fluid-soundfont-gm)")
+    return arguments
+
+
+def render_range(arguments: argparse.Namespace, start: int, stop: int) -> list[RenderedLoop]:
+    """Render loops start..stop-1 of the seeded sequence in batches of one FluidSynth run."""
+    loops: list[RenderedLoop] = []
+    for first in range(start, stop, _BATCH_LOOPS):
+        plans = [
+            draw_plan(
+                i, arguments.seed, arguments.families, arguments.split, arguments.degraded_share
+            )
+            for i in range(first, min(first + _BATCH_LOOPS, stop))
+        ]
+        loops += render(plans)
+    return loops
+
+
+def work(arguments: argparse.Namespace, number: int) -> list[dict[str, object]]:
+    """Render and write shard `number`; return label rows when single files are written."""
+    start = number * SHARD_LOOPS
+    loops = render_range(arguments, start, min(start + SHARD_LOOPS, arguments.n))
+    if arguments.wav:
+        return write_files(arguments.out, arguments.wav, loops)
+    write_shard(arguments.out, number, loops)
+    return []
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Render what the command line asks for; complete shards of an earlier run are kept."""
+    arguments = parse_arguments(argv)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    numbers = [
+        number
+        for number in range(-(-arguments.n // SHARD_LOOPS))
+        if arguments.wav or not (arguments.out / f"shard-{number:05d}.parquet").exists()
+    ]
+    rows: list[dict[str, object]] = []
+    began = time.monotonic()
+    with (
+        Progress(console=console, disable=not console.is_terminal) as progress,
+        ProcessPoolExecutor(arguments.workers) as pool,
+    ):
+        task = progress.add_task("rendering", total=len(numbers))
+        for done, part in enumerate(pool.map(work, repeat(arguments), numbers), start=1):
+            rows += part
+            progress.advance(task)
+            n_labels = len(rows) if arguments.wav else merge_labels(arguments.out)
+            if not console.is_terminal:
+                elapsed_s = time.monotonic() - began
+                console.print(f"{done}/{len(numbers)} parts, {n_labels} loops, {elapsed_s:.0f} s")
+    if arguments.wav:
+        with (arguments.out / "labels.csv").open("w", newline="") as handle:
+            writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
