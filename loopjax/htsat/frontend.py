@@ -36,6 +36,12 @@ class LogMelConfig:
     clip_samples: int = 480000
     filling: Literal["repeatpad", "pad", "repeat"] = "repeatpad"
     quantise_int16: bool = True
+    bank_rate_hz: int | None = None  # rate the mel filters were laid out for, if another one
+
+    @property
+    def bank_hz(self) -> int:
+        """Rate the mel filters were laid out for."""
+        return self.bank_rate_hz or self.sample_rate_hz
 
     @property
     def clip_frames(self) -> int:
@@ -48,9 +54,9 @@ class LogMelConfig:
         return cls()
 
     @classmethod
-    def clap_unfused(cls) -> "LogMelConfig":
+    def clap_unfused(cls, **changes) -> "LogMelConfig":
         """The in-model front end of CLAP towers without fusion: Slaney mel and norm."""
-        return cls(mel_scale="slaney")
+        return cls(**({"mel_scale": "slaney"} | changes))
 
     @classmethod
     def audioset_32khz(cls) -> "LogMelConfig":
@@ -62,6 +68,32 @@ class LogMelConfig:
             clip_samples=320000,
             quantise_int16=False,
         )
+
+    @classmethod
+    def speech_commands_16khz(cls) -> "LogMelConfig":
+        """The front end of the HTS-AT for Speech Commands: one second, repeated when shorter."""
+        return cls(
+            sample_rate_hz=16000,
+            hop_samples=160,
+            mel_scale="slaney",
+            clip_samples=16000,
+            filling="repeat",
+            quantise_int16=False,
+        )
+
+    @classmethod
+    def msclap_2023(cls, **changes) -> "LogMelConfig":
+        """Microsoft CLAP 2023: seven seconds at 44.1 kHz under filters laid out for 32 kHz."""
+        values = {
+            "sample_rate_hz": 44100,
+            "hop_samples": 320,
+            "mel_scale": "slaney",
+            "clip_samples": 308700,
+            "filling": "repeat",
+            "quantise_int16": False,
+            "bank_rate_hz": 32000,
+        }
+        return cls(**(values | changes))
 
 
 def _hz_to_mel(hz: np.ndarray, scale: str) -> np.ndarray:
@@ -84,7 +116,7 @@ def mel_filterbank(config: LogMelConfig) -> np.ndarray:
     HTK triangles peak at one (torchaudio `melscale_fbanks`, norm None); Slaney triangles are
     divided by half their width in Hz (librosa `filters.mel`).
     """
-    bins_hz = np.linspace(0.0, config.sample_rate_hz / 2, config.n_fft // 2 + 1)
+    bins_hz = np.linspace(0.0, config.bank_hz / 2, config.n_fft // 2 + 1)
     low, high = _hz_to_mel(np.array([config.fmin_hz, config.fmax_hz]), config.mel_scale)
     edges_hz = _mel_to_hz(np.linspace(low, high, config.mel_bins + 2), config.mel_scale)
     rise = (bins_hz[:, None] - edges_hz[:-2]) / np.diff(edges_hz)[:-1]

@@ -6,6 +6,7 @@ N tokens, D width of stage 0, C = width of the last stage. Images lie as rows = 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,7 @@ class HtsatConfig:
     n_classes: int | None = 527  # None: no token-semantic head (Hugging Face files carry none)
     projection_dim: int | None = 512
     projection_hidden: int = 512
+    projection_kind: Literal["clap", "msclap"] = "clap"
     drop_path: float = 0.1  # training only
 
     @classmethod
@@ -78,11 +80,15 @@ class HtsatConfig:
 
 
 def bicubic_taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Source rows and weights, [n_out, 4] each, of torch's bicubic with align_corners=True."""
-    position = np.arange(n_out) * (n_in - 1) / (n_out - 1)
-    floor = np.floor(position).astype(np.int64)
-    rows = floor[:, None] + np.arange(-1, 3)
-    s = np.abs(position[:, None] - rows)
+    """Source rows and weights, [n_out, 4] each, of torch's bicubic with align_corners=True.
+
+    Positions are rounded to float32 as torch rounds them; on noisy frames that is worth 1e-3.
+    """
+    scale = np.float32(n_in - 1) / np.float32(n_out - 1)
+    position = np.arange(n_out, dtype=np.float32) * scale
+    floor = np.floor(position)
+    rows = floor.astype(np.int64)[:, None] + np.arange(-1, 3)
+    s = np.abs((position - floor)[:, None] - np.arange(-1, 3)).astype(np.float64)
     a = BICUBIC_A
     near = (a + 2) * s**3 - (a + 3) * s**2 + 1
     far = a * (s**3 - 5 * s**2 + 8 * s - 4)
@@ -288,7 +294,7 @@ class Htsat(nnx.Module):
         Returns:
             embedding [B, C]; fine_grained [B, image_frames, C]; with a token-semantic head
             clipwise [B, classes] and framewise [B, image_frames, classes] (sigmoid); with a
-            projection the L2-normalised `projection` [B, projection_dim].
+            projection `projection` [B, projection_dim], see `Projection`.
         """
         z = self.latent(mel, longer).astype(jnp.float32)
         repeat = self.config.image_frames // z.shape[2]
@@ -301,19 +307,25 @@ class Htsat(nnx.Module):
             out["clipwise"] = jax.nn.sigmoid(logits.mean(axis=1))
             out["framewise"] = jnp.repeat(jax.nn.sigmoid(logits), repeat, axis=1)
         if self.config.projection_dim is not None:
-            projected = self.projection(out["embedding"])
-            norm = jnp.linalg.norm(projected, axis=-1, keepdims=True)
-            out["projection"] = projected / jnp.maximum(norm, 1e-12)
+            out["projection"] = self.projection(out["embedding"])
         return out
 
 
 class Projection(nnx.Module):
-    """CLAP's audio projection, two linear layers around a ReLU; not normalised."""
+    """Embedding to the joint audio-text space, as LAION's CLAP or as Microsoft's does it."""
 
     def __init__(self, width: int, config: HtsatConfig, dtype, *, rngs: nnx.Rngs):
-        self.fc1 = linear(width, config.projection_hidden, dtype, rngs)
-        self.fc2 = linear(config.projection_hidden, config.projection_dim or 0, dtype, rngs)
+        self.kind = config.projection_kind
+        hidden, out = config.projection_hidden, config.projection_dim or 0
+        bias = self.kind == "clap"
+        self.fc1 = linear(width, hidden, dtype, rngs, use_bias=bias)
+        self.fc2 = linear(hidden, out, dtype, rngs, use_bias=bias)
+        self.norm = nnx.data(None if self.kind == "clap" else layer_norm(out, dtype, rngs))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, C] -> float32 [B, projection_dim]."""
-        return self.fc2(jax.nn.relu(self.fc1(x))).astype(jnp.float32)
+        """[B, C] -> float32 [B, projection_dim]: unit length (clap), layer-normalised (msclap)."""
+        x = self.fc1(x)
+        if self.norm is not None:
+            return self.norm(x + self.fc2(jax.nn.gelu(x, approximate=False))).astype(jnp.float32)
+        x = self.fc2(jax.nn.relu(x)).astype(jnp.float32)
+        return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

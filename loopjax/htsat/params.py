@@ -1,0 +1,204 @@
+"""How published checkpoints name the parameters of HTS-AT: four layouts, one table each.
+
+LAION-CLAP, Hugging Face CLAP, RetroCirce's HTS-AT and Microsoft CLAP share one network; the tables
+read from our module path to theirs, so that a missing tensor can be reported in the file's names.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from loopjax.errors import UserError
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor of a checkpoint that is read only when it is needed."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+Source = Mapping[str, LazyTensor]
+
+
+class Kernel(Enum):
+    """How a PyTorch weight turns into our kernel, by kind of layer."""
+
+    LINEAR = "[out, in] -> [in, out]"
+    POINTWISE = "[out, in, 1, 1] -> [in, out]"
+    PATCHES = "[out, 1, mel, time] -> [mel * time, out]"
+    CONV = "[out, in, h, w] -> [h, w, in, out]"
+
+    def convert(self, weight: np.ndarray) -> np.ndarray:
+        """PyTorch's weight in our layout; [1, out] stays where the source has the wrong rank."""
+        if self is Kernel.CONV:
+            return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight
+        flat = weight.reshape(weight.shape[0], -1) if self._fits(weight.shape) else weight
+        return flat.T if flat.ndim == 2 else flat
+
+    def _fits(self, shape: tuple[int, ...]) -> bool:
+        return {
+            Kernel.LINEAR: len(shape) == 2,
+            Kernel.POINTWISE: len(shape) == 4 and shape[2:] == (1, 1),
+            Kernel.PATCHES: len(shape) == 4 and shape[1] == 1,
+        }[self]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a layout: our module (a regex) comes from that module of the file.
+
+    Several sources are joined along the output axis, in order.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    kernel: Kernel = Kernel.LINEAR
+
+
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+    "rel_bias": "relative_position_bias_table",
+}
+
+_BLOCK, _THEIR_BLOCK = r"stages\.(\d+)\.blocks\.(\d+)\.", r"layers.\1.blocks.\2."
+
+
+def _aff_rules() -> tuple[Rule, ...]:
+    """AFF-2D's two paths are numbered Sequentials; the global one starts with a pooling."""
+    return tuple(
+        Rule(
+            rf"patch_embed\.aff\.{path}_path\.{layer}",
+            (f"patch_embed.fusion_model.{path}_att.{index + offset}",),
+            Kernel.POINTWISE,
+        )
+        for path, offset in (("local", 0), ("global", 1))
+        for layer, index in (("conv1", 0), ("bn1", 1), ("conv2", 3), ("bn2", 4))
+    )
+
+
+_SHARED = (
+    Rule(r"patch_embed\.proj", ("patch_embed.proj",), Kernel.PATCHES),
+    Rule(r"patch_embed\.norm", ("patch_embed.norm",)),
+    Rule(r"patch_embed\.mel_conv", ("patch_embed.mel_conv2d",), Kernel.PATCHES),
+    *_aff_rules(),
+    Rule(r"stages\.(\d+)\.merge\.(norm|reduction)", (r"layers.\1.downsample.\2",)),
+    Rule("norm", ("norm",)),
+)
+_LAION_RULES = (
+    *_SHARED,
+    Rule("bn0", ("bn0",)),
+    Rule(_BLOCK + r"(norm[12]|attn|attn\.qkv|attn\.proj|mlp\.fc[12])", (_THEIR_BLOCK + r"\3",)),
+    Rule("tscam", ("tscam_conv",), Kernel.CONV),
+)
+_HF_RULES = (
+    *_SHARED,
+    Rule("bn0", ("batch_norm",)),
+    Rule(_BLOCK + "norm1", (_THEIR_BLOCK + "layernorm_before",)),
+    Rule(_BLOCK + "norm2", (_THEIR_BLOCK + "layernorm_after",)),
+    Rule(_BLOCK + "attn", (_THEIR_BLOCK + "attention.self",)),
+    Rule(
+        _BLOCK + r"attn\.qkv",
+        tuple(_THEIR_BLOCK + f"attention.self.{part}" for part in ("query", "key", "value")),
+    ),
+    Rule(_BLOCK + r"attn\.proj", (_THEIR_BLOCK + "attention.output.dense",)),
+    Rule(_BLOCK + r"mlp\.fc1", (_THEIR_BLOCK + "intermediate.dense",)),
+    Rule(_BLOCK + r"mlp\.fc2", (_THEIR_BLOCK + "output.dense",)),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one family of checkpoints names things.
+
+    Attributes:
+        name: laion, hf, retrocirce or msclap.
+        branch: prefix of the audio tower.
+        rules: inside the tower.
+        projection: outside it, the joint-space projection.
+        ignored: regexes of what has no place in an audio encoder: text tower, training state.
+    """
+
+    name: str
+    branch: str
+    rules: tuple[Rule, ...]
+    projection: tuple[Rule, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def sources(self, ours: str) -> tuple[tuple[str, ...], Kernel]:
+        """The file's names of one of our parameters, and how its kernel turns."""
+        module, leaf = ours.rsplit(".", 1)
+        prefixed = [(self.branch, rule) for rule in self.rules]
+        for prefix, rule in prefixed + [("", rule) for rule in self.projection]:
+            match = re.fullmatch(rule.ours, module)
+            if match:
+                names = (f"{prefix}{match.expand(n)}.{LEAVES[leaf]}" for n in rule.theirs)
+                return tuple(names), rule.kernel
+        raise KeyError(f"layout {self.name} has no rule for {ours}")
+
+    def is_ignored(self, key: str) -> bool:
+        """Whether a key is passed over by name."""
+        unused = rf"{re.escape(self.branch)}(.*\.num_batches_tracked|head\.(weight|bias))"
+        return any(re.fullmatch(pattern, key) for pattern in (unused, *self.ignored))
+
+
+def _projection(*names: str) -> tuple[Rule, ...]:
+    ours = ("projection.fc1", "projection.fc2", "projection.norm")
+    return tuple(Rule(re.escape(o), (n,)) for o, n in zip(ours[: len(names)], names, strict=True))
+
+
+_CLAP_TEXT = (r"logit_scale_[at]", r"text_(model|branch|transform|projection)\..*")
+LAYOUTS = (
+    Layout(
+        "laion",
+        "audio_branch.",
+        _LAION_RULES,
+        _projection("audio_projection.0", "audio_projection.2"),
+        (*_CLAP_TEXT, r"audio_transform\..*"),  # an MLP of the training loss alone
+    ),
+    Layout(
+        "hf",
+        "audio_model.audio_encoder.",
+        _HF_RULES,
+        _projection("audio_projection.linear1", "audio_projection.linear2"),
+        _CLAP_TEXT,
+    ),
+    Layout("retrocirce", "sed_model.", _LAION_RULES),
+    Layout(
+        "msclap",
+        "audio_encoder.base.htsat.",
+        _LAION_RULES,
+        _projection(
+            *(f"audio_encoder.projection.{n}" for n in ("linear1", "linear2", "layer_norm"))
+        ),
+        (r"caption_encoder\..*", r"logit_scale"),
+    ),
+)
+WRAPPERS = ("module.", "clap.")  # DistributedDataParallel, Microsoft's captioning model
+
+
+def find_layout(source: Source) -> tuple[Layout, Source]:
+    """Recognises the family by its keys; wrappers' prefixes are taken off.
+
+    Raises:
+        UserError: no HTS-AT inside; names a few of the keys found.
+    """
+    for wrapper in WRAPPERS:
+        if source and all(key.startswith(wrapper) for key in source):
+            source = {key.removeprefix(wrapper): tensor for key, tensor in source.items()}
+    for layout in LAYOUTS:
+        if any(key.startswith(f"{layout.branch}patch_embed.") for key in source):
+            return layout, source
+    some = ", ".join(sorted(source)[:5]) or "none at all"
+    raise UserError(
+        "no HTS-AT found: none of the known layouts "
+        f"({', '.join(f'{x.name}: {x.branch}*' for x in LAYOUTS)}) matches the keys ({some}, ...)"
+    )
