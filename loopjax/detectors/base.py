@@ -1,0 +1,208 @@
+"""The contract every detector keeps: arrays in, one score per row out, higher = stranger."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from loopjax.errors import UserError
+
+
+class DataError(UserError, ValueError):
+    """The rows given to a detector cannot be used; the message names the row or the column."""
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """Rows that are read block by block because the whole matrix does not fit into memory.
+
+    Attributes:
+        open: called once per pass; returns blocks, float [n, n_features], in a fixed order.
+        n_rows: number of rows over all blocks.
+        n_features: width of every block.
+    """
+
+    open: Callable[[], Iterable[np.ndarray]]
+    n_rows: int
+    n_features: int
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """One pass over the blocks as float32, refusing NaN, infinity and wrong widths."""
+        seen = 0
+        for block in self.open():
+            rows = np.asarray(block, dtype=np.float32)
+            if rows.ndim != 2 or rows.shape[1] != self.n_features:
+                raise DataError(
+                    f"a block has shape {rows.shape}; {self.n_features} features are expected"
+                )
+            check_finite(rows, first_row=seen)
+            seen += len(rows)
+            yield rows
+        if seen != self.n_rows:
+            raise DataError(f"the blocks held {seen} rows; {self.n_rows} were announced")
+
+
+def check_finite(rows: np.ndarray, first_row: int = 0) -> None:
+    """Raise `DataError` naming the first row of [N, D] that holds NaN or infinity."""
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if bad.size:
+        raise DataError(
+            f"Input X contains NaN or infinity in {bad.size} of {len(rows)} rows "
+            f"(first: row {first_row + bad[0]}); drop or repair these rows"
+        )
+
+
+class Detector(BaseEstimator):
+    """Base of all detectors: validation, threshold, conformal p-values, saving.
+
+    A subclass sets `kind`, lists its fitted attributes in `_fitted`, and implements
+    `_fit(rows) -> training scores` and `_score(rows) -> scores` on float32 [N, D].
+
+    Fitted attributes: `n_features_in_`; `decision_scores_` float64 [N], the training scores;
+    `threshold_`, their (1 - contamination) quantile; `calibration_scores_` after `calibrate`.
+    """
+
+    kind: ClassVar[str]
+    # Names of fitted attributes that `save` writes; arrays (or nested dicts of them) and scalars.
+    _fitted: ClassVar[tuple[str, ...]]
+    # Constructor parameters that steer a run but are no part of the model.
+    _transient: ClassVar[tuple[str, ...]] = ()
+    _min_rows: ClassVar[int] = 2
+    contamination: float
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Learn what is normal from rows [N, D]; `y` is ignored.
+
+        Raises:
+            DataError: too few rows, NaN or infinity, nothing but constant columns.
+            UserError: a hyper-parameter is out of range.
+            ModelCheckError: the fitted model cannot tell rows apart (collapse).
+        """
+        self._check_params()
+        rows = self._validate(X, reset=True)
+        if len_rows(rows) < self._min_rows:
+            raise DataError(
+                f"{type(self).__name__} needs at least {self._min_rows} rows; "
+                f"got n_samples = {len_rows(rows)}"
+            )
+        self.decision_scores_ = np.asarray(self._fit(rows), dtype=np.float64)
+        self.threshold_ = float(self._threshold_from(self.decision_scores_))
+        if hasattr(self, "calibration_scores_"):
+            del self.calibration_scores_
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Anomaly score of every row of [N, D] as float64 [N]; higher = stranger."""
+        check_is_fitted(self, "decision_scores_")
+        return self._score_all(self._validate(X, reset=False))
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """The same as `decision_function`."""
+        return self.decision_function(X)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """1 where the score of a row of [N, D] exceeds `threshold_`, else 0; int64 [N]."""
+        return (self.decision_function(X) > self.threshold_).astype(np.int64)
+
+    def calibrate(self, X: Any) -> Self:
+        """Keep the scores of held-out normal rows [N, D], from which `p_value` is computed."""
+        self.calibration_scores_ = np.sort(self.decision_function(X))
+        return self
+
+    def p_value(self, scores: Any) -> np.ndarray:
+        """Conformal p-value (1 + #{calibration >= s}) / (n + 1) of scores [N]; float64 [N].
+
+        Valid when the calibration rows were not used for fitting; never below 1 / (n + 1).
+
+        Raises:
+            UserError: `calibrate` was not called.
+        """
+        if not hasattr(self, "calibration_scores_"):
+            raise UserError("p-values need held-out normal rows: call calibrate(X_held_out) first")
+        calibration = self.calibration_scores_
+        below = np.searchsorted(calibration, np.asarray(scores, np.float64), side="left")
+        return (1 + len(calibration) - below) / (len(calibration) + 1)
+
+    def percentile(self, scores: Any) -> np.ndarray:
+        """Share of training scores at or below each of scores [N], in percent; float64 [N]."""
+        check_is_fitted(self, "decision_scores_")
+        ordered = np.sort(self.decision_scores_)
+        rank = np.searchsorted(ordered, np.asarray(scores, np.float64), side="right")
+        return 100.0 * rank / len(ordered)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the fitted detector to a folder (Orbax arrays beside config.json); see `store`."""
+        from loopjax.detectors.saving import save_detector
+
+        check_is_fitted(self, "decision_scores_")
+        return save_detector(self, Path(path))
+
+    def _fit(self, rows: Any) -> np.ndarray:
+        raise NotImplementedError
+
+    def _score(self, rows: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def _score_all(self, rows: np.ndarray | RowBlocks) -> np.ndarray:
+        parts = rows if isinstance(rows, RowBlocks) else (rows,)
+        return np.concatenate([np.asarray(self._score(part), np.float64) for part in parts])
+
+    def _threshold_from(self, scores: np.ndarray) -> float:
+        return float(np.quantile(scores, 1.0 - self.contamination))
+
+    def _check_params(self) -> None:
+        """Raise `UserError` where a hyper-parameter is out of range."""
+        if not 0.0 < self.contamination < 0.5:
+            raise UserError(f"contamination must lie in (0, 0.5); got {self.contamination!r}")
+
+    def _validate(self, X: Any, *, reset: bool) -> Any:
+        """X as finite float32 [N, D], or the same `RowBlocks`; sets or checks `n_features_in_`."""
+        if isinstance(X, RowBlocks):
+            if reset:
+                self.n_features_in_ = X.n_features
+            elif X.n_features != self.n_features_in_:
+                raise DataError(
+                    f"X has {X.n_features} features, but {type(self).__name__} "
+                    f"is expecting {self.n_features_in_} features as input"
+                )
+            return X
+        try:
+            rows = np.asarray(
+                validate_data(self, X, reset=reset, dtype=np.float32, ensure_all_finite=False)
+            )
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        check_finite(rows)
+        return rows
+
+
+def len_rows(rows: np.ndarray | RowBlocks) -> int:
+    """Number of rows of a matrix or of `RowBlocks`."""
+    return rows.n_rows if isinstance(rows, RowBlocks) else len(rows)
+
+
+def iter_blocks(rows: np.ndarray | RowBlocks, block_rows: int) -> Iterator[np.ndarray]:
+    """Consecutive pieces of at most `block_rows` rows of a matrix or of `RowBlocks`."""
+    for part in rows if isinstance(rows, RowBlocks) else (rows,):
+        for start in range(0, len(part), block_rows):
+            yield part[start : start + block_rows]
+
+
+def score_in_blocks(
+    score: Callable[[np.ndarray], Any], rows: np.ndarray, small: int = 256, large: int = 4096
+) -> np.ndarray:
+    """Apply a jitted [B, D] -> [B] function with one padded block shape, so nothing recompiles.
+
+    A row's score does not depend on how many rows come with it: up to `large` rows every call has
+    the shape [small, D]; above, [large, D]. Returns [N].
+    """
+    block = small if len(rows) <= large else large
+    scores = []
+    for part in iter_blocks(rows, block):
+        padded = part if len(part) == block else np.pad(part, ((0, block - len(part)), (0, 0)))
+        scores.append(np.asarray(score(padded))[: len(part)])
+    return np.concatenate(scores)

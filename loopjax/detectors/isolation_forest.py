@@ -1,0 +1,318 @@
+"""Isolation Forest with trees as arrays: rows that random cuts separate early are odd."""
+
+import math
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from loopjax.detectors.base import (
+    DataError,
+    Detector,
+    RowBlocks,
+    len_rows,
+    score_in_blocks,
+)
+from loopjax.errors import UserError
+
+# Rows scored together; small enough for their transposed copy to stay in cache.
+_TILE = 256
+# Features tried per node before the exact search over all of them.
+_TRIES = 4
+_FIT_BYTES = 64 * 2**20
+
+
+class IsolationForest(Detector):
+    """Isolation Forest (Liu et al. 2008) with scikit-learn's definitions.
+
+    Score = 2^(-E[h] / c(psi)), h the depth of the row's leaf plus c(rows in the leaf); a node is
+    cut at a uniform value of one feature drawn among those that still vary inside it.
+
+    Args:
+        n_estimators: number of trees.
+        max_samples: rows per tree without replacement: a count, a share, or "auto" (256 or all).
+        max_features: features per tree without replacement: a count or a share.
+        contamination: share of training rows above `threshold_`.
+        random_state: seed of rows, features and cuts.
+
+    Fitted: `feature_` int32 and `cut_`, `path_` float32, all [T, 2^(depth+1) - 1] in heap order
+    (children of i are 2i + 1 where x <= cut, 2i + 2 else); feature -1 marks a leaf, whose `path_`
+    is its path length. `max_samples_` is psi.
+    """
+
+    kind: ClassVar[str] = "isolation-forest"
+    _fitted: ClassVar[tuple[str, ...]] = ("feature_", "cut_", "path_", "max_samples_")
+
+    def __init__(
+        self,
+        n_estimators: int = 100,
+        max_samples: int | float | str = "auto",
+        max_features: int | float = 1.0,
+        contamination: float = 0.05,
+        random_state: int = 0,
+    ):
+        self.n_estimators = n_estimators
+        self.max_samples = max_samples
+        self.max_features = max_features
+        self.contamination = contamination
+        self.random_state = random_state
+
+    @classmethod
+    def from_sklearn(cls, forest: Any, X: Any) -> Self:
+        """The trees of a fitted `sklearn.ensemble.IsolationForest` and its training rows X [N, D].
+
+        Path lengths are equal tree by tree for float32 rows.
+        """
+        depth = max(1, math.ceil(math.log2(max(forest.max_samples_, 2))))
+        size = 2 ** (depth + 1) - 1
+        feature = np.full((len(forest.estimators_), size), -1, np.int32)
+        cut = np.zeros(feature.shape, np.float32)
+        path = np.zeros(feature.shape, np.float32)
+        for t, (estimator, columns) in enumerate(
+            zip(forest.estimators_, forest.estimators_features_, strict=True)
+        ):
+            tree = estimator.tree_
+            pending = [(0, 0, 0)]
+            while pending:
+                source, target, level = pending.pop()
+                if tree.children_left[source] < 0:
+                    path[t, target] = level + average_path(tree.n_node_samples[source])
+                    continue
+                feature[t, target] = columns[tree.feature[source]]
+                cut[t, target] = _round_down(tree.threshold[source])
+                pending.append((tree.children_left[source], 2 * target + 1, level + 1))
+                pending.append((tree.children_right[source], 2 * target + 2, level + 1))
+        self = cls(len(forest.estimators_), int(forest.max_samples_), forest.max_features)
+        rows = self._validate(X, reset=True)
+        self.feature_, self.cut_, self.path_ = feature, cut, path
+        self.max_samples_ = int(forest.max_samples_)
+        self.decision_scores_ = self._score_all(rows)
+        self.threshold_ = self._threshold_from(self.decision_scores_)
+        return self
+
+    def path_lengths(self, X: Any) -> np.ndarray:
+        """Path length of every row of [N, D] in every tree; float64 [N, T]."""
+        trees = self._trees()
+        rows = self._validate(X, reset=False)
+        return score_in_blocks(lambda block: _paths_each(block, *trees), rows, _TILE, _TILE).astype(
+            np.float64
+        )
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        if not (isinstance(self.n_estimators, (int, np.integer)) and self.n_estimators >= 1):
+            raise UserError(f"n_estimators must be an integer >= 1; got {self.n_estimators!r}")
+        for name in ("max_samples", "max_features"):
+            value = getattr(self, name)
+            if name == "max_samples" and value == "auto":
+                continue
+            by_share = isinstance(value, float) and 0.0 < value <= 1.0
+            if not by_share and not (isinstance(value, (int, np.integer)) and value >= 1):
+                raise UserError(f"{name} must be a count or a share in (0, 1]; got {value!r}")
+
+    def _fit(self, rows: Any) -> np.ndarray:
+        total, width = len_rows(rows), self.n_features_in_
+        psi = min(256, total) if self.max_samples == "auto" else _count(self.max_samples, total)
+        if psi < 2:
+            raise DataError(f"max_samples={self.max_samples!r} leaves {psi} row per tree")
+        n_columns = _count(self.max_features, width)
+        rng = np.random.default_rng(self.random_state)
+        drawn = np.stack([rng.choice(total, psi, replace=False) for _ in range(self.n_estimators)])
+        columns = np.stack(
+            [np.sort(rng.choice(width, n_columns, replace=False)) for _ in range(self.n_estimators)]
+        ).astype(np.int32)
+        depth = math.ceil(math.log2(psi))
+        heap = (self.n_estimators, 2 ** (depth + 1) - 1)
+        draws = (
+            rng.integers(0, n_columns, (*heap, _TRIES), dtype=np.int32),
+            rng.random(heap, dtype=np.float32),
+            rng.random(heap, dtype=np.float32),
+        )
+        self.max_samples_ = psi
+        group = max(1, _FIT_BYTES // (psi * n_columns * 4))
+        # Equal groups share one compiled shape.
+        group = -(-self.n_estimators // -(-self.n_estimators // group))
+        built = []
+        for start in range(0, self.n_estimators, group):
+            chosen = slice(start, start + group)
+            samples = _gather(rows, drawn[chosen], columns[chosen])
+            built.append(_grow_exact_if_needed([d[chosen] for d in draws], samples))
+        stacked = [np.concatenate(parts) for parts in zip(*built, strict=True)]
+        feature, self.cut_, self.path_ = stacked
+        if np.all(feature < 0):
+            raise DataError("all rows are identical: no cut separates them")
+        inside = np.take_along_axis(columns, np.maximum(feature, 0), axis=1)
+        self.feature_ = np.where(feature < 0, -1, inside).astype(np.int32)
+        return self._score_all(rows)
+
+    def _score(self, rows: np.ndarray) -> np.ndarray:
+        trees = self._trees()
+        total = score_in_blocks(lambda block: _paths_sum(block, *trees), rows, _TILE, 32 * _TILE)
+        mean = total.astype(np.float64) / self.feature_.shape[0]
+        return np.exp2(-mean / average_path(self.max_samples_))
+
+    def _trees(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return jnp.asarray(self.feature_), jnp.asarray(self.cut_), jnp.asarray(self.path_)
+
+
+def average_path(n: Any) -> Any:
+    """c(n): expected path length of an unsuccessful search in a binary tree of n rows."""
+    n = np.asarray(n, np.float64)
+    safe = np.maximum(n, 3.0)
+    long = 2.0 * (np.log(safe - 1.0) + np.euler_gamma) - 2.0 * (safe - 1.0) / safe
+    return np.where(n <= 1, 0.0, np.where(n == 2, 1.0, long))
+
+
+def _count(wanted: float | str, total: int) -> int:
+    if isinstance(wanted, float):
+        return max(1, int(wanted * total))
+    return min(int(wanted), total)
+
+
+def _round_down(threshold: float) -> np.float32:
+    """Largest float32 not above a float64 cut: x <= cut keeps its meaning for float32 x."""
+    rounded = np.float32(threshold)
+    return np.nextafter(rounded, np.float32(-np.inf)) if rounded > threshold else rounded
+
+
+def _gather(rows: np.ndarray | RowBlocks, drawn: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Rows `drawn` [T, psi] restricted to `columns` [T, F]: float32 [T, psi, F]."""
+    if isinstance(rows, np.ndarray):
+        return rows[drawn[:, :, None], columns[:, None, :]]
+    samples = np.empty((*drawn.shape, columns.shape[1]), np.float32)
+    start = 0
+    for block in rows:
+        tree, place = np.nonzero((drawn >= start) & (drawn < start + len(block)))
+        picked = block[drawn[tree, place] - start]
+        samples[tree, place] = np.take_along_axis(picked, columns[tree], axis=1)
+        start += len(block)
+    return samples
+
+
+def _grow_exact_if_needed(
+    draws: list[np.ndarray], samples: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Grow trees by trying a few features per node; where all tries were constant, look at all.
+
+    Both ways share the tries, so the exact one only fills in what the quick one could not decide.
+    """
+    # c(n) for every possible leaf size n.
+    correction = average_path(np.arange(samples.shape[1] + 1)).astype(np.float32)
+    quick = _grow(draws, samples, correction, exact=False)
+    feature, cut, path, undecided = (np.array(part) for part in quick)
+    again = np.flatnonzero(undecided)
+    if again.size:
+        exact = _grow([d[again] for d in draws], samples[again], correction, exact=True)
+        feature[again], cut[again], path[again] = (np.asarray(part) for part in exact[:3])
+    return feature, cut, path
+
+
+@partial(jax.jit, static_argnames="exact")
+def _grow(draws, samples, correction, *, exact):
+    if exact:  # node-by-feature tables: one tree at a time bounds the memory
+        return jax.lax.map(lambda tree: _grow_one(*tree, correction, exact), (draws, samples))
+    return jax.vmap(_grow_one, in_axes=(0, 0, None, None))(draws, samples, correction, exact)
+
+
+def _grow_one(draws, rows, correction, exact: bool):
+    """One tree over rows [psi, F], level by level: heap arrays and whether a node was undecided.
+
+    `draws` per heap node: features to try [heap, 4], position of the cut [heap] and, for the exact
+    search, which of the varying features [heap].
+    """
+    tries, shares, lots = draws
+    psi, count = rows.shape[0], len(shares)
+    depth = int(math.log2(count + 1)) - 1
+    lane = jnp.arange(psi)
+
+    def one_level(level, carry):
+        node, settled, feature, cut, path, undecided = carry
+        here = jnp.where(settled, count, node)  # segment ids out of range are dropped
+        sizes = jax.ops.segment_sum(jnp.ones(psi, jnp.int32), here, count)
+        chosen, low, high, open_ = _choose(tries, lots, rows, here, sizes, exact)
+        deep = level == depth
+        chosen = jnp.where(deep, -1, chosen)
+        cuts = low + shares * (high - low)
+        # Rounding must not put the cut on the maximum, or one side would stay empty.
+        cuts = jnp.where(cuts >= high, low, cuts)
+        split, leaf = chosen >= 0, (chosen < 0) & (sizes > 0)
+        feature = jnp.where(split, chosen, feature)
+        cut = jnp.where(split, cuts, cut)
+        path = jnp.where(leaf, level + correction[sizes], path)
+        own = chosen[node]
+        right = rows[lane, jnp.maximum(own, 0)] > cuts[node]
+        settled |= own < 0
+        node = jnp.where(settled, node, 2 * node + 1 + right)
+        return node, settled, feature, cut, path, undecided | (~deep & jnp.any(open_))
+
+    start = (
+        jnp.zeros(psi, jnp.int32),
+        jnp.zeros(psi, bool),
+        jnp.full(count, -1, jnp.int32),
+        jnp.zeros(count, rows.dtype),
+        jnp.zeros(count, rows.dtype),
+        jnp.zeros((), bool),
+    )
+    return jax.lax.fori_loop(0, depth + 1, one_level, start)[2:]
+
+
+def _choose(tries, lots, rows, here, sizes, exact: bool):
+    """Per heap node: a feature that varies among its rows (-1 if none), its minimum and maximum."""
+    count = len(sizes)
+    values = jnp.take_along_axis(rows, tries[jnp.minimum(here, count - 1)], axis=1)
+    low = jax.ops.segment_min(values, here, count)
+    high = jax.ops.segment_max(values, here, count)
+    varies = (high > low) & (sizes > 1)[:, None]
+    found = jnp.any(varies, axis=1)
+    open_ = ~found & (sizes > 1)
+    first = jnp.argmax(varies, axis=1)[:, None]
+    chosen, low, high = (jnp.take_along_axis(a, first, axis=1)[:, 0] for a in (tries, low, high))
+    if exact:
+        all_low = jax.ops.segment_min(rows, here, count)
+        all_high = jax.ops.segment_max(rows, here, count)
+        usable = (all_high > all_low) & open_[:, None]
+        rank = jnp.cumsum(usable, axis=1, dtype=jnp.int32)
+        wanted = 1 + (lots * rank[:, -1]).astype(jnp.int32)
+        pick = jnp.argmax(rank == wanted[:, None], axis=1)[:, None]
+        rescued = jnp.any(usable, axis=1)
+        chosen = jnp.where(rescued, pick[:, 0], chosen)
+        low = jnp.where(rescued, jnp.take_along_axis(all_low, pick, axis=1)[:, 0], low)
+        high = jnp.where(rescued, jnp.take_along_axis(all_high, pick, axis=1)[:, 0], high)
+        found |= rescued
+    return jnp.where(found, chosen, -1).astype(jnp.int32), low, high, open_
+
+
+@jax.jit
+def _paths_sum(rows, feature, cut, path):
+    """Sum of path lengths over trees, [B]; rows go tile by tile through all trees."""
+
+    def one_tile(tile):
+        def add_tree(total, tree):
+            return total + _descend(tile, *tree), None
+
+        zero = jnp.zeros(_TILE, rows.dtype)
+        return jax.lax.scan(add_tree, zero, (feature, cut, path))[0]
+
+    tiles = rows.reshape(-1, _TILE, rows.shape[1])
+    return jax.lax.map(lambda tile: one_tile(tile.T), tiles).reshape(-1)
+
+
+@jax.jit
+def _paths_each(rows, feature, cut, path):
+    columns = rows.T
+    return jax.lax.map(lambda tree: _descend(columns, *tree), (feature, cut, path)).T
+
+
+def _descend(columns, feature, cut, path):
+    """Path length of every row of a transposed tile [D, B] in one tree."""
+    width = columns.shape[1]
+    flat, lane = columns.reshape(-1), jnp.arange(width)
+    node = jnp.zeros(width, jnp.int32)
+    for _ in range(int(math.log2(len(feature) + 1)) - 1):
+        split = feature[node]
+        value = flat[jnp.maximum(split, 0) * width + lane]
+        child = 2 * node + 1 + (value > cut[node]).astype(jnp.int32)
+        node = jnp.where(split < 0, node, child)
+    return path[node]

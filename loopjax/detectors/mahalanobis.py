@@ -1,0 +1,84 @@
+"""Mahalanobis distance to the mean under a shrunk covariance."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from loopjax.detectors.base import DataError, Detector, score_in_blocks
+from loopjax.detectors.spectrum import HIGHEST, Spectrum, compute_spectrum, double_precision
+from loopjax.errors import UserError
+
+
+class Mahalanobis(Detector):
+    """Squared Mahalanobis distance, covariance shrunk towards a multiple of the identity.
+
+    Args:
+        shrinkage: "ledoit-wolf" (Ledoit and Wolf 2004, estimated from the rows) or a number in
+            [0, 1]: 0 keeps the sample covariance, 1 gives the plain Euclidean distance.
+        contamination: share of training rows above `threshold_`.
+
+    Fitted: `mean_` [D]; `axes_` [D, K], `variances_` [K] of the shrunk covariance along them;
+    `floor_`, its variance along every other axis; `shrinkage_`.
+    """
+
+    kind: ClassVar[str] = "mahalanobis"
+    _fitted: ClassVar[tuple[str, ...]] = ("mean_", "axes_", "variances_", "floor_", "shrinkage_")
+
+    def __init__(self, shrinkage: float | str = "ledoit-wolf", contamination: float = 0.05):
+        self.shrinkage = shrinkage
+        self.contamination = contamination
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        if self.shrinkage != "ledoit-wolf" and not (
+            isinstance(self.shrinkage, (int, float)) and 0.0 <= self.shrinkage <= 1.0
+        ):
+            raise UserError(f'shrinkage must be "ledoit-wolf" or in [0, 1]; got {self.shrinkage!r}')
+
+    def _fit(self, rows: Any) -> np.ndarray:
+        found = compute_spectrum(rows, standardize=False)
+        if found.total_variance <= 0.0:
+            raise DataError("all rows are identical: there is no variance to learn from")
+        width = self.n_features_in_
+        share = (
+            _ledoit_wolf(found, width) if self.shrinkage == "ledoit-wolf" else float(self.shrinkage)
+        )
+        floor = share * found.total_variance / width
+        keep = found.eigenvalues > found.eigenvalues[0] * 1e-12
+        if floor <= 0.0 and keep.sum() < width:
+            raise DataError(
+                f"the covariance of {found.n_rows} rows has no inverse in {width} dimensions: "
+                "set shrinkage above 0"
+            )
+        self.shrinkage_, self.floor_ = share, float(floor)
+        self.mean_ = found.mean
+        self.axes_ = np.ascontiguousarray(found.axes[:, keep])
+        self.variances_ = (1.0 - share) * found.eigenvalues[keep] + floor
+        return self._score_all(rows)
+
+    def _score(self, rows: np.ndarray) -> np.ndarray:
+        with double_precision():
+            mean, axes = jnp.asarray(self.mean_), jnp.asarray(self.axes_)
+            # Along the axes: 1 / variance; everywhere else: 1 / floor (absent at full rank).
+            rest = 1.0 / self.floor_ if self.axes_.shape[1] < self.n_features_in_ else 0.0
+            gain = jnp.asarray(1.0 / self.variances_)
+            return score_in_blocks(lambda block: _distance(block, mean, axes, gain, rest), rows)
+
+
+@jax.jit
+def _distance(rows, mean, axes, gain, rest):
+    x = jnp.asarray(rows, mean.dtype) - mean[None, :]
+    inside = jnp.matmul(x, axes, precision=HIGHEST)
+    outside = x - jnp.matmul(inside, axes.T, precision=HIGHEST)
+    return jnp.sum(inside**2 * gain[None, :], axis=1) + rest * jnp.sum(outside**2, axis=1)
+
+
+def _ledoit_wolf(found: Spectrum, width: int) -> float:
+    """Optimal shrinkage towards the mean variance, from the first moments of the spectrum."""
+    mean_variance = found.total_variance / width
+    squared_norm = float(np.sum(found.eigenvalues**2))
+    spread = (squared_norm - width * mean_variance**2) / width
+    noise = (found.fourth_moment - squared_norm) / (width * found.n_rows)
+    return 0.0 if spread <= 0.0 else float(min(noise, spread) / spread)

@@ -1,0 +1,37 @@
+"""Cosine distance to the mean row: the cheapest reference a detector has to beat."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from loopjax.detectors.base import DataError, Detector, len_rows
+
+
+class MeanCosine(Detector):
+    """One minus the cosine between a row and the mean of the training rows, in [0, 2].
+
+    Fitted: `mean_` float64 [D].
+    """
+
+    kind: ClassVar[str] = "mean-cosine"
+    _fitted: ClassVar[tuple[str, ...]] = ("mean_",)
+
+    def __init__(self, contamination: float = 0.05):
+        self.contamination = contamination
+
+    def _fit(self, rows: Any) -> np.ndarray:
+        parts = [rows] if isinstance(rows, np.ndarray) else rows
+        self.mean_ = sum(p.sum(axis=0, dtype=np.float64) for p in parts) / len_rows(rows)
+        if not np.any(self.mean_):
+            raise DataError("the mean of the rows is zero, so no direction is normal")
+        scores = self._score_all(rows)
+        if scores.max() <= 1e-12:
+            raise DataError("all rows point the same way: there is no spread to learn from")
+        return scores
+
+    def _score(self, rows: np.ndarray) -> np.ndarray:
+        rows = rows.astype(np.float64)
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(self.mean_)
+        inner = np.einsum("nd,d->n", rows, self.mean_)
+        # A zero row has no direction and counts as orthogonal.
+        return 1.0 - inner / np.maximum(lengths, np.finfo(np.float64).tiny)
