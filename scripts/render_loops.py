@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 from pathlib import Path
 
+from render.demo import write_demo
 from render.loops import RenderedLoop, render
 from render.midi import SOUNDFONT
 from render.output import merge_labels, write_files, write_shard
@@ -90,6 +91,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
+    if arguments.demo:
+        console.print(f"{write_demo(arguments.out)} loops in {arguments.out}")
+        return 0
     numbers = [
         number
         for number in range(-(-arguments.n // SHARD_LOOPS))
