@@ -29,3 +29,11 @@ class WriteError(LoopjaxError):
     """Results could not be written: disk full, no permission (exit code 6)."""
 
     exit_code = 6
+
+
+class InterruptedRunError(LoopjaxError):
+    """A signal stopped the run after a clean save (exit code 130 for SIGINT, 143 for SIGTERM)."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

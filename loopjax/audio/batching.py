@@ -1,0 +1,275 @@
+"""Decoded loops to fixed-shape batches: one shape per (rate, bucket, sample format).
+
+A loop's bucket depends on its own length and rate only, never on its neighbours, so its numbers do
+not depend on the order of the corpus either. Each row is copied straight from the decoder into its
+place; nothing is padded beyond the bucket.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, Queue
+from typing import Any
+
+import numpy as np
+
+from loopjax.audio.containers import DecodeError
+from loopjax.audio.manifest import Failure, Loop
+from loopjax.audio.pool import Decoder, Reply, SharedIterator
+
+LONG_BUCKET_GROWTH = 2.0
+HOST_BYTES = 2 << 30  # open batches beyond this are sent partly filled
+
+
+@dataclass(frozen=True)
+class Row:
+    """One loop in a batch: the manifest row and what decoding found out."""
+
+    loop: Loop
+    info: dict[str, Any]
+
+
+@dataclass
+class Batch:
+    """Samples of several loops in one fixed-shape array.
+
+    Attributes:
+        samples: int16 or float32 [B, bucket_samples], mono, zero past each row's end.
+        length_samples: int32 [B]; 0 marks an empty row.
+        mask: bool [B], True where a row holds a loop.
+        rows: for each filled row, the loops with these samples (several when files are equal).
+        sample_rate_hz: rate of `samples`.
+        bucket_samples: L.
+    """
+
+    samples: np.ndarray
+    length_samples: np.ndarray
+    mask: np.ndarray
+    rows: list[list[Row]]
+    sample_rate_hz: int
+    bucket_samples: int
+    _copying: int = field(default=0, repr=False)
+    _closed: bool = field(default=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Lengths of the batches' arrays and how many rows each gets.
+
+    Attributes:
+        edges_s: bucket lengths in seconds, ascending; the last one is the longest admitted loop.
+        batch_size: rows of a batch up to `clip_s` long; longer buckets get fewer rows, so that no
+            batch holds more samples than a full one at `clip_s`.
+        row_multiple: rows are a multiple of this (the number of devices).
+    """
+
+    edges_s: tuple[float, ...]
+    batch_size: int
+    row_multiple: int = 1
+    clip_s: float = 10.0
+
+    def samples(self, n_samples: int, rate_hz: int) -> int:
+        """Smallest bucket, in samples at `rate_hz`, that holds `n_samples`."""
+        for edge in self.edges_s:
+            size = math.ceil(edge * rate_hz)
+            if n_samples <= size:
+                return size
+        return n_samples  # only through rounding at the very end of the last bucket
+
+    def rows(self, bucket_samples: int, rate_hz: int) -> int:
+        """Rows of a batch of this bucket."""
+        fits = int(self.batch_size * self.clip_s * rate_hz / bucket_samples)
+        fits -= fits % self.row_multiple
+        return max(self.row_multiple, min(self.batch_size, fits))
+
+
+def make_buckets(
+    edges_s: Sequence[float],
+    max_duration_s: float,
+    batch_size: int,
+    row_multiple: int = 1,
+    clip_s: float = 10.0,
+) -> Buckets:
+    """Extends the given buckets geometrically up to the longest admitted loop."""
+    edges = sorted(edge for edge in edges_s if edge < max_duration_s)
+    last = edges[-1] if edges else max_duration_s
+    while last < max_duration_s:
+        last = min(last * LONG_BUCKET_GROWTH, max_duration_s)
+        edges.append(last)
+    return Buckets(tuple(edges) or (max_duration_s,), batch_size, row_multiple, clip_s)
+
+
+class Feeder:
+    """Decodes a manifest in background threads and yields batches; memory stays bounded.
+
+    Iterate over it once. Rejected inputs are handed to `on_failure`, from any thread.
+    """
+
+    def __init__(
+        self,
+        loops: Iterable[Loop | Failure],
+        decoders: Sequence[Decoder],
+        buckets: Buckets,
+        on_failure: Callable[[Failure], None],
+        attach: Callable[[Row], list[Row] | None] = lambda row: [row],
+        queue_batches: int = 2,
+        host_bytes: int = HOST_BYTES,
+    ):
+        """Prepares the feeder; threads start with the first `get`.
+
+        Args:
+            loops: manifest rows, consumed lazily.
+            decoders: one thread runs per decoder; they are closed at the end.
+            buckets: shapes of the batches.
+            on_failure: called once per rejected input.
+            attach: called with each decoded row before its samples are placed; returns the list
+                that stands for the row in the batch, or None when the samples are not needed.
+            queue_batches: full batches that may wait for the device.
+            host_bytes: bound on partly filled batches.
+        """
+        self._loops = SharedIterator(iter(loops))
+        self._decoders = list(decoders)
+        self._buckets = buckets
+        self._on_failure = on_failure
+        self._attach = attach
+        self._queue: Queue[Batch | None] = Queue(queue_batches)
+        self._host_bytes = host_bytes
+        self._open: dict[tuple[int, int, str], Batch] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._error: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._run, args=(d,), daemon=True) for d in self._decoders
+        ]
+        self._alive = len(self._threads)
+
+    def start(self) -> None:
+        """Starts decoding; returns at once."""
+        for thread in self._threads:
+            thread.start()
+
+    def get(self, timeout_s: float | None = None) -> Batch | None:
+        """Next batch; None at the end.
+
+        Raises:
+            queue.Empty: nothing is ready within `timeout_s`.
+        """
+        batch = self._queue.get(timeout=timeout_s)
+        if batch is None:
+            self._queue.put(None)  # for the next caller
+            if self._error is not None:
+                raise self._error
+        return batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.start()
+        while (batch := self.get()) is not None:
+            yield batch
+
+    def close(self) -> None:
+        """Stops the threads and ends the decoders; safe to call at any time."""
+        self._stopping.set()
+        while any(thread.is_alive() for thread in self._threads):
+            try:
+                self._queue.get(timeout=0.05)
+            except Empty:
+                continue
+        for decoder in self._decoders:
+            decoder.close()
+
+    def _run(self, decoder: Decoder) -> None:
+        try:
+            for item in self._loops:
+                if self._stopping.is_set():
+                    return
+                if isinstance(item, Failure):
+                    self._on_failure(item)
+                else:
+                    self._process(item, decoder)
+        except BaseException as error:  # noqa: BLE001 - handed to the caller of get()
+            self._error = error
+            self._stopping.set()
+        finally:
+            with self._lock:
+                self._alive -= 1
+                last = self._alive == 0
+            if last:
+                self._finish()
+
+    def _finish(self) -> None:
+        if not self._stopping.is_set():
+            for key in sorted(self._open):
+                self._emit(self._open[key])
+        self._open.clear()
+        self._emit(None)
+
+    def _process(self, loop: Loop, decoder: Decoder) -> None:
+        try:
+            reply = decoder.decode(loop)
+        except DecodeError as error:
+            self._on_failure(
+                Failure(
+                    loop.key,
+                    loop.path,
+                    loop.path_bytes,
+                    "decode",
+                    error.reason,
+                    str(error),
+                    loop.size_bytes,
+                )
+            )
+            return
+        place = self._attach(Row(loop, reply.info))
+        if place is not None:
+            self._place(place, reply)
+
+    def _place(self, place: list[Row], reply: Reply) -> None:
+        """Reserves a row under the lock, copies the samples outside of it."""
+        rate = reply.info["rate_hz"]
+        key = (rate, self._buckets.samples(reply.n_samples, rate), reply.dtype.name)
+        with self._lock:
+            ready = [] if key in self._open else self._make_room(key)
+            if key not in self._open:
+                self._open[key] = self._new_batch(key)
+            batch = self._open[key]
+            row = len(batch.rows)
+            batch.rows.append(place)
+            batch._copying += 1
+            if len(batch.rows) == len(batch.samples):
+                self._open.pop(key)._closed = True
+        reply.copy_to(batch.samples[row])
+        batch.length_samples[row] = reply.n_samples
+        batch.mask[row] = True
+        with self._lock:
+            batch._copying -= 1
+            if batch._closed and not batch._copying:
+                ready.append(batch)
+        for complete in ready:
+            self._emit(complete)
+
+    def _make_room(self, key: tuple[int, int, str]) -> list[Batch]:
+        """Closes the oldest open batches until a new one fits; returns those ready to go."""
+        ready = []
+        budget = self._host_bytes - self._new_batch(key).samples.nbytes
+        while self._open and sum(b.samples.nbytes for b in self._open.values()) > budget:
+            oldest = self._open.pop(next(iter(self._open)))
+            oldest._closed = True
+            if not oldest._copying:
+                ready.append(oldest)
+        return ready
+
+    def _new_batch(self, key: tuple[int, int, str]) -> Batch:
+        rate, size, dtype = key
+        rows = self._buckets.rows(size, rate)
+        return Batch(
+            samples=np.zeros((rows, size), dtype),  # pages are only touched where audio lands
+            length_samples=np.zeros(rows, np.int32),
+            mask=np.zeros(rows, bool),
+            rows=[],
+            sample_rate_hz=rate,
+            bucket_samples=size,
+        )
+
+    def _emit(self, batch: Batch | None) -> None:
+        self._queue.put(batch)

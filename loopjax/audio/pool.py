@@ -1,0 +1,220 @@
+"""Decoder processes and the threads that feed them.
+
+libsndfile releases the GIL, so threads alone would be fast enough; processes are there because a
+crashing or hanging codec must cost one row, not the run. Samples cross through one anonymous file
+per process (one copy in, one copy into the batch), everything else as a line of JSON.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from loopjax.audio.containers import DecodeError
+from loopjax.audio.decode import DecodeOptions
+from loopjax.audio.manifest import Loop
+from loopjax.errors import LoopjaxError
+
+START_TIMEOUT_S = 120.0
+DEATH_WAIT_S = 2.0
+KEEP_BYTES = 16 << 20  # shared file kept between loops; larger ones give their pages back
+MEMORY_BYTES = 4 << 30  # address space of one decoder
+
+
+@dataclass
+class Reply:
+    """A decoded loop whose samples still lie with the decoder."""
+
+    info: dict
+    dtype: np.dtype
+    n_samples: int
+    source: "Decoder"
+
+    def copy_to(self, out: np.ndarray) -> None:
+        """Writes the samples to the front of `out` (same dtype, contiguous)."""
+        self.source.copy_samples(out[: self.n_samples])
+
+
+class Decoder(Protocol):
+    """Turns a manifest row into samples; one caller at a time."""
+
+    def decode(self, loop: Loop) -> Reply:
+        """Decodes one loop or raises DecodeError."""
+        ...
+
+    def copy_samples(self, out: np.ndarray) -> None:
+        """Copies the samples of the latest reply."""
+        ...
+
+    def close(self) -> None:
+        """Releases what the decoder holds."""
+        ...
+
+
+class DecoderProcess:
+    """One child process; restarted whenever it crashes, hangs or is killed."""
+
+    def __init__(
+        self,
+        options: DecodeOptions,
+        timeout_s: float = 60.0,
+        memory_bytes: int = MEMORY_BYTES,
+        module: str = "loopjax.audio.worker",
+    ):
+        self._options = options
+        self._timeout_s = timeout_s
+        self._memory_bytes = memory_bytes
+        self._module = module
+        self._process: subprocess.Popen | None = None
+        self._samples_fd = _anonymous_file()
+        self._replies_fd = -1
+        self._buffer = b""
+
+    def decode(self, loop: Loop) -> Reply:
+        """Decodes one loop in the child.
+
+        Raises:
+            DecodeError: the file was rejected, crashed the child twice (`worker_crash`) or took
+                longer than the timeout (`timeout`).
+            LoopjaxError: the child cannot be started at all.
+        """
+        request = [loop.path_bytes.decode("latin-1"), loop.size_bytes, loop.mtime_ns]
+        reply = self._ask(request)
+        if reply is None:  # an earlier file may have left the process broken: once more, fresh
+            reply = self._ask(request)
+        if reply is None:
+            raise DecodeError("worker_crash", f"the decoder died twice ({self._death})")
+        if "reason" in reply:
+            raise DecodeError(reply["reason"], reply["message"])
+        return Reply(reply["info"], np.dtype(reply["dtype"]), reply["n_samples"], self)
+
+    def copy_samples(self, out: np.ndarray) -> None:
+        """Copies the samples of the latest reply into `out`, contiguous."""
+        view = out.data.cast("B")
+        offset = 0
+        while offset < len(view):
+            count = os.preadv(self._samples_fd, [view[offset:]], offset)
+            if count == 0:
+                raise LoopjaxError("the decoder delivered fewer samples than it announced")
+            offset += count
+        if len(view) > KEEP_BYTES:
+            os.ftruncate(self._samples_fd, 0)
+
+    def close(self) -> None:
+        """Ends the child and releases the shared file."""
+        self._stop()
+        if self._samples_fd >= 0:
+            os.close(self._samples_fd)
+            self._samples_fd = -1
+
+    def _ask(self, request: list) -> dict | None:
+        """Sends one request; None when the process died over it."""
+        if self._process is None:
+            self._start()
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            self._stop(dying=True)
+            return None
+        line = self._read_line(self._timeout_s)
+        if line is None:
+            self._stop()
+            raise DecodeError("timeout", f"decoding took longer than {self._timeout_s:g} s")
+        if not line:
+            self._stop(dying=True)
+            return None
+        return json.loads(line)
+
+    def _start(self) -> None:
+        reply_read, reply_write = os.pipe()
+        setup = {
+            "samples_fd": self._samples_fd,
+            "reply_fd": reply_write,
+            "memory_bytes": self._memory_bytes,
+            "timeout_s": self._timeout_s,
+            "options": asdict(self._options),
+        }
+        path = os.pathsep.join(p or str(Path.cwd()) for p in sys.path)
+        # One BLAS thread: the child needs none, and each reserves address space against the limit.
+        quiet = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        with tempfile.TemporaryFile() as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", self._module, json.dumps(setup)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env={**os.environ, **quiet},
+                pass_fds=(self._samples_fd, reply_write),
+            )
+            os.close(reply_write)
+            self._replies_fd, self._buffer = reply_read, b""
+            if not self._read_line(START_TIMEOUT_S):
+                self._stop(dying=True)
+                errors.seek(0)
+                last = errors.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
+                reason = last[-1] if last else f"it ended ({self._death})"
+                raise LoopjaxError(f"the decoder process does not start: {reason}")
+
+    def _read_line(self, timeout_s: float) -> bytes | None:
+        """One line; b"" when the process is gone, None on timeout."""
+        while b"\n" not in self._buffer:
+            poll = select.poll()  # select() would break at 1,024 open files
+            poll.register(self._replies_fd, select.POLLIN)
+            if not poll.poll(timeout_s * 1000):
+                return None
+            data = os.read(self._replies_fd, 1 << 16)
+            if not data:
+                return b""
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+    def _stop(self, dying: bool = False) -> None:
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        if dying:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(DEATH_WAIT_S)  # its own exit status says more than our SIGKILL
+        process.kill()
+        code = process.wait()
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        os.close(self._replies_fd)
+        self._death = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _anonymous_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("loopjax-samples")
+    with tempfile.TemporaryFile() as file:  # already without a name
+        return os.dup(file.fileno())
+
+
+class SharedIterator:
+    """Hands the items of one iterator to several threads."""
+
+    def __init__(self, items: Iterator):
+        self._items = items
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> "SharedIterator":
+        return self
+
+    def __next__(self):
+        with self._lock:
+            return next(self._items)

@@ -1,0 +1,400 @@
+"""The device side of embedding: batches in, one finished row per loop out.
+
+Results are fetched one batch behind, so that host and device work at the same time. Batches always
+have the compiled shape; what is left over (tails, long clips) waits as mel rows, which have the
+same small size whatever the clip's length, until a full encoder batch is together.
+"""
+
+import contextlib
+import queue
+import signal
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+
+from loopjax.audio.batching import Batch, Feeder, Row, make_buckets
+from loopjax.audio.manifest import Failure, Loop
+from loopjax.audio.pool import Decoder
+from loopjax.config import EmbedConfig
+from loopjax.errors import InterruptedRunError, TooManyRejectedError
+from loopjax.progress import Progress
+from loopjax.shards import DoneIndex, StoreRow
+
+BATCH_SIZE = {"cpu": 4, "gpu": 128, "tpu": 64}  # per device
+IN_FLIGHT = 2  # batches dispatched before the oldest result is fetched
+POLL_S = 0.005
+RECENT_CONTENTS = 8192  # embeddings kept for files with equal bytes
+
+
+@dataclass
+class EmbedSummary:
+    """What a run did."""
+
+    n_embedded: int = 0
+    n_failed: int = 0
+    n_skipped: int = 0  # already in the store
+    n_duplicates: int = 0  # embedded without computing: same bytes as another file
+    n_flagged: int = 0
+    wait_share: float = 0.0  # share of the run in which the device had nothing to do
+    duration_s: float = 0.0
+    files_per_s: float = 0.0
+    reasons: dict[str, int] = field(default_factory=dict)  # of the failures
+
+
+class Sink(Protocol):
+    """Where finished rows go."""
+
+    def add(self, row: StoreRow) -> None:
+        """Takes an embedded loop."""
+        ...
+
+    def add_failure(self, failure: Failure) -> None:
+        """Takes a rejected input."""
+        ...
+
+
+@dataclass
+class _Dispatched:
+    """An encoder batch on the device: results (one per crop draw) and the loops of each row."""
+
+    results: list[Any]
+    rows: list[list[Row]]
+
+    def is_ready(self) -> bool:
+        return self.results[-1].is_ready()
+
+
+@dataclass
+class _Leftover:
+    """Mel rows of a batch that is smaller than the encoder's."""
+
+    draws: list[tuple[Any, Any]]  # (mel, longer) on the device, one per crop draw
+    rows: list[list[Row]]
+
+
+class EmbeddingRun:
+    """One pass over a manifest on this process's devices."""
+
+    def __init__(
+        self, encoder: Any, options: EmbedConfig, n_crops: int, sink: Sink, done: DoneIndex | None
+    ):
+        """Places the encoder on all local devices.
+
+        Args:
+            encoder: see `loopjax.htsat.encoder.Encoder`.
+            options: batch size, buckets and policies.
+            n_crops: random crop draws to average; 0 = fixed crops.
+            sink: receives rows and failures, always from the thread that calls `run`.
+            done: what the store already holds.
+        """
+        import jax
+
+        from loopjax import parallel
+
+        self._options, self._sink, self._done = options, sink, done
+        mesh = parallel.data_mesh()
+        n_devices = mesh.devices.size
+        self._sharding = parallel.batch_sharding(mesh)
+        self._encoder = encoder.replicate(mesh)
+        size = options.batch_size or BATCH_SIZE.get(jax.default_backend(), 64) * n_devices
+        self._batch_size = -(-size // n_devices) * n_devices
+        self._buckets = make_buckets(
+            options.buckets_s,
+            options.max_duration_s,
+            self._batch_size,
+            n_devices,
+            encoder.clip_samples / encoder.sample_rate_hz,
+        )
+        self._n_crops = n_crops
+        self._compiled = False
+        self._dispatched: deque[_Dispatched] = deque()
+        self._leftovers: dict[int, list[_Leftover]] = {}  # by number of draws
+        self._lock = threading.Lock()
+        self._pending: dict[str, list[Row]] = {}  # content hash -> loops waiting for its result
+        self._recent: OrderedDict[str, tuple[np.ndarray, float | None]] = OrderedDict()
+        self._known: deque[tuple[Row, np.ndarray, float | None]] = deque()
+        self._rejected: deque[Failure] = deque()
+        self._stale: dict[str, int] = {}  # done keys whose file looks different now
+        self._reasons: Counter[str] = Counter()
+        self._started_s = self._wait_s = 0.0
+        self.summary = EmbedSummary()
+
+    def run(self, loops: Iterable[Loop | Failure], decoders: list[Decoder], bar: Progress) -> None:
+        """Embeds everything; on SIGINT or SIGTERM it finishes what the device has and raises.
+
+        Raises:
+            InterruptedRunError: after a signal; all finished rows have gone to the sink.
+            TooManyRejectedError: at the first rejected input, with `strict`.
+        """
+        feeder = Feeder(self._undone(loops), decoders, self._buckets, self._reject, self._attach)
+        self._started_s = time.monotonic()
+        with _signals() as caught:
+            try:
+                feeder.start()
+                while (batch := self._next(feeder, caught, bar)) is not None:
+                    self._dispatch(batch)
+                    while len(self._dispatched) > IN_FLIGHT:
+                        self._deliver()
+                if not caught:
+                    self._encode_leftovers(0)
+                while self._dispatched:
+                    self._deliver()
+                self._drain()
+            finally:
+                feeder.close()
+                self._summarise()
+        if caught:
+            name = signal.Signals(caught[0]).name
+            message = f"stopped by {name}; what was finished is saved, run it again to continue"
+            raise InterruptedRunError(message, caught[0])
+
+    def _undone(self, loops: Iterable[Loop | Failure]) -> Iterator[Loop | Failure]:
+        """Leaves out what the store already holds."""
+        for item in loops:
+            at = self._done.find(item.key) if self._done is not None else None
+            if at is not None and self._done is not None and isinstance(item, Loop):
+                if self._done.unchanged(at, item.size_bytes, item.mtime_ns):
+                    self.summary.n_skipped += 1
+                    continue
+                self._stale[item.key] = at
+            yield item
+
+    def _attach(self, row: Row) -> list[Row] | None:
+        """Decides, from a decoder's thread, whether a decoded loop needs the device."""
+        sha256, key = row.info["sha256"], row.loop.key
+        with self._lock:
+            at = self._stale.get(key)
+            if at is not None and self._done is not None and self._done.same_content(at, sha256):
+                self.summary.n_skipped += 1  # only touched
+                return None
+            if sha256 in self._recent:
+                self._recent.move_to_end(sha256)
+                self._known.append((row, *self._recent[sha256]))
+                return None
+            if sha256 in self._pending:
+                self._pending[sha256].append(row)
+                return None
+            self._pending[sha256] = [row]
+            return self._pending[sha256]
+
+    def _reject(self, failure: Failure) -> None:
+        self._rejected.append(failure)
+
+    def _compile_ahead(self) -> None:
+        """Compiles the encoder while the first files decode; not if all are done already."""
+        import jax
+
+        self._compiled = True
+        config = self._encoder.preprocessing
+        frames = self._encoder.clip_samples // config["hop_samples"] + 1
+        views = 4 if self._encoder.fusion else 1
+        mel = np.zeros((self._batch_size, views, frames, config["mel_bins"]), np.float32)
+        longer = np.zeros(self._batch_size, bool)
+        jax.block_until_ready(self._encode(mel, longer))
+
+    def _next(self, feeder: Feeder, caught: list[int], bar: Progress) -> Batch | None:
+        """Waits for a batch and stores results meanwhile; None at the end or after a signal."""
+        while not caught:
+            if self._pending and not self._compiled:
+                self._compile_ahead()
+            self._drain()
+            bar.update(self._n_done(), self._note)
+            idle = not self._dispatched or self._dispatched[-1].is_ready()
+            asked_s = time.monotonic()
+            try:
+                return feeder.get(POLL_S)
+            except queue.Empty:
+                if idle:
+                    self._wait_s += time.monotonic() - asked_s
+                if self._dispatched and self._dispatched[0].is_ready():
+                    self._deliver()
+        return None
+
+    def _dispatch(self, batch: Batch) -> None:
+        """Sends a batch through the front end, and to the encoder if it fills one."""
+        clip_s = self._encoder.clip_samples / self._encoder.sample_rate_hz
+        has_long = bool((batch.length_samples > clip_s * batch.sample_rate_hz).any())
+        draws = []
+        for draw in range(self._n_crops if has_long and self._n_crops else 1):
+            fractions = self._fractions(batch, draw) if self._n_crops else None
+            draws.append(
+                self._encoder.front_end(
+                    batch.samples, batch.length_samples, batch.sample_rate_hz, fractions
+                )
+            )
+        if len(batch.rows) == self._batch_size:
+            results = [self._encoder.encode(*draw) for draw in draws]
+            self._dispatched.append(_Dispatched(results, batch.rows))
+        else:
+            waiting = self._leftovers.setdefault(len(draws), [])
+            waiting.append(_Leftover(draws, batch.rows))
+            if sum(len(left.rows) for left in waiting) >= self._batch_size:
+                self._encode_leftovers(self._batch_size)
+
+    def _fractions(self, batch: Batch, draw: int) -> np.ndarray:
+        from loopjax.htsat.fusion import seeded_fractions
+
+        fractions = np.zeros((len(batch.samples), 3))
+        hashes = [rows[0].info["sha256"] for rows in batch.rows]
+        fractions[: len(hashes)] = seeded_fractions(hashes, draw)
+        return fractions
+
+    def _encode_leftovers(self, at_least: int) -> None:
+        """Sends waiting mel rows on in full batches, or all of them if `at_least` is 0."""
+        size = self._batch_size
+        for n_draws, waiting in self._leftovers.items():
+            rows = [row for left in waiting for row in left.rows]
+            if not rows or len(rows) < at_least:
+                continue
+            draws = []
+            for draw in range(n_draws):
+                mels, longs = zip(
+                    *(
+                        (np.asarray(x)[: len(left.rows)] for x in left.draws[draw])
+                        for left in waiting
+                    ),
+                    strict=True,
+                )
+                draws.append((np.concatenate(mels), np.concatenate(longs)))
+            first = 0
+            while len(rows) - first >= max(1, at_least):
+                part = slice(first, first + size)
+                results = [
+                    self._encode(_pad(mel[part], size), _pad(longer[part], size))
+                    for mel, longer in draws
+                ]
+                self._dispatched.append(_Dispatched(results, rows[part]))
+                first += size
+            rest = rows[first:]
+            kept = [(mel[first:], longer[first:]) for mel, longer in draws]
+            self._leftovers[n_draws] = [_Leftover(kept, rest)] if rest else []
+
+    def _encode(self, mel: np.ndarray, longer: np.ndarray) -> Any:
+        import jax
+
+        return self._encoder.encode(*jax.device_put((mel, longer), self._sharding))
+
+    def _deliver(self) -> None:
+        """Fetches the oldest result and hands its rows to the sink."""
+        item = self._dispatched.popleft()
+        draws = np.stack([np.asarray(result, np.float32) for result in item.results])
+        draws = draws[:, : len(item.rows)]
+        spread = draws.std(axis=0).mean(axis=1) if self._n_crops else None
+        embeddings = draws.mean(axis=0) if len(draws) > 1 else draws[0]
+        for i, rows in enumerate(item.rows):
+            embedding = embeddings[i].copy()
+            std = None if spread is None else float(spread[i])
+            sha256 = rows[0].info["sha256"]
+            with self._lock:
+                rows = self._pending.pop(sha256)
+                self._recent[sha256] = (embedding, std)
+                if len(self._recent) > RECENT_CONTENTS:
+                    self._recent.popitem(last=False)
+            self.summary.n_duplicates += len(rows) - 1
+            for row in rows:
+                self._store(row, embedding, std)
+
+    def _drain(self) -> None:
+        """Hands over what the decoder threads left: rejected inputs and known contents."""
+        while self._known:
+            self.summary.n_duplicates += 1
+            self._store(*self._known.popleft())
+        while self._rejected:
+            failure = self._rejected.popleft()
+            self._fail(failure)
+
+    def _store(self, row: Row, embedding: np.ndarray, std: float | None) -> None:
+        loop, info = row.loop, row.info
+        if not np.isfinite(embedding).all():
+            self._fail(
+                Failure(
+                    loop.key,
+                    loop.path,
+                    loop.path_bytes,
+                    "encode",
+                    "non_finite",
+                    "the encoder returned NaN or infinity",
+                    loop.size_bytes,
+                )
+            )
+            return
+        columns = {
+            "id": f"{info['sha256'][:16]}-{loop.key[:8]}",
+            "key": loop.key,
+            "path": loop.path,
+            "path_bytes": loop.path_bytes,
+            "group": loop.group,
+            "sha256": info["sha256"],
+            "size_bytes": loop.size_bytes,
+            "mtime_ns": loop.mtime_ns,
+            "sample_rate_hz": info["source_rate_hz"],
+            "channels": info["channels"],
+            "n_frames": info["n_frames"],
+            "duration_s": info["duration_s"],
+            "subtype": info["subtype"],
+            "flags": info["flags"],
+            "crop_std": std,
+        }
+        self._sink.add(StoreRow(columns, embedding))
+        self.summary.n_embedded += 1
+        self.summary.n_flagged += bool(info["flags"])
+
+    def _fail(self, failure: Failure) -> None:
+        self._sink.add_failure(failure)
+        self._reasons[failure.reason] += 1
+        self.summary.n_failed += 1
+        if self._options.strict:
+            raise TooManyRejectedError(
+                f"{failure.path}: {failure.reason} ({failure.message}); stopped because of --strict"
+            )
+
+    def _n_done(self) -> int:
+        return self.summary.n_embedded + self.summary.n_skipped + self.summary.n_failed
+
+    def _note(self) -> str:
+        elapsed_s = max(1e-9, time.monotonic() - self._started_s)
+        rate = self.summary.n_embedded / elapsed_s
+        waits = 100.0 * self._wait_s / elapsed_s
+        return f"{rate:.1f} files/s, {self.summary.n_failed} failed, device waits {waits:.0f} %"
+
+    def _summarise(self) -> None:
+        elapsed_s = max(1e-9, time.monotonic() - self._started_s)
+        self.summary.duration_s = elapsed_s
+        self.summary.wait_share = self._wait_s / elapsed_s
+        self.summary.files_per_s = self.summary.n_embedded / elapsed_s
+        self.summary.reasons = dict(self._reasons)
+
+
+def _pad(array: np.ndarray, size: int) -> np.ndarray:
+    padding = [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1)
+    return np.pad(array, padding)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM; a second one raises KeyboardInterrupt at once.
+
+    Outside the main thread signals cannot be caught, and the list stays empty.
+    """
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,127 @@
+"""Devices and processes: one "data" axis, and where compiled programs are kept.
+
+Embedding needs no communication, so every process works on a mesh of its own devices and a slice of
+the manifest; `jax.distributed` only tells the processes who they are and lets them meet.
+"""
+
+import hashlib
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from loopjax.errors import UserError
+
+AXIS = "data"
+BARRIER_TIMEOUT_S = 24 * 3600
+
+
+def initialise(
+    coordinator: str | None = None,
+    process_count: int | None = None,
+    process_index: int | None = None,
+) -> None:
+    """Joins the processes of one run; call it before anything else touches jax.
+
+    Args:
+        coordinator: `HOST:PORT` of process 0, or "auto" to take everything from Slurm, Open MPI or
+            the TPU runtime.
+        process_count: number of processes (with `HOST:PORT`).
+        process_index: this process's number from 0 (with `HOST:PORT`).
+
+    Raises:
+        UserError: incomplete arguments, or the other processes cannot be reached.
+    """
+    if coordinator is None:
+        if process_count is not None or process_index is not None:
+            raise UserError("several processes need --coordinator HOST:PORT (or auto)")
+        return
+    import jax
+
+    if coordinator != "auto" and (process_count is None or process_index is None):
+        raise UserError(
+            f"--coordinator {coordinator} needs --processes N and --process-index I as well; "
+            "under Slurm or on a TPU pod use --coordinator auto"
+        )
+    address = None if coordinator == "auto" else coordinator
+    try:
+        jax.distributed.initialize(address, process_count, process_index)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot join the run at {coordinator}: {error}") from None
+
+
+def process_slot() -> tuple[int, int]:
+    """This process's index and the number of processes."""
+    import jax
+
+    return jax.process_index(), jax.process_count()
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process of the run has called it with the same name."""
+    import jax
+    from jax._src import distributed
+
+    if jax.process_count() > 1:
+        client = distributed.global_state.client
+        assert client is not None
+        client.wait_at_barrier(name, BARRIER_TIMEOUT_S * 1000)
+
+
+def data_mesh() -> Any:
+    """One-axis mesh of this process's devices.
+
+    Axes are Auto: with the newer Explicit default, the window reshape of a batch-sharded array
+    raises a sharding error.
+    """
+    import jax
+    import numpy as np
+
+    devices = np.array(jax.local_devices())
+    return jax.sharding.Mesh(devices, (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def batch_sharding(mesh: Any) -> Any:
+    """Splits the leading axis over the mesh."""
+    import jax
+
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+
+
+def enable_compilation_cache(folder: Path | None = None) -> Path:
+    """Keeps compiled programs between runs, in a folder only this user can write.
+
+    The default folder is `$XDG_CACHE_HOME/loopjax/jax/<jaxlib>-<machine>`: entries are executable
+    code for one CPU type, so they are neither shared between users nor between machines. A folder
+    already set in `JAX_COMPILATION_CACHE_DIR` wins.
+
+    Returns:
+        The folder.
+    """
+    import jax
+
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None and given:
+        return Path(given)
+    if folder is None:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "loopjax" / "jax" / f"{version('jaxlib')}-{_machine()}"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
+        raise UserError(f"{folder} can be written by others; compiled code in it is not trusted")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return folder
+
+
+def _machine() -> str:
+    """Short digest of what compiled CPU code depends on."""
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        wanted = ("model name", "flags", "Features")
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu = "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+    return hashlib.sha256(f"{platform.machine()}\n{cpu}".encode()).hexdigest()[:12]
