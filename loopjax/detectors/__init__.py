@@ -3,6 +3,8 @@
 from typing import Any
 
 from loopjax.detectors.base import DataError, Detector, RowBlocks
+from loopjax.detectors.deep_svdd import REFERENCE, DeepSVDD
+from loopjax.detectors.heads import fit_heads
 from loopjax.detectors.isolation_forest import IsolationForest
 from loopjax.detectors.knn import KNN
 from loopjax.detectors.mahalanobis import Mahalanobis
@@ -15,18 +17,21 @@ __all__ = [
     "KINDS",
     "KNN",
     "PCA",
+    "REFERENCE",
     "DataError",
+    "DeepSVDD",
     "Detector",
     "IsolationForest",
     "Mahalanobis",
     "MeanCosine",
     "RowBlocks",
+    "fit_heads",
     "load_detector",
     "make_detector",
 ]
 
 KINDS: dict[str, type[Detector]] = {
-    cls.kind: cls for cls in (IsolationForest, PCA, KNN, Mahalanobis, MeanCosine)
+    cls.kind: cls for cls in (DeepSVDD, IsolationForest, PCA, KNN, Mahalanobis, MeanCosine)
 }
 
 

@@ -212,7 +212,9 @@ def _grow_exact_if_needed(
 @partial(jax.jit, static_argnames="exact")
 def _grow(draws, samples, correction, *, exact):
     if exact:  # node-by-feature tables: one tree at a time bounds the memory
-        return jax.lax.map(lambda tree: _grow_one(*tree, correction, exact), (draws, samples))
+        return jax.lax.map(
+            lambda tree: _grow_one(tree[0], tree[1], correction, exact), (draws, samples)
+        )
     return jax.vmap(_grow_one, in_axes=(0, 0, None, None))(draws, samples, correction, exact)
 
 

@@ -22,7 +22,7 @@ class PCA(Detector):
             inside the subspace (squared coordinates over their variances).
         solver: "auto" takes the exact decomposition up to 4,096 columns and "randomized" subspace
             iteration above; "exact" and "randomized" force one.
-        max_components: how many axes the randomized solver looks for when `n_components` is a share.
+        max_components: axes the randomized solver looks for when `n_components` is a share.
         contamination: share of training rows above `threshold_`.
         random_state: seed of the randomized solver.
 

@@ -86,7 +86,7 @@ def load_detector(path: str | Path) -> Detector:
         arrays = _restore_arrays(path / "arrays", config["arrays"])
         for name, value in config["fitted"].items():
             setattr(detector, name, value)
-        for name, value in _unflatten(arrays).items():
+        for name, value in nest_arrays(arrays).items():
             setattr(detector, name, value)
     except (KeyError, TypeError, ValueError, OSError, AttributeError) as error:
         raise UserError(f"{path}: damaged detector ({_first_line(error)})") from error
@@ -122,7 +122,9 @@ def _split_state(detector: Detector) -> tuple[dict[str, np.ndarray], dict[str, A
         if isinstance(value, (np.ndarray, jax.Array)):
             arrays[name] = np.asarray(value)
         elif isinstance(value, dict) and not _is_plain(value):
-            arrays |= {f"{name}/{key}": np.asarray(leaf) for key, leaf in _flatten(value).items()}
+            arrays |= {
+                f"{name}/{key}": np.asarray(leaf) for key, leaf in flatten_arrays(value).items()
+            }
         else:
             scalars[name] = value
     return arrays, scalars
@@ -135,17 +137,19 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (list, int, float, str))
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_arrays(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with names like "layers/0/linear/kernel"."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}/")
+            flat |= flatten_arrays(value, f"{prefix}{key}/")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def _unflatten(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+def nest_arrays(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The inverse of `flatten_arrays`."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")
