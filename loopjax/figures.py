@@ -285,7 +285,8 @@ def explanation(parts: Mapping[str, Any], out: Path, title: str = "Explanation")
 
     Args:
         parts: `duration_s`; `waveform` [P, 2] (low, high per pixel); `mel` [bands, frames];
-            `time_s` [K], `score` [K] (windowed) or empty; `full_score`, `threshold`;
+            `time_s` [K], `score` [K] (windows) or empty; `token_time_s` [T], `token_score` [T]
+            (HTS-AT time steps) or empty; `full_score`, `threshold`;
             `segment_drop` [S] and `band_drop` [B] (score lost when that part is muted).
         out: SVG file to write.
         title: name of the figure for screen readers.
@@ -318,7 +319,18 @@ def explanation(parts: Mapping[str, Any], out: Path, title: str = "Explanation")
         mel.set_ylabel("mel band")
         mel.grid(visible=False)
         if len(parts["time_s"]):
-            time.plot(parts["time_s"], parts["score"], color=NORMAL, marker="o", markersize=3)
+            time.plot(
+                parts["time_s"], parts["score"], color=NORMAL, marker="o", ms=3, label="excerpt"
+            )
+        if len(parts["token_time_s"]):
+            time.step(
+                parts["token_time_s"],
+                parts["token_score"],
+                where="mid",
+                color=COLORS[2],
+                lw=1.2,
+                label="encoder step",
+            )
         time.axhline(parts["full_score"], color=INK, lw=1.0, label="whole loop")
         time.axhline(parts["threshold"], color=ODD, lw=1.0, ls=(0, (4, 2)), label="threshold")
         time.set(xlabel="time (s)", ylabel="score", xlim=(0, end))

@@ -24,7 +24,7 @@ from loopjax.report_loops import (
     PageLoops,
     RankedScores,
     read_matrix,
-    read_scores,
+    read_ranking,
 )
 from loopjax.report_parts import (
     histogram,
@@ -51,13 +51,13 @@ def write_report(
 
     Args:
         run_dir: folder with `scores.parquet` (id, path, score; optional percentile, p_value,
-            is_anomaly, rank, group, path_bytes, label) and, each optional, `run.json`,
+            is_anomaly, rank, group, flags, path_bytes, is_labelled) and, each optional, `run.json`,
             `evaluation.json` ({"tables": [{title, note, columns, rows}]}), `figures/*.svg`,
             `embeddings/`, `failures.parquet`.
         out_html: file to write; default `run_dir/report/index.html`.
         config: how many rows (`top`), audio policy and title.
         embeddings: `Embeddings` (matrix [N, D], table with `id`) for the map and the nearest
-            normal loops; default: the store in `run_dir/embeddings`.
+            normal loops; default: what run.json names, or the store in `run_dir/embeddings`.
         audio_roots: folders that relative paths of the scores table are looked up in.
 
     Returns:
@@ -75,9 +75,11 @@ def write_report(
         )
     run = _read_json(run_dir / "run.json")
     evaluation = _read_json(run_dir / "evaluation.json")
-    scores = read_scores(run_dir / "scores.parquet")
+    scores = read_ranking(run_dir / "scores.parquet")
+    given = lookup(run, "config.data.embeddings")
+    store = Path(given) if given else run_dir / "embeddings"
     notes: list[str] = []
-    matrix, files = read_matrix(run_dir, embeddings, scores, notes)
+    matrix, files = read_matrix(embeddings, store, scores, notes)
     page = PageLoops(scores, matrix, files, [Path(root) for root in (*audio_roots, run_dir)])
     listed = page.add(range(min(config.top, len(scores.ids))))
     typical = page.add(page.typical_rows()) if matrix is not None else []
@@ -249,7 +251,7 @@ def _context(
 
 
 def _row(loop: PageLoop, bar: Any) -> dict[str, Any]:
-    truth = {None: "", 0: "normal", 1: "anomaly"}
+    truth = {None: "", False: "normal", True: "anomaly"}
     return {
         "i": loop.i,
         "rank": loop.rank,
@@ -257,7 +259,7 @@ def _row(loop: PageLoop, bar: Any) -> dict[str, Any]:
         "path": loop.path,
         "group": loop.group,
         "is_anomaly": loop.is_anomaly,
-        "flags": [],
+        "flags": loop.flags,
         "audio": loop.audio,
         "wave": loop.wave,
         "mel": loop.mel,
@@ -265,7 +267,7 @@ def _row(loop: PageLoop, bar: Any) -> dict[str, Any]:
         "bar": bar(loop.score),
         "percentile_text": "" if loop.percentile is None else f"{loop.percentile:.1f}",
         "p_text": number(loop.p_value, 2) or "",
-        "label_text": truth.get(None if loop.label is None else int(loop.label), ""),
+        "label_text": truth[loop.label],
     }
 
 

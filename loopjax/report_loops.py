@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from loopjax.audio import preview
 from loopjax.audio.containers import DecodeError
 from loopjax.errors import UserError
 from loopjax.evaluate import principal_plane
+from loopjax.store import read_embeddings, read_scores
 
 MAX_EMBEDDED = 200
 MAX_EMBEDDED_BYTES = 8_000_000
@@ -41,7 +40,8 @@ class PageLoop:
     is_anomaly: bool
     percentile: float | None
     p_value: float | None
-    label: int | None
+    label: bool | None  # True = labelled as an anomaly
+    flags: list[str]
     file: bytes | None  # where the audio lies, if it was found
     x: float | None = None
     y: float | None = None
@@ -71,19 +71,17 @@ class RankedScores:
     threshold: float | None
 
 
-def read_scores(path: Path) -> RankedScores:
+def read_ranking(path: Path) -> RankedScores:
     """Reads a scores table; rows without a finite score are left out.
 
     Raises:
         UserError: unreadable file, a missing column, or no scored loop.
     """
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+    stored = read_scores(path)
+    table = stored.table
     names = set(table.column_names)
-    if missing := {"id", "path", "score"} - names:
-        raise UserError(f"{path} lacks the column {sorted(missing)[0]!r}")
+    if missing := {"id", "path"} - names:
+        raise UserError(f"{path} has no column {min(missing)!r}")
     score = np.asarray(table["score"].to_numpy(zero_copy_only=False), float)
     order = np.argsort(-np.where(np.isfinite(score), score, -np.inf), kind="stable")
     order = order[np.isfinite(score[order])]
@@ -91,43 +89,39 @@ def read_scores(path: Path) -> RankedScores:
         raise UserError(f"{path} holds no scored loop")
     table, score = table.take(order), score[order]
 
-    def column(*choices: str) -> list[Any] | None:
-        return next((table[name].to_pylist() for name in choices if name in names), None)
+    def column(name: str) -> list[Any] | None:
+        return table[name].to_pylist() if name in names else None
 
     flagged = column("is_anomaly")
     odd = np.array([bool(v) for v in flagged]) if flagged else np.zeros(len(score), bool)
-    raw = table.schema.metadata or {}
-    metadata = {k.decode(): v.decode("utf-8", "replace") for k, v in raw.items()}
-    threshold = float(metadata["threshold"]) if "threshold" in metadata else None
+    threshold = float(stored.metadata["threshold"]) if "threshold" in stored.metadata else None
     if threshold is None and odd.any():
         threshold = float(score[odd].min())
     ids, paths = [str(v) for v in column("id") or []], [str(v) for v in column("path") or []]
-    parents = [Path(p).parent.name for p in paths]
     groups = [
-        given if given is not None else parent
-        for given, parent in zip(column("group") or [None] * len(ids), parents, strict=True)
+        Path(path).parent.name if given is None else given
+        for given, path in zip(column("group") or [None] * len(ids), paths, strict=True)
     ]
     optional = {
         "percentile": column("percentile"),
         "p_value": column("p_value"),
-        "label": column("label", "is_labelled_anomaly", "is_anomaly_label"),
+        "label": column("is_labelled"),
+        "flags": column("flags"),
         "path_bytes": column("path_bytes"),
     }
     ranks = column("rank") or list(range(1, len(ids) + 1))
-    return RankedScores(ids, paths, groups, score, ranks, odd, optional, metadata, threshold)
+    return RankedScores(ids, paths, groups, score, ranks, odd, optional, stored.metadata, threshold)
 
 
 def read_matrix(
-    run_dir: Path, embeddings: Any, scores: RankedScores, notes: list[str]
+    embeddings: Any, store: Path, scores: RankedScores, notes: list[str]
 ) -> tuple[np.ndarray | None, dict[str, bytes]]:
     """Embeddings in the order of the scores (or None with a note), and file paths by id."""
-    if embeddings is None and (run_dir / "embeddings").is_dir():
+    if embeddings is None and store.exists():
         if len(scores.ids) > MAX_MAP_ROWS:
             notes.append(f"The map is left out: more than {MAX_MAP_ROWS} loops.")
             return None, {}
-        from loopjax.store import read_embeddings
-
-        embeddings = read_embeddings(run_dir / "embeddings")
+        embeddings = read_embeddings(store)
     if embeddings is None:
         notes.append("No embeddings in this run folder: no map and no nearest loops.")
         return None, {}
@@ -185,6 +179,7 @@ class PageLoops:
                     percentile=optional["percentile"],
                     p_value=optional["p_value"],
                     label=optional["label"],
+                    flags=list(optional["flags"] or ()),
                     file=self._find(row, optional["path_bytes"]),
                 )
             )

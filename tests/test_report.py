@@ -53,9 +53,13 @@ def make_run(folder, n=14, seconds=0.6, parts=True, hostile=True):
             "id": ids, "path": paths, "path_bytes": raw, "score": scores,
             "percentile": 100 * (1 - order / len(order)), "p_value": order / (len(order) + 1),
             "is_anomaly": scores > 0.02, "rank": order, "group": groups,
+            "is_labelled": [k == len(names) - 1 if k else None for k in range(len(names))],
+            "flags": [["dc"] if k == 3 else [] for k in range(len(names))],
         }
     )  # fmt: skip
-    pq.write_table(table.replace_schema_metadata({"threshold": "0.02"}), run / "scores.parquet")
+    pq.write_table(
+        table.replace_schema_metadata({"loopjax.threshold": "0.02"}), run / "scores.parquet"
+    )
     if parts:
         (run / "run.json").write_text(json.dumps({"name": "a <b>run</b>", "seeds": [0]}))
         rows = [{"detector": "AE <1>", "auroc": 0.9, "auroc_low": 0.85, "auroc_high": 0.94}]
@@ -186,6 +190,26 @@ def test_top_limits_the_table_and_nearest_loops_are_normal(tmp_path):
     assert int(loops[loops[0]["near"][0]]["id"][:16], 16) == best
 
 
+def test_flags_and_labels_are_shown(tmp_path):
+    run, embeddings = make_run(tmp_path)
+    page = read(report.write_report(run, embeddings=embeddings))
+    flags = [text for tag, kind, text in page.texts if (tag, kind) == ("em", "chip flag")]
+    assert flags == ["dc"]
+    labels = [text for tag, kind, text in page.texts if (tag, kind) == ("td", "c-label")]
+    assert [text for text in labels if text.strip()] == ["anomaly"] + ["normal"] * 12
+
+
+def test_embeddings_are_found_where_run_json_names_them(tmp_path):
+    run, embeddings = make_run(tmp_path)
+    store = tmp_path / "elsewhere.parquet"
+    width = pa.list_(pa.float32(), 8)
+    column = pa.array(list(embeddings.matrix), width)
+    pq.write_table(embeddings.table.append_column("embedding", column), store)
+    (run / "run.json").write_text(json.dumps({"config": {"data": {"embeddings": str(store)}}}))
+    page = read(report.write_report(run))
+    assert len([tag for tag, attrs in page.tags if tag == "circle" and "data-i" in attrs]) == 14
+
+
 def test_rows_without_a_score_are_left_out(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -202,7 +226,7 @@ def test_a_folder_without_scores_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="'score'"):
         report.write_report(tmp_path)
     (tmp_path / "scores.parquet").write_bytes(b"no parquet")
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match="is damaged"):
         report.write_report(tmp_path)
 
 
