@@ -6,7 +6,7 @@ N tokens, D width of stage 0, C = width of the last stage. Images lie as rows = 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,19 +38,26 @@ class HtsatConfig:
     drop_path: float = 0.1  # training only
 
     @classmethod
-    def tiny(cls, **changes) -> "HtsatConfig":
+    def tiny(cls, **changes: Any) -> "HtsatConfig":
         """HTSAT-tiny: 768-wide embeddings (630k checkpoints, clap-htsat-fused/unfused)."""
         return cls(**changes)
 
     @classmethod
-    def base(cls, **changes) -> "HtsatConfig":
+    def base(cls, **changes: Any) -> "HtsatConfig":
         """HTSAT-base: 1024-wide embeddings (music_audioset, larger_clap_music)."""
-        return cls(**({"width": 128, "depths": (2, 2, 12, 2)} | changes))
+        sizes: dict[str, Any] = {"width": 128, "depths": (2, 2, 12, 2)}
+        return cls(**(sizes | changes))
 
     @classmethod
-    def nano(cls, **changes) -> "HtsatConfig":
+    def nano(cls, **changes: Any) -> "HtsatConfig":
         """The bundled encoder: 8 x 8 patches and three stages, a 30th of tiny's arithmetic."""
-        sizes = {"width": 48, "depths": (2, 2, 2), "heads": (2, 4, 8), "patch": 8, "fusion": True}
+        sizes: dict[str, Any] = {
+            "width": 48,
+            "depths": (1, 2, 3),
+            "heads": (2, 4, 8),
+            "patch": 8,
+            "fusion": True,
+        }
         return cls(**(sizes | {"n_classes": None, "projection_dim": None} | changes))
 
     @property
