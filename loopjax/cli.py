@@ -68,9 +68,9 @@ def _verb(verbs, name: str, handler: Callable, summary: str, example: str):
 
 def _demo(verbs) -> None:
     def handler(args) -> int:
-        from loopjax.experiment import demo
+        from loopjax.commands import demo_command
 
-        return demo(args.out, quick=args.quick)
+        return demo_command(args.out, quick=args.quick)
 
     verb = _verb(
         verbs,
@@ -86,7 +86,7 @@ def _demo(verbs) -> None:
 def _embed(verbs) -> None:
     def handler(args) -> int:
         from loopjax.config import EmbedConfig, from_dict
-        from loopjax.experiment import embed_command
+        from loopjax.commands import embed_command
 
         given = {
             field.name: value
@@ -140,7 +140,7 @@ def _embed(verbs) -> None:
 
 def _fit(verbs) -> None:
     def handler(args) -> int:
-        from loopjax.experiment import fit_command
+        from loopjax.commands import fit_command
 
         return fit_command(
             args.embeddings,
@@ -176,7 +176,7 @@ def _fit(verbs) -> None:
 
 def _score(verbs) -> None:
     def handler(args) -> int:
-        from loopjax.experiment import score_command
+        from loopjax.commands import score_command
 
         return score_command(
             args.model,
@@ -206,7 +206,7 @@ def _score(verbs) -> None:
 
 def _evaluate(verbs) -> None:
     def handler(args) -> int:
-        from loopjax.experiment import evaluate_command
+        from loopjax.commands import evaluate_command
 
         return evaluate_command(args.target, args.out, overrides=args.set, quick=args.quick)
 
@@ -225,7 +225,7 @@ def _evaluate(verbs) -> None:
 
 def _explain(verbs) -> None:
     def handler(args) -> int:
-        from loopjax.experiment import explain_command
+        from loopjax.commands import explain_command
 
         return explain_command(args.model, args.file, args.out, neighbours=args.embeddings)
 
@@ -244,7 +244,7 @@ def _explain(verbs) -> None:
 
 def _report(verbs) -> None:
     def handler(args) -> int:
-        from loopjax.experiment import report_command
+        from loopjax.commands import report_command
 
         return report_command(args.run, audio=args.audio, top=args.top)
 
@@ -262,7 +262,7 @@ def _report(verbs) -> None:
 
 def _run(verbs) -> None:
     def handler(args) -> int:
-        from loopjax.experiment import run_command
+        from loopjax.commands import run_command
 
         return run_command(args.config, args.out, overrides=args.set, restart=args.restart)
 
@@ -281,7 +281,7 @@ def _run(verbs) -> None:
 
 def _convert(verbs) -> None:
     def handler(args) -> int:
-        from loopjax.conversion import convert_command
+        from loopjax.commands import convert_command
 
         return convert_command(args.checkpoint, args.out)
 
@@ -300,7 +300,7 @@ def _convert(verbs) -> None:
 
 def _encoders(verbs) -> None:
     def handler(args) -> int:
-        from loopjax.conversion import encoders_command
+        from loopjax.commands import encoders_command
 
         return encoders_command(args.action, args.name)
 

@@ -43,6 +43,7 @@ class EmbedConfig:
     buckets_s: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
     max_duration_s: float = 600.0
     workers: int = 0  # decoding processes; 0 = chosen by core count
+    decode_timeout_s: float = 60.0  # a decoder that takes longer is killed and its file rejected
     shard_rows: int = 4096
     max_failures: float = 1.0  # share of rejected files above which the run ends with exit code 4
     strict: bool = False  # stop at the first rejected file
@@ -57,6 +58,7 @@ class SplitConfig:
     train_fraction: float = 0.8
     seed: int = 0
     by: Literal["row", "group"] = "row"
+    train_on: Literal["all", "normal"] = "all"  # normal: labelled anomalies never train
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class ExperimentConfig:
     detectors: tuple[DetectorConfig, ...] = ()
     primary: str = ""  # the detector that ranks the report; default: the first
     seeds: tuple[int, ...] = (0,)
+    compare_encoders: tuple[str, ...] = ()  # scored by the same detectors where labels exist
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
@@ -149,9 +152,17 @@ def read_config(cls: type, path: str | Path, overrides: typing.Sequence[str] = (
     return _build(cls, tree, "")
 
 
-def from_dict(cls: type, values: dict[str, Any], where: str = "arguments") -> Any:
+def from_dict(
+    cls: type,
+    values: dict[str, Any],
+    where: str = "arguments",
+    overrides: typing.Sequence[str] = (),
+) -> Any:
     """Builds a config dataclass from plain values with the same checks as a YAML file."""
-    return _build(cls, _wrap(values, where), "")
+    tree = _wrap(values, where)
+    for override in overrides:
+        _apply_override(tree, override)
+    return _build(cls, tree, "")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -334,7 +345,7 @@ def _build(expected: Any, node: _Node, key: str) -> Any:
         except ValueError:
             pass
     if isinstance(expected, type) and type(node.value) is expected:
-        return node.value
+        return _plain(node)
     wanted = {"tuple": "a list", "dict": "a mapping"}.get(
         getattr(origin, "__name__", ""), getattr(expected, "__name__", str(expected))
     )

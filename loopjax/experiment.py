@@ -1,0 +1,230 @@
+"""One experiment from one config: embed, fit, score, evaluate, report; a killed run continues."""
+
+import csv
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from loopjax.config import DetectorConfig, ExperimentConfig, to_dict
+from loopjax.errors import UserError
+from loopjax.store import Embeddings, Scores, read_embeddings, write_atomically, write_scores
+from loopjax.trained import TrainedModel, check_params, fit_model, score_embeddings, split_rows
+
+BUNDLED_LABELS = Path(__file__).parent / "data" / "demo" / "labels.csv"
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves for the caller to print."""
+
+    scores: Scores
+    evaluation: dict[str, Any]
+    report: Path
+    n_rejected: int
+
+
+def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log) -> RunResult:
+    """Runs an experiment into a folder, or continues one that was killed.
+
+    Args:
+        config: from `load_config`.
+        out: run folder: run.json, embeddings/, models/, metrics.jsonl, scores.parquet,
+            evaluation.json, figures/, report/index.html.
+        restart: discard what an earlier run wrote there.
+        log: receives one line per step.
+
+    Raises:
+        UserError: mistakes in the config or its inputs, or `out` holds a run of another config.
+        ModelCheckError: a detector collapsed.
+    """
+    from loopjax.assessment import assess
+    from loopjax.report import write_report
+
+    if not config.detectors:
+        raise UserError(f"config {config.name!r} lists no detectors")
+    for detector in config.detectors:
+        check_params(detector)
+    _claim(out, config, restart)
+    embeddings, n_rejected = embed_or_read(config, out, log)
+    labels = read_labels(config, embeddings)
+    train = split_rows(embeddings, config.split)
+    if config.split.train_on == "normal":
+        if labels is None:
+            raise UserError("split.train_on: normal needs labels; give data.labels")
+        train &= labels != 1
+    models = fit_all(config, embeddings, train, out, log)
+    scores = rank(config, models, embeddings, labels)
+    write_scores(scores, out / "scores.parquet", csv=out / "scores.csv")
+    log("evaluating")
+    evaluation = assess(config, models, embeddings, train, labels, out, log)
+    report = write_report(out, config=config.report)
+    log(f"report: {report}")
+    return RunResult(scores, evaluation, report, n_rejected)
+
+
+def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embeddings, int]:
+    """The experiment's embeddings and how many inputs were rejected."""
+    if config.data.embeddings is not None:
+        if config.data.sources:
+            raise UserError("give either data.sources or data.embeddings, not both")
+        embeddings = read_embeddings(config.data.embeddings)
+        return embeddings, len(embeddings.failures)
+    if not config.data.sources:
+        raise UserError("data.sources is empty: name files, folders, tfds:NAME or bundled:demo")
+    from loopjax.embedding import embed_corpus
+    from loopjax.htsat.zoo import load_encoder
+
+    encoder = load_encoder(config.embed.encoder, config.embed.precision)
+    log(f"embedding {', '.join(config.data.sources)} with {encoder.id}")
+    embed_corpus(config.data.sources, encoder, out / "embeddings", config.embed)
+    embeddings = read_embeddings(out / "embeddings")
+    return embeddings, len(embeddings.failures)
+
+
+def read_labels(config: ExperimentConfig, embeddings: Embeddings) -> np.ndarray | None:
+    """Labels by file name, int [N]: 1 anomaly, 0 normal, -1 unlabelled; None without labels.
+
+    Raises:
+        UserError: the file is missing, lacks a column, or labels none of the loops.
+    """
+    path = Path(config.data.labels) if config.data.labels else None
+    if path is None and "bundled:demo" in config.data.sources:
+        path = BUNDLED_LABELS
+    if path is None:
+        return None
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"cannot read data.labels {path}: {error.strerror}") from None
+    if not rows or not {"file", "is_anomaly"} <= set(rows[0]):
+        raise UserError(f"{path}: labels need the columns 'file' and 'is_anomaly' (0 or 1)")
+    by_name = {Path(row["file"]).name: int(row["is_anomaly"]) for row in rows}
+    names = [Path(p).name for p in embeddings.table["path"].to_pylist()]
+    labels = np.array([by_name.get(name, -1) for name in names])
+    if not (labels >= 0).any():
+        raise UserError(f"{path}: none of the {len(names)} loops is labelled; check column 'file'")
+    return labels
+
+
+def fit_all(
+    config: ExperimentConfig, embeddings: Embeddings, train: np.ndarray, out: Path, log: Log
+) -> dict[str, list[TrainedModel]]:
+    """Fits every detector with every seed; what an earlier run saved is loaded instead."""
+    models: dict[str, list[TrainedModel]] = {}
+    store = config.data.embeddings or str((out / "embeddings").absolute())
+    for detector in config.detectors:
+        models[detector.name] = []
+        for seed in config.seeds if has_seed(detector) else config.seeds[:1]:
+            folder = out / "models" / detector.name / f"seed-{seed}"
+            if not (folder / "model.json").exists():
+                log(f"fitting {detector.name} (seed {seed}) on {int(train.sum())} loops")
+                extra = {"on_epoch": _epoch_log(out / "metrics.jsonl", detector.name, seed)}
+                fit_model(
+                    embeddings, train, detector, seed=seed, embeddings_path=store, extra=extra
+                ).save(folder)
+            models[detector.name].append(TrainedModel.load(folder))
+    return models
+
+
+def has_seed(detector: DetectorConfig) -> bool:
+    """Whether a detector's fit is random."""
+    from loopjax.detectors import KINDS
+
+    return "random_state" in KINDS[detector.kind]().get_params()
+
+
+def rank(
+    config: ExperimentConfig,
+    models: dict[str, list[TrainedModel]],
+    embeddings: Embeddings,
+    labels: np.ndarray | None,
+) -> Scores:
+    """The primary detector's scores, with the other detectors' scores and the labels beside."""
+    primary = config.primary or config.detectors[0].name
+    scores = score_embeddings(models[primary][0], embeddings)
+    ids = embeddings.table["id"].to_pylist()
+    place = {row_id: i for i, row_id in enumerate(ids)}
+    order = np.array([place[row_id] for row_id in scores.table["id"].to_pylist()])
+    table = scores.table
+    for name, (model, *_) in models.items():
+        column = model.detector.decision_function(embeddings.matrix)[order]
+        table = table.append_column(f"score_{name}", pa.array(column))
+    if labels is not None:
+        known = labels[order]
+        table = table.append_column("is_labelled", pa.array(known == 1, mask=known < 0))
+    return Scores(table, scores.metadata)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices, for run.json."""
+    import jax
+
+    packages = ("loopjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "versions": versions | {"python": platform.python_version()},
+        "platform": platform.platform(),
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+def _claim(out: Path, config: ExperimentConfig, restart: bool) -> None:
+    """Writes run.json, or checks that the run found there is this one."""
+    resolved = to_dict(config)
+    record_file = out / "run.json"
+    if restart and record_file.exists():
+        shutil.rmtree(out)
+    if record_file.exists():
+        try:
+            earlier = json.loads(record_file.read_text(encoding="utf-8"))["config"]
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(f"{record_file} is damaged ({error}); --restart begins anew") from None
+        # The report may be drawn differently; everything else would mix two experiments.
+        changed = [k for k in resolved if k != "report" and earlier.get(k) != resolved[k]]
+        if changed:
+            pairs = "; ".join(f"{k}: was {earlier.get(k)}, now {resolved[k]}" for k in changed)
+            raise UserError(
+                f"{out} holds a run of another config ({pairs}); choose another -o or --restart"
+            )
+        return
+    elif out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} exists and is no run folder; choose another -o")
+    record = {
+        "command": sys.argv,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "config": resolved,
+        "config_sha256": hashlib.sha256(json.dumps(resolved).encode()).hexdigest(),
+        "seeds": list(config.seeds),
+        **environment(),
+    }
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(record_file, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _epoch_log(path: Path, detector: str, seed: int) -> Callable[..., None]:
+    def write(stage: str, epoch: int, metrics: dict[str, float]) -> None:
+        row = {"detector": detector, "seed": seed, "stage": stage, "epoch": epoch}
+        row |= {key: float(value) for key, value in metrics.items()}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    return write

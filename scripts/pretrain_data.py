@@ -1,0 +1,186 @@
+"""Rendered loops as cached log-mel views with integer labels, and their augmentations."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow.parquet as pq
+from rich.progress import track
+
+from loopjax.htsat.encoder import Encoder, random_weights
+from loopjax.htsat.frontend import LogMelConfig
+from loopjax.htsat.model import HtsatConfig
+
+FRONT_END_BATCH = 16
+MAX_LONG_S = 28
+LONG_EVERY = 6  # one batch in six holds long clips
+LONG_SHARE = 4  # and a quarter of the rows: each has four views
+VALIDATION_SHARE = 0.05
+TEMPO_EDGES_BPM = (80, 90, 100, 110, 120, 130, 145, 160)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One classification head."""
+
+    name: str
+    n_classes: int
+
+
+class LoopMels:
+    """The training split of a rendered corpus, as float16 log-mel views in memory.
+
+    Views are computed once with the encoder's own front end and cached beside the corpus.
+    """
+
+    def __init__(self, folder: Path, mel_config: LogMelConfig, seed: int):
+        """Reads (or computes) the cache.
+
+        Args:
+            folder: written by scripts/render_loops.py.
+            mel_config: the front end.
+            seed: of the crop positions of long clips and of the batch order.
+        """
+        self.seed = seed
+        cache = folder / "mels"
+        cache.mkdir(exist_ok=True)
+        shards = sorted(folder.glob("shard-*.parquet"))
+        encoder = _front_end_only(mel_config)
+        short, long, short_rows, long_rows = [], [], [], []
+        for shard in track(shards, "log-mel"):
+            rows = pq.read_table(shard).to_pylist()
+            target = cache / f"{shard.stem}.npz"
+            if not target.exists():
+                _cache_shard(shard, rows, target, encoder, seed)
+            part = np.load(target)
+            short.append(part["short"])
+            long.append(part["long"])
+            short_rows += [rows[i] for i in part["short_index"]]
+            long_rows += [rows[i] for i in part["long_index"]]
+        self._short, self._long = np.concatenate(short), np.concatenate(long)
+        self.labels, self.tasks = _encode_labels(short_rows + long_rows)
+        self._n_short = len(short_rows)
+        held_back = np.random.default_rng(seed).random(self._n_short) < VALIDATION_SHARE
+        self._train_short, self._validation = np.flatnonzero(~held_back), np.flatnonzero(held_back)
+        self._train_long = np.arange(len(long_rows))
+
+    def band_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of each mel band over a sample of the training loops."""
+        sample = self._short[self._train_short[:2000]].astype(np.float32)
+        return sample.mean(axis=(0, 1)), sample.var(axis=(0, 1))
+
+    def batch(self, step: int, size: int) -> dict:
+        """The batch of a step, the same whatever ran before: mel [B, V, T, mel], labels [B]."""
+        if step % LONG_EVERY == LONG_EVERY - 1 and len(self._train_long):
+            rows = self._pick(self._train_long, step // LONG_EVERY, size // LONG_SHARE)
+            mel, index = self._long[rows], rows + self._n_short
+        else:
+            index = self._pick(self._train_short, step - step // LONG_EVERY, size)
+            mel = self._short[index][:, None]
+        return {"mel": mel, "labels": {k: v[index] for k, v in self.labels.items()}}
+
+    def validation(self, size: int) -> Iterator[dict]:
+        """Whole batches over the held-back loops of the training programs."""
+        for start in range(0, len(self._validation) - size + 1, size):
+            index = self._validation[start : start + size]
+            labels = {k: v[index] for k, v in self.labels.items()}
+            yield {"mel": self._short[index][:, None].astype(np.float32), "labels": labels}
+
+    def _pick(self, pool: np.ndarray, turn: int, size: int) -> np.ndarray:
+        per_epoch = max(len(pool) // size, 1)
+        epoch, position = divmod(turn, per_epoch)
+        order = np.random.default_rng([self.seed, epoch, len(pool)]).permutation(pool)
+        return order[position * size : (position + 1) * size]
+
+
+def augment(mel: jax.Array, key: jax.Array) -> jax.Array:
+    """Random gain, spectral tilt and curve, noise floor, time roll and SpecAugment, in dB.
+
+    Args:
+        mel: float16 or float32 [B, V, T, mel].
+        key: JAX key.
+
+    Returns:
+        float32, same shape.
+    """
+    b, _, frames, bands = mel.shape
+    x = mel.astype(jnp.float32)
+    keys = jax.random.split(key, 7)
+    position = jnp.linspace(-1.0, 1.0, bands)
+    gain_db = jax.random.uniform(keys[0], (b, 1), minval=-12.0, maxval=6.0)
+    tilt_db = jax.random.uniform(keys[1], (b, 1), minval=-5.0, maxval=5.0) * position
+    knots = jax.random.normal(keys[2], (b, 8)) * 1.5
+    curve_db = jax.image.resize(knots, (b, bands), "linear")
+    x = x + (gain_db + tilt_db + curve_db)[:, None, None, :]
+    floor_db = jax.random.uniform(keys[3], (b, 1, 1, 1), minval=-100.0, maxval=-75.0)
+    x = 10.0 * jnp.log10(10.0 ** (x / 10.0) + 10.0 ** (floor_db / 10.0))
+    shift = jax.random.randint(keys[4], (b,), 0, frames)
+    x = jax.vmap(lambda row, s: jnp.roll(row, s, axis=1))(x, shift)
+    mean = x.mean(axis=(1, 2, 3), keepdims=True)
+    hidden = _stripes(keys[5], b, frames, 64)[:, None, :, None]
+    hidden |= _stripes(keys[6], b, bands, 8)[:, None, None, :]
+    return jnp.where(hidden, mean, x)
+
+
+def _stripes(key: jax.Array, batch: int, size: int, width: int) -> jax.Array:
+    """One random stripe of up to `width` per row; half of the rows get none."""
+    start_key, width_key, use_key = jax.random.split(key, 3)
+    start = jax.random.randint(start_key, (batch, 1), 0, size)
+    span = jax.random.randint(width_key, (batch, 1), 0, width + 1)
+    use = jax.random.bernoulli(use_key, 0.5, (batch, 1))
+    place = jnp.arange(size)
+    return (place >= start) & (place < start + span) & use
+
+
+def _front_end_only(mel_config: LogMelConfig) -> Encoder:
+    config = HtsatConfig.nano()
+    return Encoder(config, mel_config, random_weights(config), encoder_id="front-end")
+
+
+def _cache_shard(shard: Path, rows: list[dict], target: Path, encoder: Encoder, seed: int) -> None:
+    audio = np.load(shard.with_suffix(".npy"), mmap_mode="r")
+    hop, clip_frames = encoder.mel_config.hop_samples, encoder.mel_config.clip_frames
+    is_long = np.array([row["length_samples"] // hop + 1 > clip_frames for row in rows])
+    rng = np.random.default_rng([seed, int(shard.stem.split("-")[1])])
+    arrays = {}
+    for kind, chosen in (("short", np.flatnonzero(~is_long)), ("long", np.flatnonzero(is_long))):
+        bound = encoder.clip_samples if kind == "short" else MAX_LONG_S * encoder.sample_rate_hz
+        views = [np.zeros((0, 4, clip_frames, encoder.mel_config.mel_bins), np.float16)]
+        for start in range(0, len(chosen), FRONT_END_BATCH):
+            members = chosen[start : start + FRONT_END_BATCH]
+            batch = np.zeros((FRONT_END_BATCH, bound), np.int16)
+            lengths = np.zeros(FRONT_END_BATCH, np.int32)
+            for slot, i in enumerate(members):
+                n = lengths[slot] = min(rows[i]["length_samples"], bound)
+                batch[slot, :n] = audio[rows[i]["offset_samples"] :][:n]
+            places = rng.random((FRONT_END_BATCH, 3))
+            mel, _ = encoder.front_end(batch, lengths, crop_fractions=places)
+            views.append(np.asarray(mel[: len(members)], np.float16))
+        stacked = np.concatenate(views)
+        arrays[kind] = stacked[:, 0] if kind == "short" else stacked
+        arrays[f"{kind}_index"] = chosen
+    temporary = target.with_name(f".{target.stem}.tmp.npz")
+    np.savez(temporary, **arrays)
+    temporary.rename(target)
+
+
+def _encode_labels(rows: list[dict]) -> tuple[dict[str, np.ndarray], list[Task]]:
+    columns = {
+        "program": [row["program_name"] for row in rows],
+        "family": [row["family"] for row in rows],
+        "key": [None if row["key"] == "none" else row["key"] for row in rows],
+        "tempo": [int(np.searchsorted(TEMPO_EDGES_BPM, row["tempo_bpm"])) for row in rows],
+        "pattern": [row["pattern"] for row in rows],
+        # A constant offset lies below the mel bank: nothing could learn to see it.
+        "degradation": [None if row["degradation"] == "dc" else row["degradation"] for row in rows],
+    }
+    labels, tasks = {}, []
+    for name, values in columns.items():
+        classes = sorted({v for v in values if v is not None}, key=str)
+        index = {value: i for i, value in enumerate(classes)}
+        labels[name] = np.array([-1 if v is None else index[v] for v in values], np.int32)
+        tasks.append(Task(name, len(classes)))
+    return labels, tasks

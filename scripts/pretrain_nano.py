@@ -1,0 +1,236 @@
+"""Pretrains the bundled encoder, loopjax-nano, on rendered loops.
+
+    python scripts/render_loops.py --n 16000 -o LOOPS
+    python scripts/pretrain_nano.py configs/pretrain_nano.yaml --set data=LOOPS --set out=RUN
+
+The last command again resumes a killed run.
+
+Supervised: linear heads on the embedding name the program, family, key, tempo, pattern and planted
+degradation of each loop, beside a supervised contrastive loss over programs. Long clips come in
+batches of their own, so that the AFF branch is trained as well. The step is jitted and
+data-parallel over all devices; a killed run resumes from its last Orbax checkpoint.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from flax import nnx
+from pretrain_data import LoopMels, Task, augment
+from rich.console import Console
+
+from loopjax.config import read_config
+from loopjax.htsat.encoder import flatten_state
+from loopjax.htsat.frontend import LogMelConfig
+from loopjax.htsat.model import Htsat, HtsatConfig
+from loopjax.htsat.zoo import save_encoder
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """The recipe; every value is in configs/pretrain_nano.yaml."""
+
+    data: str
+    out: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    weight_decay: float
+    contrastive_weight: float
+    temperature: float
+    label_smoothing: float
+    task_weights: dict[str, float]
+    seed: int = 0
+    checkpoint_every: int = 200
+
+
+class Pretrainer(nnx.Module):
+    """The encoder and one linear head per task."""
+
+    def __init__(self, config: HtsatConfig, tasks: list[Task], *, rngs: nnx.Rngs):
+        self.encoder = Htsat(config, rngs=rngs)
+        self.heads = nnx.Dict(
+            {t.name: nnx.Linear(config.embedding_dim, t.n_classes, rngs=rngs) for t in tasks}
+        )
+
+    def __call__(self, mel, longer, key):
+        """Embeddings [B, C] and logits by task."""
+        embedding = self.encoder(mel, longer, key)
+        return embedding, {name: head(embedding) for name, head in self.heads.items()}
+
+
+def is_trained(path, value) -> bool:
+    """All parameters but those of bn0, which only standardises the input."""
+    return isinstance(value, nnx.Param) and "bn0" not in path
+
+
+def supervised_contrastive(embedding, labels, temperature):
+    """SupCon (Khosla et al. 2020): rows with the same label attract, all others repel."""
+    z = embedding / jnp.linalg.norm(embedding, axis=1, keepdims=True)
+    eye = jnp.eye(len(z), dtype=bool)
+    similarity = jnp.where(eye, -1e9, z @ z.T / temperature)
+    log_share = similarity - jax.nn.logsumexp(similarity, axis=1, keepdims=True)
+    same = (labels[:, None] == labels) & ~eye & (labels >= 0)
+    count = same.sum(axis=1)
+    per_row = -(jnp.where(same, log_share, 0.0).sum(axis=1)) / jnp.maximum(count, 1)
+    return (per_row * (count > 0)).sum() / jnp.maximum((count > 0).sum(), 1)
+
+
+def task_losses(logits, labels, smoothing):
+    """Cross-entropy and accuracy per task; label -1 means the task does not apply to the row."""
+    losses, hits = {}, {}
+    for name, value in logits.items():
+        target, known = jnp.maximum(labels[name], 0), labels[name] >= 0
+        one_hot = optax.smooth_labels(jax.nn.one_hot(target, value.shape[1]), smoothing)
+        per_row = optax.softmax_cross_entropy(value, one_hot)
+        n = jnp.maximum(known.sum(), 1)
+        losses[name] = (per_row * known).sum() / n
+        hits[name] = ((value.argmax(1) == target) & known).sum() / n
+    return losses, hits
+
+
+def make_step(graphdef, optimizer, config: PretrainConfig):
+    """The jitted training step; it compiles once for short batches and once for long ones."""
+
+    def loss_fn(params, rest, batch, key):
+        model = nnx.merge(graphdef, params, rest, copy=True)  # its statistics change in here
+        augment_key, drop_key = jax.random.split(key)
+        mel = augment(batch["mel"], augment_key)
+        longer = jnp.ones(mel.shape[0], bool) if mel.shape[1] > 1 else None
+        embedding, logits = model(mel, longer, drop_key)
+        losses, hits = task_losses(logits, batch["labels"], config.label_smoothing)
+        contrast = supervised_contrastive(embedding, batch["labels"]["program"], config.temperature)
+        total = config.contrastive_weight * contrast
+        total += sum(config.task_weights[name] * value for name, value in losses.items())
+        metrics = {f"acc_{name}": value for name, value in hits.items()}
+        metrics |= {"loss": total, "contrastive": contrast}
+        return total, (nnx.state(model, nnx.Not(is_trained)), metrics)
+
+    def step(state, batch, key):
+        grads, (rest, metrics) = jax.grad(loss_fn, has_aux=True)(
+            state["params"], state["rest"], batch, key
+        )
+        updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return {"params": params, "rest": rest, "opt": opt}, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_optimizer(config: PretrainConfig) -> optax.GradientTransformation:
+    """AdamW with warm-up and cosine decay; norms, biases and bias tables are not decayed."""
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, config.warmup_steps, config.steps, 0.01 * config.learning_rate
+    )
+    kernels = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(schedule, weight_decay=config.weight_decay, mask=kernels),
+    )
+
+
+def train(config: PretrainConfig) -> None:
+    """Runs (or resumes) the recipe and writes `OUT/encoder` and `OUT/metrics.jsonl`."""
+    out = Path(config.out).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    mel_config = LogMelConfig.clap_fused()
+    loops = LoopMels(Path(config.data), mel_config, seed=config.seed)
+    model = Pretrainer(HtsatConfig.nano(), loops.tasks, rngs=nnx.Rngs(config.seed))
+    mean, var = loops.band_statistics()
+    model.train()
+    model.encoder.bn0.eval()  # fixed statistics of the corpus: batches cannot shift the input
+    model.encoder.bn0.mean[...], model.encoder.bn0.var[...] = jnp.asarray(mean), jnp.asarray(var)
+    graphdef, params, rest = nnx.split(model, is_trained, ...)
+    optimizer = make_optimizer(config)
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    everywhere = jax.sharding.NamedSharding(mesh, spec())
+    split = jax.sharding.NamedSharding(mesh, spec("data"))
+    state = {"params": params, "rest": rest, "opt": optimizer.init(params)}
+    state = jax.device_put(state, everywhere)
+    options = ocp.CheckpointManagerOptions(max_to_keep=2)
+    with ocp.CheckpointManager(out / "checkpoints", options=options) as manager:
+        first = manager.latest_step() or 0
+        if first:
+            state = manager.restore(first, args=ocp.args.StandardRestore(state))
+        step_fn, base_key = make_step(graphdef, optimizer, config), jax.random.key(config.seed)
+        log = (out / "metrics.jsonl").open("a", encoding="utf-8")
+        console, started = Console(stderr=True), time.monotonic()
+        for step in range(first, config.steps):
+            batch = jax.device_put(loops.batch(step, config.batch_size), split)
+            state, metrics = step_fn(state, batch, jax.random.fold_in(base_key, step))
+            if step % 20 == 0 or step == config.steps - 1:
+                row = {k: round(float(v), 4) for k, v in metrics.items()}
+                row |= {"step": step, "long": bool(batch["mel"].shape[1] > 1)}
+                row["elapsed_s"] = round(time.monotonic() - started, 1)
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                console.print(row)
+            if (step + 1) % config.checkpoint_every == 0:
+                manager.save(step + 1, args=ocp.args.StandardSave(state))
+                manager.wait_until_finished()
+                export(graphdef, state, config, mel_config, out / "encoder", step + 1)
+    export(graphdef, state, config, mel_config, out / "encoder", config.steps)
+    accuracy = validate(graphdef, state, loops, config)
+    (out / "validation.json").write_text(json.dumps(accuracy, indent=2) + "\n")
+    console.print(accuracy)
+
+
+def validate(graphdef, state, loops: LoopMels, config: PretrainConfig) -> dict[str, float]:
+    """Accuracy of each head on the held-back tenth of the training programs' short loops."""
+
+    @jax.jit
+    def predict(params, rest, mel):
+        model = nnx.merge(graphdef, params, rest)
+        model.eval()
+        return {k: v.argmax(1) for k, v in model(mel, None, None)[1].items()}
+
+    hits: dict[str, list[np.ndarray]] = {t.name: [] for t in loops.tasks}
+    for batch in loops.validation(config.batch_size):
+        guesses = predict(state["params"], state["rest"], batch["mel"])
+        for name, guess in guesses.items():
+            known = batch["labels"][name] >= 0
+            hits[name].append((np.asarray(guess) == batch["labels"][name])[known])
+    return {name: round(float(np.concatenate(h).mean()), 4) for name, h in hits.items()}
+
+
+def export(graphdef, state, config, mel_config, folder: Path, step: int) -> None:
+    """Writes the encoder without its training heads."""
+    model = nnx.merge(graphdef, state["params"], state["rest"])
+    about = {
+        "licence": "MIT",
+        "recipe": dataclasses.asdict(config) | {"data": "", "out": ""},
+        "step": step,
+        "trained_on": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}",
+        "jax": jax.__version__,
+    }
+    weights = flatten_state(nnx.state(model.encoder))
+    name = "loopjax-nano"
+    save_encoder(folder, HtsatConfig.nano(), mel_config, weights, encoder_id=name, about=about)
+
+
+def main() -> None:
+    """Trains, then writes the encoder folder `OUT/encoder`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("config")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    args = parser.parse_args()
+    config = read_config(PretrainConfig, args.config, args.set)
+    train(config)
+
+
+if __name__ == "__main__":
+    main()
