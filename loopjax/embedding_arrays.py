@@ -4,13 +4,18 @@ Uses the buckets and the two compiled programs of corpus embedding, so an unchan
 embedding it has in a store.
 """
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from loopjax.audio.batching import make_buckets
+from loopjax.audio.containers import DecodeError
+from loopjax.audio.decode import Decoded, DecodeOptions, decode_file
 from loopjax.config import EmbedConfig
+from loopjax.errors import UserError
 
 BATCH_SIZE = 8
 
@@ -58,3 +63,34 @@ def embed_arrays(
             if on_batch is not None:
                 on_batch(done)
     return embeddings
+
+
+def read_samples(file: str | Path, encoder: Any, options: EmbedConfig | None = None) -> Decoded:
+    """Decodes one file in this process, at the rate at which it would enter the encoder.
+
+    Raises:
+        UserError: the file cannot be decoded; says why.
+    """
+    from loopjax.htsat.frontend import DEVICE_RATES_HZ
+
+    options = options or EmbedConfig()
+    device = () if options.resample == "host" else DEVICE_RATES_HZ
+    decode = DecodeOptions(
+        mono=options.mono,
+        accept_truncated=options.accept_truncated,
+        sanitize=options.sanitize,
+        max_duration_s=options.max_duration_s,
+        target_rate_hz=encoder.sample_rate_hz,
+        device_rates_hz=(encoder.sample_rate_hz, *device),
+    )
+    try:
+        return decode_file(os.fsencode(Path(file).absolute()), -1, 0, decode)
+    except DecodeError as error:
+        raise UserError(f"{file} cannot be decoded: {error.reason} ({error})") from None
+
+
+def as_float(samples: np.ndarray) -> np.ndarray:
+    """int16 or float32 [n] as float32 in [-1, 1]."""
+    if samples.dtype == np.int16:
+        return samples.astype(np.float32) / np.float32(32768)
+    return samples

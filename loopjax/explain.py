@@ -6,17 +6,15 @@ gradients, no surrogate model. A picture and a JSON file say the same thing.
 
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loopjax.audio.containers import DecodeError
-from loopjax.audio.decode import Decoded, DecodeOptions, decode_file
+from loopjax.audio.decode import Decoded
 from loopjax.config import EmbedConfig
-from loopjax.embedding_arrays import embed_arrays
+from loopjax.embedding_arrays import as_float, embed_arrays, read_samples
 from loopjax.errors import UserError
 from loopjax.store import Embeddings, write_atomically
 
@@ -66,17 +64,17 @@ def explain(
             f"the model scores {detector.n_features_in_} numbers, encoder {encoder.id} gives "
             f"{encoder.embedding_dim}: name the encoder that the model was fitted with"
         )
-    sound = _decode(file, encoder, options)
+    sound = read_samples(file, encoder, options)
     samples, rate_hz = sound.samples, sound.rate_hz
-    as_float = samples.astype(np.float32) / 32768 if samples.dtype == np.int16 else samples
+    wave = as_float(samples)
     windows = _windows(len(samples), rate_hz)
     segments = _segments(len(samples))
     bands_hz = _bands_hz(rate_hz)
     embedding = embed_arrays([samples], encoder, rate_hz, options)
     changed = [
-        *(as_float[start:end] for start, end in windows),
-        *(mute_segment(as_float, *segment, int(FADE_S * rate_hz)) for segment in segments),
-        *(mute_band(as_float, rate_hz, *band) for band in bands_hz),
+        *(wave[start:end] for start, end in windows),
+        *(mute_segment(wave, *segment, int(FADE_S * rate_hz)) for segment in segments),
+        *(mute_band(wave, rate_hz, *band) for band in bands_hz),
     ]
     scores = detector.decision_function(embed_arrays(changed, encoder, rate_hz, options))
     score = float(detector.decision_function(embedding)[0])
@@ -112,7 +110,7 @@ def explain(
     }
     result["strongest"] = _strongest(result)
     if out_dir is not None:
-        _write(result, as_float, encoder, samples, rate_hz, Path(out_dir))
+        _write(result, wave, encoder, samples, rate_hz, Path(out_dir))
     return result
 
 
@@ -134,24 +132,6 @@ def mute_band(samples: np.ndarray, rate_hz: int, low_hz: float, high_hz: float) 
     frequency_hz = np.fft.rfftfreq(len(samples), 1 / rate_hz)
     spectrum[(frequency_hz >= low_hz) & (frequency_hz < high_hz)] = 0
     return np.fft.irfft(spectrum, len(samples)).astype(np.float32)
-
-
-def _decode(file: Path, encoder: Any, options: EmbedConfig) -> Decoded:
-    from loopjax.htsat.frontend import DEVICE_RATES_HZ
-
-    device = () if options.resample == "host" else DEVICE_RATES_HZ
-    decode = DecodeOptions(
-        mono=options.mono,
-        accept_truncated=options.accept_truncated,
-        sanitize=options.sanitize,
-        max_duration_s=options.max_duration_s,
-        target_rate_hz=encoder.sample_rate_hz,
-        device_rates_hz=(encoder.sample_rate_hz, *device),
-    )
-    try:
-        return decode_file(os.fsencode(file.absolute()), -1, 0, decode)
-    except DecodeError as error:
-        raise UserError(f"{file} cannot be decoded: {error.reason} ({error})") from None
 
 
 def _windows(n_samples: int, rate_hz: int) -> list[tuple[int, int]]:
@@ -252,7 +232,7 @@ def _strongest(result: dict[str, Any]) -> dict[str, Any] | None:
 
 def _write(
     result: dict[str, Any],
-    as_float: np.ndarray,
+    wave: np.ndarray,
     encoder: Any,
     samples: np.ndarray,
     rate_hz: int,
@@ -272,7 +252,7 @@ def _write(
     shown = max(1, round(len(mel) * min(1.0, result["duration_s"] / clip_s)))
     parts = {
         "duration_s": result["duration_s"],
-        "waveform": outline(as_float, PICTURE_COLUMNS),
+        "waveform": outline(wave, PICTURE_COLUMNS),
         "mel": mel[:shown].T,
         "time_s": [(w["start_s"] + w["end_s"]) / 2 for w in result["windows"]],
         "score": [w["score"] for w in result["windows"]],

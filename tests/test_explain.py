@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+from spectrum_encoder import RATE, DistanceDetector, SpectrumEncoder, tone
 
 from loopjax.detectors import PCA
 from loopjax.embedding import embed
@@ -13,49 +14,6 @@ from loopjax.embedding_arrays import embed_arrays
 from loopjax.errors import UserError
 from loopjax.explain import explain, mute_band, mute_segment
 from loopjax.store import Embeddings
-
-RATE = 32_000
-
-
-class SpectrumEncoder:
-    """Stands in for HTS-AT where the answer must be known: an embedding is the mean spectrum."""
-
-    id, fusion = "spectrum", False
-    sample_rate_hz, clip_samples, embedding_dim = RATE, 10 * RATE, 16
-    frame = 640
-
-    def front_end(self, samples, length_samples, rate_hz=RATE):
-        x = np.asarray(samples, np.float32)
-        x = x / 32768 if np.asarray(samples).dtype == np.int16 else x
-        x = np.pad(x, ((0, 0), (0, -x.shape[1] % self.frame)))
-        spectrum = np.abs(np.fft.rfft(x.reshape(len(x), -1, self.frame))) ** 2
-        bands = np.add.reduceat(spectrum[..., :320], np.arange(0, 320, 20), axis=-1)
-        return np.log1p(bands)[:, None], np.zeros(len(x), bool)
-
-    def encode(self, mel, longer):
-        filled = np.maximum((mel[:, 0].sum(-1) > 0).sum(1), 1)
-        return mel[:, 0].sum(1) / filled[:, None]
-
-    def outputs(self, mel, longer):
-        return {"embedding": self.encode(mel, longer), "fine_grained": mel[:, 0]}
-
-
-class DistanceDetector:
-    kind, n_features_in_, threshold_ = "distance", 16, 1.0
-
-    def __init__(self, centre):
-        self.centre = centre
-
-    def decision_function(self, rows):
-        return ((np.asarray(rows, np.float64) - self.centre) ** 2).mean(1)
-
-    def percentile(self, scores):
-        return np.full(len(scores), 99.0)
-
-
-def tone(hz=220.0, seconds=4.0):
-    t = np.arange(int(seconds * RATE)) / RATE
-    return (0.3 * np.sin(2 * np.pi * hz * t)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,215 @@
+"""Graded variations of a loop, weak to strong: the material of the variation ladder.
+
+NumPy in, NumPy out. Pitch, time, filters, clipping, gain and reversal are audiomentations' (extra
+[eval]); what it does not have, or draws from a global generator, is made here. Every variation is
+a pure function of the samples, the strength and a seed, keeps the loop's loudness unless loudness
+is what it varies, and never lengthens a loop (time stretching may shorten it).
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from loopjax.errors import UserError
+
+EDGE_S = 0.004  # cross-fade where parts meet, so that a join is no click
+N_DROPOUTS = 4
+N_SLICES = 8
+
+Vary = Callable[[np.ndarray, int, float, np.random.Generator, np.ndarray | None], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Variation:
+    """One family of changes and its six strengths."""
+
+    name: str
+    unit: str
+    strengths: tuple[float, ...]
+    apply: Vary
+    needs_donor: bool = False
+
+
+def vary(
+    variation: Variation,
+    samples: np.ndarray,
+    rate_hz: int,
+    strength: float,
+    seed: Sequence[int],
+    donor: np.ndarray | None = None,
+) -> np.ndarray:
+    """Returns a varied copy of a loop.
+
+    Args:
+        variation: one of `VARIATIONS`.
+        samples: float32 [n], mono.
+        rate_hz: sample rate of the loop and the donor.
+        strength: in the variation's unit.
+        seed: of everything random in it (places, noise, direction).
+        donor: float32 [m], another instrument's loop, for `splice`.
+
+    Returns:
+        float32 [n] (shorter only for time stretching).
+
+    Raises:
+        UserError: audiomentations is not installed, or a donor is missing.
+    """
+    if variation.needs_donor and donor is None:
+        raise UserError(f"variation {variation.name!r} needs a loop of another group as donor")
+    rng = np.random.default_rng([*seed])
+    varied = variation.apply(np.asarray(samples, np.float32), rate_hz, strength, rng, donor)
+    return np.ascontiguousarray(varied, np.float32)
+
+
+@cache
+def _library() -> Any:
+    try:
+        import audiomentations
+    except ImportError:
+        raise UserError("the ladder needs audiomentations: pip install 'loopjax[eval]'") from None
+    return audiomentations
+
+
+def _pitch(samples, rate_hz, cents, rng, donor):
+    semitones = cents / 100 * rng.choice([-1, 1])
+    shift = _library().PitchShift(semitones, semitones, p=1.0)
+    return _same_loudness(_fit(shift(samples, rate_hz), len(samples)), samples)
+
+
+def _stretch(samples, rate_hz, percent, rng, donor):
+    rate = 1 + percent / 100  # faster: a loop of the corpus never outgrows its bucket
+    stretch = _library().TimeStretch(rate, rate, leave_length_unchanged=False, p=1.0)
+    return _same_loudness(stretch(samples, rate_hz), samples)
+
+
+def _noise(samples, rate_hz, snr_db, rng, donor):
+    noise = rng.normal(size=len(samples)).astype(np.float32)
+    return samples + noise * (_rms(samples) * 10 ** (-snr_db / 20))
+
+
+def _drive(samples, rate_hz, drive_db, rng, donor):
+    peak = max(float(np.max(np.abs(samples), initial=0.0)), 1e-6)
+    louder = _library().Gain(drive_db, drive_db, p=1.0)(samples, rate_hz)
+    clipped = _library().Clip(-peak, peak, p=1.0)(louder, rate_hz)
+    return _same_loudness(clipped, samples)
+
+
+def _low_pass(samples, rate_hz, cutoff_hz, rng, donor):
+    cutoff_hz = min(cutoff_hz, 0.49 * rate_hz)
+    low_pass = _library().LowPassFilter(cutoff_hz, cutoff_hz, 24, 24, zero_phase=True, p=1.0)
+    return _same_loudness(low_pass(samples, rate_hz), samples)
+
+
+def _gain_steps(samples, rate_hz, step_db, rng, donor):
+    """Every other quarter of the loop is quieter."""
+    quieter = _library().Gain(-step_db, -step_db, p=1.0)(samples, rate_hz)
+    edges = np.linspace(0, len(samples), 5).astype(int)
+    mask = np.zeros(len(samples), np.float32)
+    for k in range(int(rng.integers(2)), 4, 2):
+        mask[edges[k] : edges[k + 1]] = 1.0
+    return _blend(samples, quieter, mask, rate_hz)
+
+
+def _reversal(samples, rate_hz, percent, rng, donor):
+    start, end = _place(len(samples), percent / 100, rng)
+    changed = samples.copy()
+    changed[start:end] = _library().Reverse(p=1.0)(samples[start:end], rate_hz)
+    mask = np.zeros(len(samples), np.float32)
+    mask[start:end] = 1.0
+    return _blend(samples, changed, mask, rate_hz)
+
+
+def _dropouts(samples, rate_hz, length_ms, rng, donor):
+    """Four gaps of hard digital silence, one somewhere in each quarter."""
+    changed = samples.copy()
+    length = max(1, int(length_ms * rate_hz / 1000))
+    edges = np.linspace(0, len(samples), N_DROPOUTS + 1).astype(int)
+    for start, end in itertools.pairwise(edges):
+        at = int(rng.integers(start, max(start + 1, end - length)))
+        changed[at : min(at + length, end)] = 0.0
+    return changed
+
+
+def _off_grid(samples, rate_hz, percent, rng, donor):
+    """Cuts the loop into eight slices and moves each off its place by up to that share of it."""
+    edges = np.linspace(0, len(samples), N_SLICES + 1).astype(int)
+    reach = percent / 100 * len(samples) / N_SLICES
+    changed = np.zeros_like(samples)
+    for start, end in itertools.pairwise(edges):
+        slice_ = samples[start:end] * _window(end - start, rate_hz)
+        at = start + round(float(rng.choice([-1, 1]) * rng.uniform(0.5, 1.0) * reach))
+        low, high = max(at, 0), min(at + len(slice_), len(samples))
+        changed[low:high] += slice_[low - at : high - at]
+    return changed
+
+
+def _splice(samples, rate_hz, percent, rng, donor):
+    """Another instrument takes over for a share of the loop, at the same loudness."""
+    start, end = _place(len(samples), percent / 100, rng)
+    repeats = -(-len(samples) // max(1, len(donor)))
+    other = np.tile(donor, repeats)[: len(samples)]
+    mask = np.zeros(len(samples), np.float32)
+    mask[start:end] = 1.0
+    return _blend(samples, _same_loudness(other, samples), mask, rate_hz)
+
+
+VARIATIONS = {
+    variation.name: variation
+    for variation in (
+        Variation("pitch shift", "cents", (25, 50, 100, 200, 400, 700), _pitch),
+        Variation("time stretch", "% faster", (1, 3, 6, 12, 25, 50), _stretch),
+        Variation("noise", "dB signal to noise", (40, 30, 20, 15, 10, 5), _noise),
+        Variation("drive", "dB over full scale", (3, 6, 12, 18, 24, 36), _drive),
+        Variation("low-pass", "Hz", (8000, 4000, 2000, 1000, 500, 250), _low_pass),
+        Variation("gain steps", "dB", (1, 3, 6, 12, 18, 30), _gain_steps),
+        Variation("reversal", "% of the loop", (5, 10, 20, 40, 70, 100), _reversal),
+        Variation("dropouts", "ms, four times", (5, 10, 25, 50, 100, 200), _dropouts),
+        Variation("off-grid slices", "% of a slice", (5, 10, 20, 35, 50, 75), _off_grid),
+        Variation(
+            "foreign splice", "% of the loop", (5, 10, 20, 30, 50, 75), _splice, needs_donor=True
+        ),
+    )
+}
+
+
+def _rms(samples: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) if len(samples) else 0.0
+
+
+def _same_loudness(changed: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    own = _rms(changed)
+    return changed * (_rms(samples) / own) if own > 1e-9 else changed
+
+
+def _fit(samples: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(samples[:length], (0, max(0, length - len(samples))))
+
+
+def _place(length: int, share: float, rng: np.random.Generator) -> tuple[int, int]:
+    size = max(1, min(length, round(share * length)))
+    start = int(rng.integers(0, length - size + 1))
+    return start, start + size
+
+
+def _edge_samples(rate_hz: int) -> int:
+    return max(1, int(EDGE_S * rate_hz))
+
+
+def _window(length: int, rate_hz: int) -> np.ndarray:
+    """Ones [length] with short linear ramps at both ends."""
+    edge = min(_edge_samples(rate_hz), max(1, length // 2))
+    ramp = (np.arange(length) + 1) / edge
+    return np.minimum(1.0, np.minimum(ramp, ramp[::-1])).astype(np.float32)
+
+
+def _blend(samples: np.ndarray, changed: np.ndarray, mask: np.ndarray, rate_hz: int) -> np.ndarray:
+    """`changed` where the 0/1 mask is 1, with cross-fades at its steps."""
+    edge = _edge_samples(rate_hz)
+    kernel = np.ones(edge, np.float32) / edge
+    padded = np.pad(mask, edge, mode="edge")
+    smooth = np.convolve(padded, kernel, mode="same")[edge : edge + len(mask)]
+    return samples + (changed - samples) * smooth
