@@ -80,7 +80,8 @@ class Encoder:
             ValueError: a name or shape does not fit the architecture; lists them.
         """
         self.config, self.mel_config = config, mel_config
-        self.id, self.precision = encoder_id, precision
+        self.id = encoder_id
+        self.precision: Precision = precision
         self.weights_sha256 = weights_sha256 or weights_digest(weights)
         self._graphdef, abstract = abstract_model(config, precision)
         self.params = _fill(abstract, weights)

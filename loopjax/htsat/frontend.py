@@ -9,7 +9,7 @@ or bfloat16 pass moves quiet mel bands by tens of decibels.
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +54,10 @@ class LogMelConfig:
         return cls()
 
     @classmethod
-    def clap_unfused(cls, **changes) -> "LogMelConfig":
+    def clap_unfused(cls, **changes: Any) -> "LogMelConfig":
         """The in-model front end of CLAP towers without fusion: Slaney mel and norm."""
-        return cls(**({"mel_scale": "slaney"} | changes))
+        values: dict[str, Any] = {"mel_scale": "slaney"}
+        return cls(**(values | changes))
 
     @classmethod
     def audioset_32khz(cls) -> "LogMelConfig":
@@ -82,9 +83,9 @@ class LogMelConfig:
         )
 
     @classmethod
-    def msclap_2023(cls, **changes) -> "LogMelConfig":
+    def msclap_2023(cls, **changes: Any) -> "LogMelConfig":
         """Microsoft CLAP 2023: seven seconds at 44.1 kHz under filters laid out for 32 kHz."""
-        values = {
+        values: dict[str, Any] = {
             "sample_rate_hz": 44100,
             "hop_samples": 320,
             "mel_scale": "slaney",

@@ -57,8 +57,10 @@ class HtsatConfig:
             "heads": (2, 4, 8),
             "patch": 8,
             "fusion": True,
+            "n_classes": None,
+            "projection_dim": None,
         }
-        return cls(**(sizes | {"n_classes": None, "projection_dim": None} | changes))
+        return cls(**(sizes | changes))
 
     @property
     def embedding_dim(self) -> int:

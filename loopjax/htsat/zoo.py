@@ -1,102 +1,172 @@
-"""Named encoders and where their weights live."""
+"""Named encoders: which there are, where their weights live, how to fetch and check them."""
 
-import dataclasses
-import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from loopjax.errors import UserError
-from loopjax.htsat.encoder import Encoder, Precision, weights_digest
-from loopjax.htsat.frontend import LogMelConfig
-from loopjax.htsat.model import HtsatConfig
+from loopjax.htsat.convert import Converted, convert_encoder, file_sha256
+from loopjax.htsat.encoder import Encoder, Precision
+from loopjax.htsat.encoder_files import read_encoder, read_record, save_encoder, verify_encoder
+from loopjax.htsat.known import KNOWN, KnownEncoder, known_encoder
 
-FORMAT = "loopjax-encoder-1"
+__all__ = ["encoders", "load_encoder", "pull", "read_encoder", "save_encoder", "verify"]
+
 BUNDLED = "loopjax-nano"
 PACKAGE_WEIGHTS = Path(__file__).parent.parent / "data" / "weights"  # in an installed wheel
 CHECKOUT_WEIGHTS = Path(__file__).parent.parent.parent / "weights"  # in a source checkout
+HUB_TIMEOUT_S = 10
 
 
 def load_encoder(name: str | Path, precision: Precision = "fp32") -> Encoder:
     """Loads an encoder by name or from a folder written by `loopjax convert`.
 
     Raises:
-        UserError: no such encoder, or its folder is damaged; says what to do.
+        UserError: no such encoder, not fetched yet, or its folder is damaged; says what to do.
     """
     return read_encoder(_locate(name), precision)
 
 
-def save_encoder(
-    folder: Path,
-    config: HtsatConfig,
-    mel_config: LogMelConfig,
-    weights: dict[str, np.ndarray],
-    *,
-    encoder_id: str,
-    about: dict[str, Any],
-) -> None:
-    """Writes weights (Orbax) and `config.json`; `about` holds source, licence and the like."""
-    import orbax.checkpoint as ocp
+def encoders() -> list[dict[str, Any]]:
+    """One row per known encoder: name, here, dims, fusion, licence, size, sha256, source."""
+    rows = [
+        {
+            "name": k.name,
+            "here": "yes" if (cache_folder(k) / "config.json").is_file() else "",
+            "dims": k.dims,
+            "fusion": "yes" if k.fusion else "",
+            "size": k.size,
+            "sha256": k.sha256,
+            "licence": k.licence,
+            "source": k.source,
+        }
+        for k in KNOWN
+    ]
+    bundled = {"name": BUNDLED, "here": "", "dims": None, "fusion": "yes", "size": None}
+    bundled |= {"sha256": None, "licence": "MIT", "source": "bundled"}
+    folder = _find(BUNDLED)
+    if folder is not None:
+        record = read_record(folder)
+        size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        shape = record["architecture"]
+        bundled |= {
+            "here": "yes",
+            "dims": shape["width"] * 2 ** (len(shape["depths"]) - 1),
+            "fusion": "yes" if shape["fusion"] else "",
+            "size": f"{size_bytes / 1e6:.1f} MB",
+            "sha256": record["weights_sha256"],
+        }
+    return [bundled, *rows]
 
-    folder = Path(folder).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder / "weights", weights, force=True)
-    record = {
-        "format": FORMAT,
-        "id": encoder_id,
-        "weights_sha256": weights_digest(weights),
-        "architecture": dataclasses.asdict(config),
-        "front_end": dataclasses.asdict(mel_config),
-        "about": about,
-    }
-    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+def pull(name: str) -> str:
+    """Fetches a known encoder, checks its hash, converts it and keeps it in the cache.
+
+    Needs the optional dependency huggingface_hub and a network; respects HF_HUB_OFFLINE.
+
+    Returns:
+        A summary of what lies where.
+
+    Raises:
+        UserError: unknown, no network, wrong hash; says what to download and where to put it.
+    """
+    known = known_encoder(name)
+    if known is None:
+        names = ", ".join(k.name for k in KNOWN)
+        raise UserError(f"no known encoder {name!r}; known: {names}")
+    folder = cache_folder(known)
+    if (folder / "config.json").is_file():
+        return f"{known.name} is already at {folder}"
+    files = [_download(known, file, folder) for file in known.files]
+    weights = files[0]
+    sha256 = file_sha256(weights)
+    if known.sha256 not in (None, sha256):
+        raise UserError(
+            f"{weights} has sha256 {sha256} instead of {known.sha256}: a broken or exchanged "
+            "download; it was not used. Delete it and pull again"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        # The Hub's cache holds links into a folder of blobs; conversion wants the plain names.
+        for file in files:
+            (Path(scratch) / file.name).symlink_to(file.resolve())
+        done: Converted = convert_encoder(
+            Path(scratch) / weights.name, folder, encoder_id=known.name, fusion=known.fusion
+        )
+    return f"{done}\n  licence: {known.licence}"
 
 
-def read_encoder(folder: Path, precision: Precision = "fp32") -> Encoder:
-    """Reads a folder written by `save_encoder` onto this process's first device."""
-    import jax
-    import orbax.checkpoint as ocp
+def verify(name: str | Path) -> str:
+    """Recomputes the probe embedding stored with an encoder; returns a line that says how close.
 
-    folder = Path(folder).absolute()
+    Raises:
+        UserError: no such encoder, damaged, or without a probe.
+        ModelCheckError: it gives other embeddings than when it was written.
+    """
+    return verify_encoder(_locate(name))
+
+
+def cache_folder(known: KnownEncoder) -> Path:
+    """Where a fetched encoder is kept: $XDG_CACHE_HOME/loopjax/encoders/NAME."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "loopjax" / "encoders" / known.name.replace("/", "--")
+
+
+def _download(known: KnownEncoder, file: str, folder: Path) -> Path:
+    if known.repository is None:
+        raise UserError(f"{known.name} is not on the Hugging Face Hub; {_by_hand(known, folder)}")
     try:
-        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = HtsatConfig(**_tuples(record["architecture"]))
-        mel_config = LogMelConfig(**record["front_end"])
-        with ocp.StandardCheckpointer() as checkpointer:
-            shapes = checkpointer.metadata(folder / "weights").item_metadata.tree
-            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            target = {
-                name: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here)
-                for name, m in shapes.items()
-            }
-            restored = checkpointer.restore(folder / "weights", target)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is no readable encoder folder: {error}") from None
-    weights = {name: np.asarray(array, np.float32) for name, array in restored.items()}
-    if weights_digest(weights) != record["weights_sha256"]:
-        raise UserError(f"{folder}: the weights do not match their recorded hash; fetch them again")
-    return Encoder(
-        config,
-        mel_config,
-        weights,
-        encoder_id=record["id"],
-        precision=precision,
-        weights_sha256=record["weights_sha256"],
+        from huggingface_hub import errors, hf_hub_download
+    except ImportError:
+        raise UserError(
+            "fetching needs huggingface_hub: pip install 'loopjax[hub]'; or without it, "
+            + _by_hand(known, folder)
+        ) from None
+    network = getattr(errors, "HTTPError", OSError)  # httpx's; requests' is an OSError
+    try:
+        return Path(
+            hf_hub_download(
+                repo_id=known.repository,
+                filename=file,
+                revision=known.revision,
+                etag_timeout=HUB_TIMEOUT_S,
+            )
+        )
+    except (OSError, ValueError, network) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"cannot fetch {file} of {known.repository} ({reason}); {_by_hand(known, folder)}"
+        ) from error
+
+
+def _by_hand(known: KnownEncoder, folder: Path) -> str:
+    """What to download on another machine and where to put it."""
+    if known.repository is None:
+        what = f"{known.files[0]} from {known.origin}"
+    else:
+        base = f"https://huggingface.co/{known.repository}/resolve/{known.revision or 'main'}"
+        what = ", ".join(f"{base}/{file}" for file in known.files)
+    together = " into one folder" if len(known.files) > 1 else ""
+    return (
+        f"download {what}{together}, then: loopjax convert {' '.join(known.files[:1])} -o {folder}"
     )
 
 
-def _locate(name: str | Path) -> Path:
+def _find(name: str | Path) -> Path | None:
+    known = known_encoder(str(name))
     folders = [Path(name), PACKAGE_WEIGHTS / str(name), CHECKOUT_WEIGHTS / str(name)]
-    for folder in folders:
-        if (folder / "config.json").is_file():
-            return folder
+    if known is not None:
+        folders.append(cache_folder(known))
+    return next((f for f in folders if (f / "config.json").is_file()), None)
+
+
+def _locate(name: str | Path) -> Path:
+    folder = _find(name)
+    if folder is not None:
+        return folder
+    if known_encoder(str(name)) is not None:
+        raise UserError(f"{name} is not on this machine yet: loopjax encoders pull {name}")
     raise UserError(
         f"no encoder {str(name)!r}: give {BUNDLED!r} (bundled), a name from `loopjax encoders`, or "
         "a folder written by `loopjax convert`"
     )
-
-
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
