@@ -85,8 +85,8 @@ def _demo(verbs) -> None:
 
 def _embed(verbs) -> None:
     def handler(args) -> int:
-        from loopjax.config import EmbedConfig, from_dict
         from loopjax.commands import embed_command
+        from loopjax.config import EmbedConfig, from_dict
 
         given = {
             field.name: value

@@ -24,6 +24,7 @@ from loopjax.errors import UserError
 from loopjax.store import Scores
 
 DONE, SOME_REJECTED = 0, 3
+PRINTED_TABLES = 3  # the rest is in evaluation.json and the report
 PACKAGE_CONFIGS = Path(__file__).parent / "data" / "configs"  # in an installed wheel
 CHECKOUT_CONFIGS = Path(__file__).parent.parent / "configs"  # in a source checkout
 QUICK = ("seeds=[0]", "evaluate.bootstrap=100", "compare_encoders=[]")
@@ -241,10 +242,9 @@ def print_ranking(scores: Scores, top: int) -> None:
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:
     """Prints the evaluation's summary tables."""
-    for title, rows in evaluation.get("summary", {}).items():
-        if not rows:
-            continue
-        table = Table(title=title, box=None, pad_edge=False, header_style="bold")
+    for part in evaluation["tables"][:PRINTED_TABLES]:
+        rows = part["rows"]
+        table = Table(title=part["title"], box=None, pad_edge=False, header_style="bold")
         table.title_justify = "left"
         for key in rows[0]:
             table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right")

@@ -66,7 +66,7 @@ class DetectorConfig:
     """One detector; `params` are the constructor's keyword arguments."""
 
     name: str
-    kind: Literal["deep-svdd", "isolation-forest", "pca", "knn", "mahalanobis"]
+    kind: Literal["deep-svdd", "isolation-forest", "pca", "knn", "mahalanobis", "mean-cosine"]
     params: dict[str, Any] = field(default_factory=dict)
 
 

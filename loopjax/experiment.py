@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from loopjax.config import DetectorConfig, ExperimentConfig, to_dict
+from loopjax.config import ExperimentConfig, to_dict
 from loopjax.errors import UserError
 from loopjax.store import Embeddings, Scores, read_embeddings, write_atomically, write_scores
 from loopjax.trained import TrainedModel, check_params, fit_model, score_embeddings, split_rows
 
 BUNDLED_LABELS = Path(__file__).parent / "data" / "demo" / "labels.csv"
+
+RANDOM_KINDS = ("deep-svdd", "isolation-forest")  # whose fit depends on the seed
 
 Log = Callable[[str], None]
 
@@ -60,11 +62,7 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
     _claim(out, config, restart)
     embeddings, n_rejected = embed_or_read(config, out, log)
     labels = read_labels(config, embeddings)
-    train = split_rows(embeddings, config.split)
-    if config.split.train_on == "normal":
-        if labels is None:
-            raise UserError("split.train_on: normal needs labels; give data.labels")
-        train &= labels != 1
+    train = training_rows(config, embeddings, labels)
     models = fit_all(config, embeddings, train, out, log)
     scores = rank(config, models, embeddings, labels)
     write_scores(scores, out / "scores.parquet", csv=out / "scores.csv")
@@ -80,7 +78,7 @@ def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embedd
     if config.data.embeddings is not None:
         if config.data.sources:
             raise UserError("give either data.sources or data.embeddings, not both")
-        embeddings = read_embeddings(config.data.embeddings)
+        embeddings = read_run_embeddings(config, out)
         return embeddings, len(embeddings.failures)
     if not config.data.sources:
         raise UserError("data.sources is empty: name files, folders, tfds:NAME or bundled:demo")
@@ -90,8 +88,29 @@ def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embedd
     encoder = load_encoder(config.embed.encoder, config.embed.precision)
     log(f"embedding {', '.join(config.data.sources)} with {encoder.id}")
     embed_corpus(config.data.sources, encoder, out / "embeddings", config.embed)
-    embeddings = read_embeddings(out / "embeddings")
+    embeddings = read_run_embeddings(config, out)
     return embeddings, len(embeddings.failures)
+
+
+def read_run_embeddings(config: ExperimentConfig, out: Path) -> Embeddings:
+    """The embeddings of a run that has embedded its sources, or the ones its config names."""
+    return read_embeddings(config.data.embeddings or out / "embeddings")
+
+
+def training_rows(
+    config: ExperimentConfig, embeddings: Embeddings, labels: np.ndarray | None
+) -> np.ndarray:
+    """The rows that train, bool [N].
+
+    Raises:
+        UserError: `train_on: normal` without labels, or too few rows.
+    """
+    train = split_rows(embeddings, config.split)
+    if config.split.train_on == "normal":
+        if labels is None:
+            raise UserError("split.train_on: normal needs labels; give data.labels")
+        train &= labels != 1
+    return train
 
 
 def read_labels(config: ExperimentConfig, embeddings: Embeddings) -> np.ndarray | None:
@@ -128,7 +147,7 @@ def fit_all(
     store = config.data.embeddings or str((out / "embeddings").absolute())
     for detector in config.detectors:
         models[detector.name] = []
-        for seed in config.seeds if has_seed(detector) else config.seeds[:1]:
+        for seed in config.seeds if detector.kind in RANDOM_KINDS else config.seeds[:1]:
             folder = out / "models" / detector.name / f"seed-{seed}"
             if not (folder / "model.json").exists():
                 log(f"fitting {detector.name} (seed {seed}) on {int(train.sum())} loops")
@@ -138,13 +157,6 @@ def fit_all(
                 ).save(folder)
             models[detector.name].append(TrainedModel.load(folder))
     return models
-
-
-def has_seed(detector: DetectorConfig) -> bool:
-    """Whether a detector's fit is random."""
-    from loopjax.detectors import KINDS
-
-    return "random_state" in KINDS[detector.kind]().get_params()
 
 
 def rank(

@@ -10,6 +10,7 @@ from loopjax.htsat.convert import Converted, convert_encoder, file_sha256
 from loopjax.htsat.encoder import Encoder, Precision
 from loopjax.htsat.encoder_files import read_encoder, read_record, save_encoder, verify_encoder
 from loopjax.htsat.known import KNOWN, KnownEncoder, known_encoder
+from loopjax.htsat.references import REFERENCES
 
 __all__ = ["encoders", "load_encoder", "pull", "read_encoder", "save_encoder", "verify"]
 
@@ -25,6 +26,8 @@ def load_encoder(name: str | Path, precision: Precision = "fp32") -> Encoder:
     Raises:
         UserError: no such encoder, not fetched yet, or its folder is damaged; says what to do.
     """
+    if str(name) in REFERENCES:
+        return REFERENCES[str(name)](precision)
     return read_encoder(_locate(name), precision)
 
 
