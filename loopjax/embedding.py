@@ -61,10 +61,13 @@ def embed_corpus(
     total = count(sources)
     if total == 0:
         raise UserError(f"no audio files ({READABLE}) under {', '.join(map(str, sources))}")
-    with locked(folder) if index == 0 else contextlib.nullcontext():
-        if index == 0:
+    with contextlib.ExitStack() as stack:
+
+        def take_over() -> None:
+            stack.enter_context(locked(folder))
             prepare(folder, metadata, settings, restart)
-        parallel.wait_for_all("loopjax-prepared")
+
+        parallel.first_process_does(take_over)
         done = DoneIndex(folder)
         writer = ShardWriter(folder, metadata, options.shard_rows, index, n_processes)
         run = EmbeddingRun(encoder, options, _n_crops(options.crops), writer, done)
@@ -75,9 +78,8 @@ def embed_corpus(
                 run.run(loops, _decoders(options, encoder, total), bar)
             finally:
                 writer.flush()
-        parallel.wait_for_all("loopjax-embedded")
-        if index == 0:
-            finish(folder)
+        parallel.wait_for_all()
+        parallel.first_process_does(lambda: finish(folder))
     _check_budget(run.summary, options)
     return run.summary
 
@@ -177,6 +179,7 @@ def _decoders(options: EmbedConfig, encoder: Any, n_files: int) -> list[Decoder]
         max_duration_s=options.max_duration_s,
         target_rate_hz=encoder.sample_rate_hz,
         device_rates_hz=_device_rates(options.resample, encoder.sample_rate_hz),
+        host_resampling=options.resample != "device",
     )
     n_workers = options.workers or _default_workers()
     return [
@@ -217,10 +220,10 @@ class _Memory:
         self.rows: list[StoreRow] = []
         self.failures: list[Failure] = []
 
-    def add(self, row: StoreRow) -> None:
+    def add(self, row: StoreRow, replaces: Path | None = None) -> None:
         self.rows.append(row)
 
-    def add_failure(self, failure: Failure) -> None:
+    def add_failure(self, failure: Failure, replaces: Path | None = None) -> None:
         self.failures.append(failure)
 
     def embeddings(self, metadata: dict[str, str]) -> store.Embeddings:

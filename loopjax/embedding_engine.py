@@ -13,6 +13,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -50,11 +51,11 @@ class EmbedSummary:
 class Sink(Protocol):
     """Where finished rows go."""
 
-    def add(self, row: StoreRow) -> None:
+    def add(self, row: StoreRow, replaces: Path | None = None) -> None:
         """Takes an embedded loop."""
         ...
 
-    def add_failure(self, failure: Failure) -> None:
+    def add_failure(self, failure: Failure, replaces: Path | None = None) -> None:
         """Takes a rejected input."""
         ...
 
@@ -74,8 +75,14 @@ class _Dispatched:
 class _Leftover:
     """Mel rows of a batch that is smaller than the encoder's."""
 
-    draws: list[tuple[Any, Any]]  # (mel, longer) on the device, one per crop draw
+    draws: list[tuple[Any, Any]]  # (mel, longer), one per crop draw; may hold padding rows
     rows: list[list[Row]]
+
+    def fetch(self, draw: int) -> tuple[np.ndarray, np.ndarray]:
+        """Copies one draw's real rows to the host."""
+        mel, longer = self.draws[draw]
+        n = len(self.rows)
+        return np.asarray(mel)[:n], np.asarray(longer)[:n]
 
 
 class EmbeddingRun:
@@ -252,16 +259,7 @@ class EmbeddingRun:
             rows = [row for left in waiting for row in left.rows]
             if not rows or len(rows) < at_least:
                 continue
-            draws = []
-            for draw in range(n_draws):
-                mels, longs = zip(
-                    *(
-                        (np.asarray(x)[: len(left.rows)] for x in left.draws[draw])
-                        for left in waiting
-                    ),
-                    strict=True,
-                )
-                draws.append((np.concatenate(mels), np.concatenate(longs)))
+            draws = [_join(left.fetch(draw) for left in waiting) for draw in range(n_draws)]
             first = 0
             while len(rows) - first >= max(1, at_least):
                 part = slice(first, first + size)
@@ -341,18 +339,23 @@ class EmbeddingRun:
             "flags": info["flags"],
             "crop_std": std,
         }
-        self._sink.add(StoreRow(columns, embedding))
+        self._sink.add(StoreRow(columns, embedding), self._older(loop.key))
         self.summary.n_embedded += 1
         self.summary.n_flagged += bool(info["flags"])
 
     def _fail(self, failure: Failure) -> None:
-        self._sink.add_failure(failure)
+        self._sink.add_failure(failure, self._older(failure.key))
         self._reasons[failure.reason] += 1
         self.summary.n_failed += 1
         if self._options.strict:
             raise TooManyRejectedError(
                 f"{failure.path}: {failure.reason} ({failure.message}); stopped because of --strict"
             )
+
+    def _older(self, key: str) -> Path | None:
+        """The shard with an outdated row of this key."""
+        at = self._stale.get(key)
+        return None if at is None or self._done is None else self._done.part(at)
 
     def _n_done(self) -> int:
         return self.summary.n_embedded + self.summary.n_skipped + self.summary.n_failed
@@ -369,6 +372,11 @@ class EmbeddingRun:
         self.summary.wait_share = self._wait_s / elapsed_s
         self.summary.files_per_s = self.summary.n_embedded / elapsed_s
         self.summary.reasons = dict(self._reasons)
+
+
+def _join(pieces: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    mels, longer = zip(*pieces, strict=True)
+    return np.concatenate(mels), np.concatenate(longer)
 
 
 def _pad(array: np.ndarray, size: int) -> np.ndarray:

@@ -7,11 +7,12 @@ the manifest; `jax.distributed` only tells the processes who they are and lets t
 import hashlib
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from loopjax.errors import UserError
+from loopjax.errors import LoopjaxError, UserError
 
 AXIS = "data"
 BARRIER_TIMEOUT_S = 24 * 3600
@@ -58,15 +59,41 @@ def process_slot() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def wait_for_all(name: str) -> None:
-    """Returns once every process of the run has called it with the same name."""
-    import jax
+def wait_for_all() -> None:
+    """Returns once every process of the run has called it."""
+    if process_slot()[1] > 1:
+        _coordination().wait_at_barrier("loopjax", BARRIER_TIMEOUT_S * 1000)
+
+
+def first_process_does(action: Callable[[], None]) -> None:
+    """Runs an action in process 0 while the others wait; its failure is theirs too.
+
+    Raises:
+        LoopjaxError: what the action raised, in every process.
+    """
+    index, count = process_slot()
+    if count == 1:
+        action()
+        return
+    client, key, failure = _coordination(), "loopjax/outcome", None
+    if index == 0:
+        try:
+            action()
+        except LoopjaxError as error:
+            failure = error
+        client.key_value_set(key, "" if failure is None else str(failure), allow_overwrite=True)
+    wait_for_all()
+    message = client.blocking_key_value_get(key, BARRIER_TIMEOUT_S * 1000)
+    wait_for_all()  # all have read it before the next action overwrites it
+    if message:
+        raise failure or UserError(message)
+
+
+def _coordination() -> Any:
+    """The client of the coordination service; jax offers no public door to it."""
     from jax._src import distributed
 
-    if jax.process_count() > 1:
-        client = distributed.global_state.client
-        assert client is not None
-        client.wait_at_barrier(name, BARRIER_TIMEOUT_S * 1000)
+    return distributed.global_state.client
 
 
 def data_mesh() -> Any:

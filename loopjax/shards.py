@@ -61,8 +61,10 @@ def locked(folder: Path) -> Iterator[None]:
         holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}"
         os.ftruncate(fd, 0)
         os.pwrite(fd, holder.encode(), 0)
-        yield
-        os.ftruncate(fd, 0)  # empty = released in order
+        try:
+            yield
+        finally:
+            os.ftruncate(fd, 0)  # empty = released in order
     finally:
         os.close(fd)
 
@@ -236,25 +238,30 @@ class ShardWriter:
         self._first_row_s = 0.0
         self._failures: list[dict[str, Any]] = []
         self._unsaved_failures = False
-        self._replaced: dict[str, Path] = {}
+        self._outdated: dict[Path, list[str]] = {}  # keys to drop from older shards
 
-    def replace(self, key: str, part: Path) -> None:
-        """Announces that a coming row takes the place of an older one in `part`."""
-        self._replaced[key] = part
+    def add(self, row: StoreRow, replaces: Path | None = None) -> None:
+        """Takes a row; writes a shard when enough are there or the oldest waited long enough.
 
-    def add(self, row: StoreRow) -> None:
-        """Takes a row; writes a shard when enough are there or the oldest waited long enough."""
+        Args:
+            row: the finished loop.
+            replaces: shard with an older row of the same key, which is dropped first.
+        """
         if not self._rows:
             self._first_row_s = time.monotonic()
         self._rows.append(row)
+        if replaces is not None:
+            self._outdated.setdefault(replaces, []).append(row.columns["key"])
         waited_s = time.monotonic() - self._first_row_s
         if len(self._rows) >= self._shard_rows or waited_s > FLUSH_S:
             self.flush()
 
-    def add_failure(self, failure: Any) -> None:
+    def add_failure(self, failure: Any, replaces: Path | None = None) -> None:
         """Takes a rejected input (a dataclass with the fields of `store.FAILURE_SCHEMA`)."""
         self._failures.append(asdict(failure))
         self._unsaved_failures = True
+        if replaces is not None:
+            self._outdated.setdefault(replaces, []).append(failure.key)
 
     def flush(self) -> None:
         """Writes everything taken so far.
@@ -262,8 +269,11 @@ class ShardWriter:
         Raises:
             WriteError: the shard could not be written; earlier shards stay valid.
         """
+        for part, keys in self._outdated.items():  # a kill from here on only undoes these rows
+            with _rewriting(self._folder):
+                drop_rows(part, keys)
+        self._outdated.clear()
         if self._rows:
-            self._drop_replaced()
             names = [field.name for field in self._schema if field.name != store.EMBEDDING]
             columns = {name: [row.columns.get(name) for row in self._rows] for name in names}
             values = np.concatenate([row.embedding for row in self._rows])
@@ -278,17 +288,6 @@ class ShardWriter:
             store.write_parquet(table, self._failures_path)
             self._unsaved_failures = False
 
-    def _drop_replaced(self) -> None:
-        """Removes older versions of the rows about to be written; a kill here only undoes them."""
-        by_part: dict[Path, list[str]] = {}
-        for row in self._rows:
-            part = self._replaced.pop(row.columns["key"], None)
-            if part is not None:
-                by_part.setdefault(part, []).append(row.columns["key"])
-        for part, keys in by_part.items():
-            with _rewriting(self._folder):
-                drop_rows(part, keys)
-
 
 @contextlib.contextmanager
 def _rewriting(folder: Path) -> Iterator[None]:
@@ -302,10 +301,13 @@ def _rewriting(folder: Path) -> Iterator[None]:
 
 
 def drop_rows(part: Path, keys: Sequence[str]) -> None:
-    """Rewrites a shard without some rows, atomically."""
+    """Rewrites a shard without some rows, atomically; an empty one disappears."""
     table = pq.read_table(part)
     keep = ~np.isin(np.asarray(table["key"]), list(keys))
-    store.write_parquet(table.filter(pa.array(keep)), part)
+    if keep.any():
+        store.write_parquet(table.filter(pa.array(keep)), part)
+    else:
+        part.unlink()
 
 
 def finish(folder: Path) -> None:

@@ -13,6 +13,11 @@ MAX_HEADER_CHANNELS = 1024  # libsndfile's own bound; more than this is a broken
 MAX_HEADER_RATE_HZ = 10_000_000
 STREAMING_SIZE = 0x7FFF0000  # writers that cannot seek back leave sizes from here upwards
 TAIL_BYTES = 1 << 16  # an Ogg page is at most 65,307 bytes
+MP3_KBPS = {  # Layer III bit rates by header field, for MPEG-1 and for MPEG-2 and 2.5
+    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+MP3_RATES_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 MAX_CHUNKS = 10_000  # a file of zero-size chunks would be walked for minutes
 
 
@@ -81,6 +86,7 @@ def read_header(fd: int, size_bytes: int) -> Header:
         "aiff": _read_aiff,
         "flac": _read_flac,
         "ogg": _read_ogg,
+        "mp3": _read_mp3,
         "au": _read_au,
         "caf": _read_caf,
     }
@@ -181,6 +187,30 @@ def _read_ogg(fd: int, size_bytes: int, head: bytes, header: Header) -> None:
     ends = last >= 0 and last + 6 <= len(tail) and tail[last + 5] & 4
     if not ends:
         header.flags.append("truncated")  # Ogg is made to be cut: what is there is whole
+
+
+def _read_mp3(fd: int, size_bytes: int, head: bytes, header: Header) -> None:
+    """Counts Layer III frames: without a length header libsndfile only guesses how many there are.
+
+    The count includes the encoder's delay and padding, up to three frames of them.
+    """
+    offset = 0
+    if head[:3] == b"ID3":
+        a, b, c, d = head[6:10]
+        offset = 10 + (a << 21 | b << 14 | c << 7 | d)
+    frames = 0
+    while len(raw := os.pread(fd, 4, offset)) == 4:
+        version, layer = (raw[1] >> 3) & 3, (raw[1] >> 1) & 3
+        if not _is_mpeg_frame(raw) or layer != 1 or raw[2] >> 4 == 0:
+            break
+        rate = MP3_RATES_HZ[version][(raw[2] >> 2) & 3]
+        if header.rate_hz is None:
+            header.rate_hz, header.channels = rate, 1 if raw[3] >> 6 == 3 else 2
+        is_v1 = version == 3
+        bits_per_s = 1000 * MP3_KBPS[is_v1][raw[2] >> 4]
+        offset += (144 if is_v1 else 72) * bits_per_s // rate + (raw[2] >> 1 & 1)
+        frames += 1152 if is_v1 else 576
+    header.frames = frames or None
 
 
 def _read_au(fd: int, size_bytes: int, head: bytes, header: Header) -> None:

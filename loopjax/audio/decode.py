@@ -22,6 +22,7 @@ SILENCE_PEAK = 1e-4  # -80 dB
 DC_OFFSET = 0.05
 FULL_SCALE = 0.9999
 CLIPPED_RUN_SAMPLES = 4  # consecutive full-scale samples that one normalised peak cannot make
+MP3_PADDING_FRAMES = 4 * 1152  # encoder delay and padding that decoders may trim
 CANCEL_RATIO = 1e-3  # mono energy below -30 dB of the channels' mean energy
 
 # Subtypes whose samples are 16-bit integers already: kept as int16, half the transfer.
@@ -46,6 +47,7 @@ class DecodeOptions:
     max_samples: int = 1 << 27  # mono samples at the file's rate: 512 MiB as float32
     target_rate_hz: int = 48_000
     device_rates_hz: tuple[int, ...] = (48_000,)  # other rates are resampled here by soxr HQ
+    host_resampling: bool = True  # False rejects them instead
 
 
 @dataclass
@@ -130,8 +132,11 @@ def _decode(fd: int, size_bytes: int, options: DecodeOptions) -> Decoded:
     except soundfile.LibsndfileError as error:
         raise DecodeError("decode_error", error.error_string) from None
     flags = [*header.flags, *mix.flags]
-    if frames is not None and mono.size < frames:
-        message = f"{mono.size} of {frames} frames decoded"
+    expected = frames or 0
+    if header.kind == "mp3" and header.frames is not None:
+        expected = max(expected, header.frames - MP3_PADDING_FRAMES)
+    if mono.size < expected:
+        message = f"{mono.size} of {expected} frames can be decoded"
         if mono.size == 0 or not options.accept_truncated:
             raise DecodeError("truncated", message)
         flags.append("truncated")
@@ -142,6 +147,8 @@ def _decode(fd: int, size_bytes: int, options: DecodeOptions) -> Decoded:
     n_frames = mono.size
     target = options.target_rate_hz
     if rate not in options.device_rates_hz and rate != target:
+        if not options.host_resampling:
+            raise DecodeError("unsupported_rate", f"{rate} Hz needs resample auto or host")
         mono = resample_on_host(mono, rate, target)
     return Decoded(
         samples=mono,

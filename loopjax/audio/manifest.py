@@ -184,8 +184,9 @@ def _walk(root: bytes, shown: bytes, absolute: bytes) -> Iterator[_Entry]:
         relative = pending.pop()
 
         def entry(inner: bytes, error: OSError | None = None, outer: bytes = relative) -> _Entry:
-            inner = os.path.join(outer, inner)
-            named, read, found = (os.path.join(base, inner) for base in (label, shown, absolute))
+            inner = b"/".join(part for part in (outer, inner) if part)
+            bases = (label, shown, absolute)
+            named, read, found = (os.path.join(b, inner) if inner else b for b in bases)
             return _Entry(named, read, found, error)
 
         folder = os.path.join(absolute, relative)

@@ -1,0 +1,159 @@
+"""Fault matrix rows 48 and 49: device and process counts, lengths and compiled programs."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from loopjax.audio.batching import make_buckets
+from loopjax.config import EmbedConfig
+from loopjax.embedding import embed_corpus
+from loopjax.store import part_files, read_embeddings
+from tests.audio_files import write_corpus, write_tone
+from tests.fake_encoder import FakeEncoder
+
+pytestmark = pytest.mark.faults
+
+
+def start(source: Path, out: Path, *settings: str, devices: int = 1) -> subprocess.Popen:
+    """A run in its own process, with simulated devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.embed_process", str(source), str(out), *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": flags},
+    )
+
+
+def require_success(*processes: subprocess.Popen) -> None:
+    """Waits for all of them."""
+    for process in processes:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+
+
+def by_id(out: Path) -> dict[str, np.ndarray]:
+    embeddings = read_embeddings(out)
+    ids = embeddings.table["id"].to_pylist()
+    assert len(set(ids)) == len(ids)
+    return dict(zip(ids, embeddings.matrix, strict=True))
+
+
+def assert_close(rows: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert sorted(rows) == sorted(expected)
+    for key, row in rows.items():
+        np.testing.assert_allclose(row, expected[key], atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("devices") / "corpus"
+    write_corpus(folder, 29)
+    write_tone(folder / "long.wav", 12.0, seed=77)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("single") / "store"
+    require_success(start(corpus, out, "batch_size=8"))
+    return by_id(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 8])
+def test_row_48_device_count_does_not_matter(corpus, single, tmp_path, devices):
+    require_success(start(corpus, tmp_path / "store", "batch_size=8", devices=devices))
+    assert_close(by_id(tmp_path / "store"), single)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_processes(corpus: Path, out: Path, count: int, *settings: str):
+    address = f'coordinator="127.0.0.1:{_free_port()}"'
+    return [
+        start(corpus, out, address, f"processes={count}", f"index={i}", "batch_size=8", *settings)
+        for i in range(count)
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run_and_another_count_continues_it(corpus, single, tmp_path):
+    out = tmp_path / "store"
+    require_success(*start_processes(corpus, out, 2))
+    assert {part.name[:10] for part in part_files(out)} == {"part-p000-", "part-p001-"}
+    assert_close(by_id(out), single)
+
+    # Lose the first process's rows; three processes, then one, continue the run.
+    for part in out.glob("part-p000-*.parquet"):
+        part.unlink()
+    lost = set(single) - set(by_id(out))
+    assert lost
+    require_success(*start_processes(corpus, out, 3))
+    assert_close(by_id(out), single)
+    for part in out.glob("part-p001-*.parquet"):
+        part.unlink()
+    require_success(start(corpus, out, "batch_size=8"))
+    assert_close(by_id(out), single)
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_all_processes_with_the_same_message(corpus, tmp_path):
+    out = tmp_path / "store"
+    require_success(start(corpus, out))
+    processes = start_processes(corpus, out, 2, 'mono="left"')
+    for process in processes:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 2, errors
+        assert "mono: 'mean' there, 'left' now" in errors
+
+
+def test_row_49_compiles_are_bounded_by_buckets_and_formats(tmp_path):
+    folder = tmp_path / "lengths"
+    folder.mkdir()
+    for i in range(60):
+        rate_hz = (48_000, 44_100)[i % 2]
+        write_tone(folder / f"{i}.wav", 0.1 + 0.05 * i, rate_hz, seed=i)
+    encoder = FakeEncoder()
+    options = EmbedConfig(batch_size=4, workers=1)
+    embed_corpus([folder], encoder, tmp_path / "a", options, progress=False)
+    buckets = make_buckets(options.buckets_s, options.max_duration_s, 4)
+    used = {(call[0][1], *call[1:]) for call in encoder.calls}
+    n_buckets = len([edge for edge in buckets.edges_s if edge < 4.1])
+    assert len(used) <= n_buckets * 2
+    assert len(encoder.traces) == len(used) + 1
+    encoder.traces.clear()
+    embed_corpus([folder], encoder, tmp_path / "b", options, progress=False)
+    assert not encoder.traces
+
+
+@pytest.mark.slow
+def test_row_49_memory_does_not_grow_with_the_corpus(tmp_path):
+    folder = tmp_path / "many"
+    write_corpus(folder, 2000, seconds=tuple(np.linspace(0.05, 1.0, 60)), rate_hz=8000)
+    encoder = FakeEncoder()
+    options = EmbedConfig(batch_size=16, workers=1, shard_rows=64)
+    process = psutil.Process()
+    seen: list[int] = []
+    plain = encoder.encode
+
+    def encode(mel, longer):
+        seen.append(process.memory_info().rss)
+        return plain(mel, longer)
+
+    encoder.encode = encode
+    embed_corpus([folder], encoder, tmp_path / "store", options, progress=False)
+    quarter = len(seen) // 4
+    early, late = max(seen[quarter : 2 * quarter]), max(seen[-quarter:])
+    assert late < 1.1 * early
