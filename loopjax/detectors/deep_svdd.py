@@ -288,8 +288,8 @@ class DeepSVDD(Detector):
         than 1e-4 of their mean.
         """
         advice = "train less, or set bn_shift=False and bias=False"
-        if not np.all(np.isfinite(scores)):
-            raise ModelCheckError("Deep SVDD diverged: scores are not finite; lower learning_rate")
+        if min(self.best_epochs_.values(), default=0) < 0 or not np.all(np.isfinite(scores)):
+            raise ModelCheckError("Deep SVDD diverged: not finite; lower the learning rates")
         if scores.mean() < 1e-12:
             raise ModelCheckError(f"Deep SVDD collapsed: mean score {scores.mean():.1e}; {advice}")
         if scores.std() < 1e-4 * scores.mean():

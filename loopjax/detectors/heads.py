@@ -26,7 +26,7 @@ from loopjax.detectors.autoencoder import (
 from loopjax.detectors.base import DataError, score_in_blocks
 from loopjax.detectors.objectives import OneClass, Reconstruction
 from loopjax.detectors.saving import nest_arrays
-from loopjax.errors import ModelCheckError, UserError
+from loopjax.errors import UserError
 
 if TYPE_CHECKING:
     from loopjax.detectors.deep_svdd import DeepSVDD
@@ -64,11 +64,9 @@ def fit_heads(
         detector.n_features_in_ = first.n_features_in_
     if min(len(rows) for rows in subsets) < first._min_rows:
         raise DataError(f"every head needs at least {first._min_rows} rows")
-    network = first.network_config()
-    n_weights = sum(np.prod(kernel.shape) for kernel in training_leaves(network))
-    group = max(1, int(_STATE_BYTES // (n_weights * 4 * 5)))
-    for start in range(0, len(detectors), group):
-        part = slice(start, start + group)
+    size = group_size(first.network_config())
+    for start in range(0, len(detectors), size):
+        part = slice(start, start + size)
         train_heads(detectors[part], X, subsets[part])
     for detector, rows in zip(detectors, subsets, strict=True):
         detector.decision_scores_ = detector._finish(X[rows])
@@ -76,9 +74,10 @@ def fit_heads(
     return list(detectors)
 
 
-def training_leaves(network: NetworkConfig) -> list[Any]:
-    """Shapes of everything that is trained in stage 1."""
-    return list(skeleton(network)[1].values())
+def group_size(network: NetworkConfig) -> int:
+    """How many heads may train in one call without more than a gigabyte of state."""
+    n_weights = sum(int(np.prod(leaf.shape)) for leaf in skeleton(network)[1].values())
+    return max(1, _STATE_BYTES // (n_weights * 4 * 5))
 
 
 def train_heads(
@@ -128,8 +127,6 @@ def train_heads(
             every_epochs=first.checkpoint_every_epochs,
             on_epoch=first.on_epoch and partial(first.on_epoch, name),
         )  # fmt: skip
-        if not np.all(np.isfinite(state.best_loss)):
-            raise ModelCheckError(f"stage {name}: the loss is not finite; lower its learning rate")
         for h in range(len(detectors)):
             count = int(state.epoch[h])
             history[h][name] = {

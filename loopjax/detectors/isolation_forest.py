@@ -138,7 +138,7 @@ class IsolationForest(Detector):
         for start in range(0, self.n_estimators, group):
             chosen = slice(start, start + group)
             samples = _gather(rows, drawn[chosen], columns[chosen])
-            built.append(_grow_exact_if_needed([d[chosen] for d in draws], samples))
+            built.append(_grow_exact_if_needed([d[chosen] for d in draws], samples, psi))
         stacked = [np.concatenate(parts) for parts in zip(*built, strict=True)]
         feature, self.cut_, self.path_ = stacked
         if np.all(feature < 0):
@@ -178,10 +178,12 @@ def _round_down(threshold: float) -> np.float32:
 
 
 def _gather(rows: np.ndarray | RowBlocks, drawn: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Rows `drawn` [T, psi] restricted to `columns` [T, F]: float32 [T, psi, F]."""
+    """Rows `drawn` [T, psi] of `columns` [T, F], zeros up to a power of two: [T, 2^k, F]."""
+    n_trees, psi = drawn.shape
+    samples = np.zeros((n_trees, 1 << (psi - 1).bit_length(), columns.shape[1]), np.float32)
     if isinstance(rows, np.ndarray):
-        return rows[drawn[:, :, None], columns[:, None, :]]
-    samples = np.empty((*drawn.shape, columns.shape[1]), np.float32)
+        samples[:, :psi] = rows[drawn[:, :, None], columns[:, None, :]]
+        return samples
     start = 0
     for block in rows:
         tree, place = np.nonzero((drawn >= start) & (drawn < start + len(block)))
@@ -192,7 +194,7 @@ def _gather(rows: np.ndarray | RowBlocks, drawn: np.ndarray, columns: np.ndarray
 
 
 def _grow_exact_if_needed(
-    draws: list[np.ndarray], samples: np.ndarray
+    draws: list[np.ndarray], samples: np.ndarray, psi: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Grow trees by trying a few features per node; where all tries were constant, look at all.
 
@@ -200,39 +202,40 @@ def _grow_exact_if_needed(
     """
     # c(n) for every possible leaf size n.
     correction = average_path(np.arange(samples.shape[1] + 1)).astype(np.float32)
-    quick = _grow(draws, samples, correction, exact=False)
+    quick = _grow(draws, samples, psi, correction, exact=False)
     feature, cut, path, undecided = (np.array(part) for part in quick)
     again = np.flatnonzero(undecided)
     if again.size:
-        exact = _grow([d[again] for d in draws], samples[again], correction, exact=True)
+        exact = _grow([d[again] for d in draws], samples[again], psi, correction, exact=True)
         feature[again], cut[again], path[again] = (np.asarray(part) for part in exact[:3])
     return feature, cut, path
 
 
 @partial(jax.jit, static_argnames="exact")
-def _grow(draws, samples, correction, *, exact):
+def _grow(draws, samples, psi, correction, *, exact):
     if exact:  # node-by-feature tables: one tree at a time bounds the memory
         return jax.lax.map(
-            lambda tree: _grow_one(tree[0], tree[1], correction, exact), (draws, samples)
+            lambda tree: _grow_one(tree[0], tree[1], psi, correction, exact), (draws, samples)
         )
-    return jax.vmap(_grow_one, in_axes=(0, 0, None, None))(draws, samples, correction, exact)
+    one = partial(_grow_one, psi=psi, correction=correction, exact=exact)
+    return jax.vmap(one)(draws, samples)
 
 
-def _grow_one(draws, rows, correction, exact: bool):
-    """One tree over rows [psi, F], level by level: heap arrays and whether a node was undecided.
+def _grow_one(draws, rows, psi, correction, exact: bool):
+    """One tree over the first psi of rows [P, F], level by level: heap arrays and whether a node was undecided.
 
     `draws` per heap node: features to try [heap, 4], position of the cut [heap] and, for the exact
     search, which of the varying features [heap].
     """
     tries, shares, lots = draws
-    psi, count = rows.shape[0], len(shares)
+    size, count = rows.shape[0], len(shares)
     depth = int(math.log2(count + 1)) - 1
-    lane = jnp.arange(psi)
+    lane = jnp.arange(size)
 
     def one_level(level, carry):
         node, settled, feature, cut, path, undecided = carry
         here = jnp.where(settled, count, node)  # segment ids out of range are dropped
-        sizes = jax.ops.segment_sum(jnp.ones(psi, jnp.int32), here, count)
+        sizes = jax.ops.segment_sum(jnp.ones(size, jnp.int32), here, count)
         chosen, low, high, open_ = _choose(tries, lots, rows, here, sizes, exact)
         deep = level == depth
         chosen = jnp.where(deep, -1, chosen)
@@ -250,8 +253,8 @@ def _grow_one(draws, rows, correction, exact: bool):
         return node, settled, feature, cut, path, undecided | (~deep & jnp.any(open_))
 
     start = (
-        jnp.zeros(psi, jnp.int32),
-        jnp.zeros(psi, bool),
+        jnp.zeros(size, jnp.int32),
+        lane >= psi,
         jnp.full(count, -1, jnp.int32),
         jnp.zeros(count, rows.dtype),
         jnp.zeros(count, rows.dtype),

@@ -217,7 +217,8 @@ def _scale_of(variance, mean, n, standardize: bool):
 
 
 def _pad_rows(block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows padded to a power of two (few compiled shapes) with weights 1 for the real ones."""
-    size = max(64, 1 << (len(block) - 1).bit_length())
+    """Rows padded to few compiled shapes, with weights 1 for the real ones."""
+    step = 64 if len(block) <= 1024 else 1024
+    size = -(-len(block) // step) * step
     weights = (np.arange(size) < len(block)).astype(np.float64)
     return np.pad(block, ((0, size - len(block)), (0, 0))), weights
