@@ -241,15 +241,17 @@ def print_ranking(scores: Scores, top: int) -> None:
 
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:
-    """Prints the evaluation's summary tables."""
-    for part in evaluation["tables"][:PRINTED_TABLES]:
-        rows = part["rows"]
+    """Prints the first tables of an evaluation."""
+    from loopjax.report_parts import prepare_table
+
+    for part in map(prepare_table, evaluation["tables"][:PRINTED_TABLES]):
         table = Table(title=part["title"], box=None, pad_edge=False, header_style="bold")
         table.title_justify = "left"
-        for key in rows[0]:
-            table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right")
-        for row in rows:
-            table.add_row(*(_cell(row.get(key)) for key in rows[0]))
+        for column in part["columns"]:
+            table.add_column(column["label"], justify="right" if column["numeric"] else "left")
+        for row in part["rows"]:
+            cells = (row[column["key"]] for column in part["columns"])
+            table.add_row(*(escape("" if cell is None else str(cell)) for cell in cells))
         _stdout().print(table)
 
 
@@ -333,14 +335,6 @@ def _epoch_progress() -> Any:
             yield on_epoch
 
     return bar()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return escape(str(value))
 
 
 def _stdout() -> Console:

@@ -1,0 +1,26 @@
+# Every target works in a checkout with the package installed: pip install -e ".[dev]"
+.PHONY: check test slow faults parity bench golden demo
+
+check:
+	ruff check . && ruff format --check . && pyright loopjax
+
+test:
+	python -m pytest
+
+slow:
+	python -m pytest -m "slow and not gpu"
+
+faults:
+	python -m pytest -m faults
+
+parity:
+	python -m pytest -m parity
+
+bench:
+	python scripts/bench/run.py
+
+golden:
+	python scripts/make_goldens.py
+
+demo:
+	loopjax demo -o out/demo
