@@ -169,10 +169,12 @@ def _token_scores(
     """Scores the encoder's own time steps; their mean over time is the embedding itself.
 
     A clip shorter than the encoder's is repeated to fill it; the steps of its first pass are
-    returned.
+    returned. Encoders without time steps give none.
     """
     padded = _one_batch(samples, rate_hz, options)
     outputs = encoder.outputs(*encoder.front_end(padded, np.array([len(samples)]), rate_hz))
+    if "fine_grained" not in outputs:
+        return []
     steps = np.asarray(outputs["fine_grained"][0], np.float32)
     changes = np.flatnonzero(np.any(np.diff(steps, axis=0) != 0, axis=1)) + 1
     first = np.r_[0, changes]

@@ -97,6 +97,7 @@ def score_boxes(
             _log_axis(axes, "y")
         axes.set_title(name)
         axes.grid(visible=False, axis="x")
+        axes.tick_params(axis="x", labelsize=8)
 
     return _panels(list(scores), draw, out, title, width=2.1, height=3.2, columns=6)
 

@@ -14,6 +14,7 @@ from loopjax.errors import UserError
 SVG = "http://www.w3.org/2000/svg"
 HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT = 440, 110
 HISTOGRAM_BINS = 44
+HALF_PAGE_PT = 520  # wider figures get the whole width of the page
 DRAWING = (
     *("svg", "g", "defs", "path", "rect", "circle", "ellipse", "line", "polyline", "polygon"),
     *("text", "tspan", "use", "clipPath", "mask", "pattern", "linearGradient", "radialGradient"),
@@ -140,7 +141,7 @@ def histogram(scores: np.ndarray, threshold: float | None) -> dict[str, Any] | N
     }
 
 
-def read_figures(folder: Path) -> list[dict[str, str]]:
+def read_figures(folder: Path) -> list[dict[str, Any]]:
     """Reads every SVG of a folder for inlining, stripped of anything that could act.
 
     Scripts, event attributes, foreign content and references that leave the file are removed.
@@ -148,10 +149,10 @@ def read_figures(folder: Path) -> list[dict[str, str]]:
     Raises:
         UserError: a file that is no SVG.
     """
-    figures = []
+    figures: list[dict[str, Any]] = []
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
-    for path in sorted(folder.glob("*.svg")):
+    for path in sorted(folder.glob("*.svg"), key=_figure_order):
         try:
             root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
         except (ElementTree.ParseError, UnicodeDecodeError) as error:
@@ -160,8 +161,22 @@ def read_figures(folder: Path) -> list[dict[str, str]]:
             raise UserError(f"{path} is not an SVG file")
         title = root.findtext(f"{{{SVG}}}title") or path.stem.replace("_", " ")
         _harmless(root)
-        figures.append({"title": title, "svg": ElementTree.tostring(root, encoding="unicode")})
+        box = (root.get("viewBox") or "").split()
+        figures.append(
+            {
+                "title": title,
+                "svg": ElementTree.tostring(root, encoding="unicode"),
+                "is_wide": len(box) == 4 and float(box[2]) > HALF_PAGE_PT,
+            }
+        )
     return figures
+
+
+def _figure_order(path: Path) -> tuple[int, str]:
+    """Scores first, then the ladder, latent spaces, training; the rest by name."""
+    topics = ("score", "ladder", "latent", "training")
+    place = next((i for i, topic in enumerate(topics) if topic in path.stem), len(topics))
+    return place, path.name
 
 
 def _harmless(root: ElementTree.Element) -> None:
