@@ -133,11 +133,12 @@ def find_front_end(
     32 kHz can sit silently in a 48 kHz network; here it decides. Fused towers store a bank that
     their forward pass never touches: the HTK mel is computed outside the network.
     """
+    quantise = layout.name != "hf"  # transformers never does the int16 round trip
     if config.fusion:
-        return LogMelConfig.clap_fused(), [], []
+        return LogMelConfig.clap_fused(quantise_int16=quantise), [], []
     candidates = {
         "laion": [LogMelConfig.clap_unfused(), LogMelConfig.clap_unfused(bank_rate_hz=32000)],
-        "hf": [LogMelConfig.clap_unfused(quantise_int16=False)],
+        "hf": [LogMelConfig.clap_unfused(quantise_int16=quantise)],
         "retrocirce": [
             LogMelConfig.audioset_32khz(),
             LogMelConfig.clap_unfused(quantise_int16=False),

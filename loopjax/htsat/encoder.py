@@ -57,6 +57,10 @@ def weights_digest(weights: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+# One cache for all encoders: front ends that are alike are compiled once.
+_front_end = partial(jax.jit, static_argnames=("rate_hz", "config", "fusion"))(fusion.front_end)
+
+
 class Encoder:
     """Samples in, embeddings out; both steps are compiled once per shape.
 
@@ -86,8 +90,6 @@ class Encoder:
         self._graphdef, abstract = abstract_model(config, precision)
         self.params = _fill(abstract, weights)
         self._batch_sharding: jax.sharding.Sharding | None = None
-        views = partial(jax.jit, static_argnames=("rate_hz", "config", "fusion"))
-        self._front_end = views(fusion.front_end)
         self._encode = jax.jit(self._apply)
         self._outputs = jax.jit(partial(self._apply, everything=True))
 
@@ -154,7 +156,7 @@ class Encoder:
         arrays = (samples, signal, lengths, np.asarray(crop_starts, np.int32))
         if self._batch_sharding is not None:
             arrays = jax.device_put(arrays, self._batch_sharding)
-        return self._front_end(
+        return _front_end(
             *arrays, rate_hz=sample_rate_hz, config=self.mel_config, fusion=self.fusion
         )
 

@@ -49,9 +49,9 @@ class LogMelConfig:
         return self.clip_samples // self.hop_samples + 1
 
     @classmethod
-    def clap_fused(cls) -> "LogMelConfig":
+    def clap_fused(cls, **changes: Any) -> "LogMelConfig":
         """The front end of CLAP towers with feature fusion: HTK mel, not normalised."""
-        return cls()
+        return cls(**changes)
 
     @classmethod
     def clap_unfused(cls, **changes: Any) -> "LogMelConfig":
