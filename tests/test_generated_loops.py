@@ -1,0 +1,41 @@
+"""The guarantee of the p-values on sound: 2,000 fresh normal loops from the demo's generator."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loopjax import evaluate
+from loopjax.detectors import make_detector
+
+ROOT = Path(__file__).parent.parent
+N_FIT, N_CALIBRATE, N_FRESH = 300, 1000, 2000
+
+
+@pytest.fixture(scope="module")
+def embeddings(tmp_path_factory):
+    from loopjax.embedding import embed
+    from loopjax.htsat.zoo import load_encoder
+
+    folder = tmp_path_factory.mktemp("generated") / "loops"
+    command = [sys.executable, str(ROOT / "scripts" / "render_loops.py"), "-o", str(folder)]
+    command += ["--n", str(N_FIT + N_CALIBRATE + N_FRESH), "--degraded-share", "0", "--wav", "flac"]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT / "scripts")
+    return embed(str(folder), load_encoder("log-mel-statistics")).matrix
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)  # renders 3,300 loops first
+@pytest.mark.skipif(shutil.which("fluidsynth") is None, reason="the generator needs FluidSynth")
+def test_false_positive_rate_on_fresh_loops_is_the_one_asked_for(embeddings):
+    order = np.random.default_rng(0).permutation(len(embeddings))
+    fit, calibrate, fresh = np.split(embeddings[order], [N_FIT, N_FIT + N_CALIBRATE])
+    assert len(fresh) == N_FRESH
+    for kind in ("pca", "knn", "mahalanobis", "isolation-forest"):
+        detector = make_detector(kind).fit(fit)
+        calibration = detector.decision_function(calibrate)
+        p = evaluate.conformal_p_values(calibration, detector.decision_function(fresh))
+        assert 0.03 <= np.mean(p <= 0.05) <= 0.07, kind
