@@ -13,6 +13,7 @@ import numpy as np
 
 from loopjax import evaluate, figures
 from loopjax.config import ExperimentConfig, from_dict
+from loopjax.detectors import DeepSVDD
 from loopjax.errors import UserError
 from loopjax.store import Embeddings, write_atomically
 from loopjax.trained import TrainedModel, fit_model
@@ -66,7 +67,7 @@ def assess(
         own = next(row for row in best if row["detector"] == primary)
         evaluation["headline"]["AUROC"] = own["auroc"]
     draw(models, scores, embeddings, train, labels, out / "figures")
-    _write(out / "evaluation.json", evaluation)
+    write_json(out / "evaluation.json", evaluation)
     return evaluation
 
 
@@ -257,8 +258,9 @@ def draw(
     train: np.ndarray,
     labels: np.ndarray | None,
     folder: Path,
+    prefix: str = "",
 ) -> None:
-    """Draws the paper's figures of a run as SVG.
+    """Draws the paper's figures of a run as SVG, file names with `prefix`.
 
     Raises:
         UserError: the extra [report] is missing.
@@ -275,26 +277,37 @@ def draw(
     }
     splits = {n: {k: v for k, v in parts.items() if len(v)} for n, parts in splits.items()}
     cuts = {name: seeds[0].detector.threshold_ for name, seeds in models.items()}
-    figures.score_boxes(splits, folder / "scores-by-detector.svg", cuts)
-    figures.score_histograms(splits, cuts, folder / "score-histograms.svg")
-    deep = {n: s[0].detector for n, s in models.items() if hasattr(s[0].detector, "latents")}
+    figures.score_boxes(splits, folder / f"{prefix}scores-by-detector.svg", cuts)
+    figures.score_histograms(splits, cuts, folder / f"{prefix}score-histograms.svg")
+    deep = {
+        name: seeds[0].detector
+        for name, seeds in models.items()
+        if isinstance(seeds[0].detector, DeepSVDD)
+    }
     if not deep:
         return
     latents = {n: detector.latents(embeddings.matrix) for n, detector in deep.items()}
-    figures.latent_distributions(latents, folder / "latent-distributions.svg")
+    figures.latent_distributions(latents, folder / f"{prefix}latent-distributions.svg")
     flagged = {n: scores[n][0] > cuts[n] for n in deep}
-    figures.latent_pca(latents, flagged, folder / "latent-pca.svg")
-    figures.latent_heat_map(latents, {n: scores[n][0] for n in deep}, folder / "latent-map.svg")
+    figures.latent_pca(latents, flagged, folder / f"{prefix}latent-pca.svg")
+    figures.latent_heat_map(
+        latents, {n: scores[n][0] for n in deep}, folder / f"{prefix}latent-map.svg"
+    )
     curves = {
-        f"{name}, {stage}": {curve: values for curve, values in metrics.items() if "loss" in curve}
+        f"{name}, {stage}": {
+            curve: [np.nan if v is None else v for v in values]
+            for curve, values in metrics.items()
+            if "loss" in curve
+        }
         for name, detector in deep.items()
         for stage, metrics in detector.history_.items()
     }
     curves = {panel: c for panel, c in curves.items() if c}
     if curves:
-        figures.training_curves(curves, folder / "training-curves.svg")
+        figures.training_curves(curves, folder / f"{prefix}training-curves.svg")
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically."""
     text = json.dumps(value, indent=1) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

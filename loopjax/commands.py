@@ -78,11 +78,11 @@ def fit_command(
     from loopjax.store import read_embeddings
     from loopjax.trained import fit_model, split_rows
 
-    embeddings = read_embeddings(embeddings_path)
+    numbers = _seed_list(seeds)
     config, split = _detector_config(detector, network, config_path, overrides)
+    embeddings = read_embeddings(embeddings_path)
     train = split_rows(embeddings, split)
     path = str(Path(embeddings_path).absolute())
-    numbers = _seed_list(seeds)
     for seed in numbers:
         folder = Path(out) if len(numbers) == 1 else Path(out) / f"seed-{seed}"
         with _epoch_progress() as on_epoch:
@@ -140,19 +140,28 @@ def score_command(
 
 
 def evaluate_command(target: str, out: str | None, *, overrides: Sequence[str], quick: bool) -> int:
-    """Evaluates an experiment file, or a finished run again."""
-    from loopjax.assessment import evaluate_config, evaluate_run
-
+    """Evaluates an experiment file (running it where needed), or a finished run again."""
     if Path(target).is_dir():
-        evaluation = evaluate_run(Path(target), log=_say)
-        print_evaluation(evaluation)
+        from loopjax.assessment import evaluate_run
+
+        print_evaluation(evaluate_run(Path(target), log=_say))
         return DONE
+    config = load_config(target, [*overrides, *(QUICK if quick else ())])
     if out is None:
         raise UserError("evaluating a config needs -o OUT for the tables and figures")
-    config = load_config(target, [*overrides, *(QUICK if quick else ())])
-    evaluation = evaluate_config(config, Path(out), quick=quick, log=_say)
+    if config.evaluate.protocols:
+        from loopjax.reproduction import reproduce
+
+        print_evaluation(reproduce(config, Path(out), log=_say))
+        return DONE
+    from loopjax.experiment import climb, run
+
+    result = run(config, Path(out), log=_say)
+    evaluation = result.evaluation
+    if config.evaluate.ladder:
+        evaluation = climb(config, Path(out), evaluation, quick=quick, log=_say)
     print_evaluation(evaluation)
-    return DONE
+    return SOME_REJECTED if result.n_rejected else DONE
 
 
 def explain_command(model_path: str, file: str, out: str, *, neighbours: str | None) -> int:

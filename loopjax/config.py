@@ -26,6 +26,7 @@ class DataConfig:
 
     sources: tuple[str, ...] = ()  # files, folders, lists (.txt), tfds:NAME, bundled:demo
     embeddings: str | None = None  # a store folder, .parquet, .npy, .npz instead of audio
+    sets: dict[str, str] = field(default_factory=dict)  # for protocols: name -> embeddings file
     labels: str | None = None  # CSV with `file` and `is_anomaly`; bundled:demo brings its own
     group_by: Literal["parent", "none"] = "parent"
 

@@ -73,6 +73,40 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
     return RunResult(scores, evaluation, report, n_rejected)
 
 
+def climb(
+    config: ExperimentConfig, out: Path, evaluation: dict[str, Any], *, quick: bool, log: Log
+) -> dict[str, Any]:
+    """Adds the variation ladder to a finished run: its tables, its figure, and the report again.
+
+    Raises:
+        UserError: too few held-out normal loops, or the extra [eval] is missing.
+    """
+    from loopjax.assessment import write_json
+    from loopjax.htsat.zoo import load_encoder
+    from loopjax.ladder import run_ladder
+    from loopjax.report import write_report
+
+    embeddings = read_run_embeddings(config, out)
+    labels = read_labels(config, embeddings)
+    train = training_rows(config, embeddings, labels)
+    held_out = ~train if labels is None else ~train & (labels == 0)
+    models = fit_all(config, embeddings, train, out, log)
+    encoder = load_encoder(config.embed.encoder, config.embed.precision)
+    result = run_ladder(
+        embeddings.table.filter(pa.array(held_out)),
+        {name: [m.detector for m in seeds] for name, seeds in models.items()},
+        encoder,
+        out,
+        options=config.embed,
+        quick=quick,
+        log=log,
+    )
+    evaluation = evaluation | {"tables": [*result["tables"], *evaluation["tables"]]}
+    write_json(out / "evaluation.json", evaluation)
+    log(f"report: {write_report(out, config=config.report)}")
+    return evaluation
+
+
 def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embeddings, int]:
     """The experiment's embeddings and how many inputs were rejected."""
     if config.data.embeddings is not None:
