@@ -212,7 +212,7 @@ def export(graphdef, state, config, mel_config, folder: Path, step: int) -> None
         "licence": "MIT",
         "recipe": dataclasses.asdict(config) | {"data": "", "out": ""},
         "step": step,
-        "trained_on": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}",
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}",
         "jax": jax.__version__,
     }
     weights = flatten_state(nnx.state(model.encoder))
