@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from loopjax import store
 from loopjax.audio.decode import DecodeOptions
-from loopjax.audio.manifest import READABLE, Failure, count, scan
+from loopjax.audio.manifest import READABLE, Failure, Loop, count, scan
 from loopjax.audio.pool import Decoder, DecoderProcess
 from loopjax.config import EmbedConfig, from_dict
 from loopjax.embedding_engine import EmbeddingRun, EmbedSummary
@@ -58,8 +58,8 @@ def embed_corpus(
     index, n_processes = parallel.process_slot()
     folder = Path(out_dir)
     metadata, settings = identity(encoder, options)
-    total = count(sources)
-    if total == 0:
+    corpus = _open(sources)
+    if len(corpus) == 0:
         raise UserError(f"no audio files ({READABLE}) under {', '.join(map(str, sources))}")
     with contextlib.ExitStack() as stack:
 
@@ -71,11 +71,11 @@ def embed_corpus(
         done = DoneIndex(folder)
         writer = ShardWriter(folder, metadata, options.shard_rows, index, n_processes)
         run = EmbeddingRun(encoder, options, _n_crops(options.crops), writer, done)
-        loops = scan(sources, index, n_processes)
         with Progress("embedding", progress and index == 0) as bar:
-            bar.set_total(-(-total // n_processes))
+            bar.set_total(-(-len(corpus) // n_processes))
             try:
-                run.run(loops, _decoders(options, encoder, total), bar)
+                loops = corpus.loops(index, n_processes)
+                run.run(loops, _decoders(corpus, options, encoder), bar)
             finally:
                 writer.flush()
         parallel.wait_for_all()
@@ -118,13 +118,13 @@ def embed(
         config = cast(EmbedConfig, from_dict(EmbedConfig, options))
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
-    total = count(sources)
+    corpus = _open(sources)
     metadata, _ = identity(encoder, config)
     memory = _Memory()
     run = EmbeddingRun(encoder, config, _n_crops(config.crops), memory, None)
-    with Progress("embedding", total > 100) as bar:
-        bar.set_total(total)
-        run.run(scan(sources), _decoders(config, encoder, total), bar)
+    with Progress("embedding", len(corpus) > 100) as bar:
+        bar.set_total(len(corpus))
+        run.run(corpus.loops(), _decoders(corpus, config, encoder), bar)
     if not memory.rows:
         reason = (
             f"{memory.failures[0].path}: {memory.failures[0].message}" if memory.failures else ""
@@ -171,7 +171,36 @@ def options_from_metadata(metadata: dict[str, str]) -> EmbedConfig:
     return EmbedConfig(encoder=encoder, **{name: settings[name] for name in names})
 
 
-def _decoders(options: EmbedConfig, encoder: Any, n_files: int) -> list[Decoder]:
+class _Files:
+    """Files on disk, with the interface of `audio.datasets.AudioDataset`."""
+
+    def __init__(self, sources: Sequence[str | os.PathLike]):
+        self._sources = sources
+        self._length = count(sources)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def loops(self, index: int = 0, n_processes: int = 1) -> Iterator[Loop | Failure]:
+        return scan(self._sources, index, n_processes)
+
+    def decoder(self, options: DecodeOptions, timeout_s: float) -> Decoder:
+        return DecoderProcess(options, timeout_s)
+
+
+def _open(sources: Sequence[str | os.PathLike]) -> Any:
+    """Files, or one dataset."""
+    datasets = [str(s) for s in sources if str(s).startswith("tfds:")]
+    if not datasets:
+        return _Files(sources)
+    if len(sources) > 1:
+        raise UserError(f"{datasets[0]} must be the only source; embed the others separately")
+    from loopjax.audio.datasets import open_dataset  # takes a second to import
+
+    return open_dataset(datasets[0])
+
+
+def _decoders(corpus: Any, options: EmbedConfig, encoder: Any) -> list[Decoder]:
     decode = DecodeOptions(
         mono=options.mono,
         accept_truncated=options.accept_truncated,
@@ -181,10 +210,8 @@ def _decoders(options: EmbedConfig, encoder: Any, n_files: int) -> list[Decoder]
         device_rates_hz=_device_rates(options.resample, encoder.sample_rate_hz),
         host_resampling=options.resample != "device",
     )
-    n_workers = options.workers or _default_workers()
-    return [
-        DecoderProcess(decode, options.decode_timeout_s) for _ in range(min(n_workers, n_files))
-    ]
+    n_workers = min(options.workers or _default_workers(), len(corpus))
+    return [corpus.decoder(decode, options.decode_timeout_s) for _ in range(n_workers)]
 
 
 def _device_rates(resample: str, encoder_rate_hz: int) -> tuple[int, ...]:

@@ -325,9 +325,9 @@ class EmbeddingRun:
         columns = {
             "id": f"{info['sha256'][:16]}-{loop.key[:8]}",
             "key": loop.key,
-            "path": loop.path,
+            "path": info.get("path", loop.path),  # records know their own name and group
             "path_bytes": loop.path_bytes,
-            "group": loop.group,
+            "group": info.get("group", loop.group),
             "sha256": info["sha256"],
             "size_bytes": loop.size_bytes,
             "mtime_ns": loop.mtime_ns,

@@ -15,15 +15,10 @@ import soundfile
 
 from loopjax.audio.containers import DecodeError, read_header
 from loopjax.audio.manifest import os_reason
+from loopjax.audio.mixing import Mixer
 
 BLOCK_SAMPLES = 1 << 20  # samples of all channels decoded at a time
-MAX_AMPLITUDE = 1e6  # float files may hold 1e30; beyond this only overflow is left
-SILENCE_PEAK = 1e-4  # -80 dB
-DC_OFFSET = 0.05
-FULL_SCALE = 0.9999
-CLIPPED_RUN_SAMPLES = 4  # consecutive full-scale samples that one normalised peak cannot make
 MP3_PADDING_FRAMES = 4 * 1152  # encoder delay and padding that decoders may trim
-CANCEL_RATIO = 1e-3  # mono energy below -30 dB of the channels' mean energy
 
 # Subtypes whose samples are 16-bit integers already: kept as int16, half the transfer.
 INT16_SUBTYPES = frozenset(
@@ -126,12 +121,13 @@ def _decode(fd: int, size_bytes: int, options: DecodeOptions) -> Decoded:
                 raise DecodeError("unsupported_format", f"{audio.format} is not admitted")
             frames = audio.frames if 0 <= audio.frames < 1 << 60 else None
             _check_limits(audio.channels, audio.samplerate, frames, options)
-            mix = _Mixer(audio, frames, options)
-            mono = mix.read()
+            is_int16 = audio.subtype in INT16_SUBTYPES
+            mixer = Mixer(audio.channels, is_int16, options.mono, options.sanitize)
+            mono = _read_mono(audio, frames, mixer, options)
             rate, channels, subtype = audio.samplerate, audio.channels, audio.subtype
     except soundfile.LibsndfileError as error:
         raise DecodeError("decode_error", error.error_string) from None
-    flags = [*header.flags, *mix.flags]
+    flags = list(header.flags)
     expected = frames or 0
     if header.kind == "mp3" and header.frames is not None:
         expected = max(expected, header.frames - MP3_PADDING_FRAMES)
@@ -142,25 +138,7 @@ def _decode(fd: int, size_bytes: int, options: DecodeOptions) -> Decoded:
         flags.append("truncated")
     elif header.truncated:
         flags.append("truncated")
-    if mono.size == 0:
-        raise DecodeError("no_samples", "the file holds no audio frames")
-    n_frames = mono.size
-    target = options.target_rate_hz
-    if rate not in options.device_rates_hz and rate != target:
-        if not options.host_resampling:
-            raise DecodeError("unsupported_rate", f"{rate} Hz needs resample auto or host")
-        mono = resample_on_host(mono, rate, target)
-    return Decoded(
-        samples=mono,
-        rate_hz=rate if rate in options.device_rates_hz else target,
-        sha256=sha256,
-        source_rate_hz=rate,
-        channels=channels,
-        n_frames=n_frames,
-        duration_s=n_frames / rate,
-        subtype=subtype,
-        flags=sorted(set(flags)),
-    )
+    return _finish(mono, mixer, flags, rate, channels, subtype, sha256, options)
 
 
 def _check_limits(
@@ -183,98 +161,87 @@ def _max_frames(rate_hz: float, options: DecodeOptions) -> int:
     return min(int(options.max_duration_s * rate_hz), options.max_samples)
 
 
-class _Mixer:
-    """Streams a file through the mono mix and gathers what the flags need."""
-
-    def __init__(self, audio: soundfile.SoundFile, frames: int | None, options: DecodeOptions):
-        self._audio = audio
-        self._options = options
-        self._limit = _max_frames(audio.samplerate, options)
-        self._capacity = self._limit + 1 if frames is None else frames
-        self._int16 = audio.subtype in INT16_SUBTYPES
-        self._peak = 0.0
-        self._channel_energy = 0.0
-        self.flags: list[str] = []
-
-    def read(self) -> np.ndarray:
-        """Returns mono int16 (one 16-bit channel, nothing to mix) or float32 [n]."""
-        audio = self._audio
-        keep_int16 = self._int16 and (audio.channels == 1 or self._options.mono == "left")
-        mono = np.empty(self._capacity, np.int16 if keep_int16 else np.float32)
-        block_frames = max(1, BLOCK_SAMPLES // audio.channels)
-        dtype = "int16" if self._int16 else "float32"
-        block = np.empty((min(block_frames, self._capacity), audio.channels), dtype)
-        done = 0
-        while done < self._capacity:
-            room = block[: self._capacity - done]
-            raw = audio.read(len(room), dtype=dtype, always_2d=True, out=room)
-            if len(raw) == 0:
-                break
-            self._mix(raw, mono[done : done + len(raw)])
-            done += len(raw)
-        if done > self._limit:
-            raise DecodeError("limit_duration", f"longer than {self._options.max_duration_s:g} s")
-        mono = mono[:done]
-        self._flag(mono)
-        return mono
-
-    def _mix(self, raw: np.ndarray, out: np.ndarray) -> None:
-        if not self._int16:
-            self._clean(raw)
-        high, low = raw.max(initial=0), raw.min(initial=0)
-        scale = 1.0 / 32768.0 if self._int16 else 1.0
-        self._peak = max(self._peak, float(high) * scale, -float(low) * scale)
-        channels = raw.shape[1]
-        used = {"mean": channels, "left": 1, "mid": min(2, channels)}[self._options.mono]
-        if used == 1:
-            if raw.dtype == out.dtype:
-                out[:] = raw[:, 0]
-            else:
-                np.multiply(raw[:, 0], np.float32(scale), out=out, dtype=np.float32)
-        else:
-            np.add(raw[:, 0], raw[:, 1], out=out, dtype=np.float32)
-            for channel in range(2, used):
-                out += raw[:, channel]
-            out *= np.float32(scale / used)  # exact for two channels: a power of two
-            for channel in range(used):
-                column = raw[:, channel].astype(np.float32)
-                energy = float(np.vdot(column, column))
-                self._channel_energy += energy * scale * scale / used
-
-    def _clean(self, raw: np.ndarray) -> None:
-        finite = np.isfinite(raw)
-        if not finite.all():
-            if not self._options.sanitize:
-                bad = int(raw.size - np.count_nonzero(finite))
-                raise DecodeError("non_finite", f"{bad} samples are NaN or infinite")
-            raw[~finite] = 0.0
-            self.flags.append("sanitized")
-        if np.abs(raw).max(initial=0.0) > MAX_AMPLITUDE:
-            np.clip(raw, -MAX_AMPLITUDE, MAX_AMPLITUDE, out=raw)
-
-    def _flag(self, mono: np.ndarray) -> None:
-        if mono.size == 0:
-            return
-        scale = 1.0 / 32768.0 if mono.dtype == np.int16 else 1.0
-        if float(np.abs(mono).max()) * scale <= SILENCE_PEAK:
-            self.flags.append("silence")  # of what is embedded: opposite channels may cancel
-        if abs(float(mono.mean(dtype=np.float64))) * scale > DC_OFFSET:
-            self.flags.append("dc")
-        if self._peak >= FULL_SCALE and _longest_run(np.abs(mono * scale) >= FULL_SCALE):
-            self.flags.append("clipped")
-        if self._channel_energy > 0.0:
-            energy = float(np.vdot(mono, mono))
-            if energy < CANCEL_RATIO * self._channel_energy:
-                self.flags.append("mono_cancels")
+def _read_mono(
+    audio: soundfile.SoundFile, frames: int | None, mixer: Mixer, options: DecodeOptions
+) -> np.ndarray:
+    """Streams a file through the mono mix; memory follows the limits, not the claims."""
+    limit = _max_frames(audio.samplerate, options)
+    capacity = limit + 1 if frames is None else frames
+    mono = np.empty(capacity, mixer.mono_dtype)
+    block_frames = max(1, BLOCK_SAMPLES // audio.channels)
+    block = np.empty((min(block_frames, capacity), audio.channels), mixer.raw_dtype)
+    done = 0
+    while done < capacity:
+        room = block[: capacity - done]
+        raw = audio.read(len(room), dtype=mixer.raw_dtype, always_2d=True, out=room)
+        if len(raw) == 0:
+            break
+        mixer.mix(raw, mono[done : done + len(raw)])
+        done += len(raw)
+    if done > limit:
+        raise DecodeError("limit_duration", f"longer than {options.max_duration_s:g} s")
+    return mono[:done]
 
 
-def _longest_run(full_scale: np.ndarray) -> bool:
-    """Whether `CLIPPED_RUN_SAMPLES` consecutive samples (or all of a shorter file) are True."""
-    run = min(CLIPPED_RUN_SAMPLES, full_scale.size)
-    together = full_scale[: full_scale.size - run + 1].copy()
-    for shift in range(1, run):
-        together &= full_scale[shift : shift + together.size]
-    return bool(together.any())
+def decode_array(samples: np.ndarray, rate_hz: int, options: DecodeOptions) -> Decoded:
+    """Treats samples that are already decoded like the content of a file.
+
+    Args:
+        samples: [n] or [n, channels]; int16, other integers (full scale 2**31 if they do not fit
+            into 16 bits), or float in [-1, 1].
+        rate_hz: their rate.
+        options: limits and policies.
+
+    Raises:
+        DecodeError: as `decode_file`.
+    """
+    raw = np.array(samples[:, None] if samples.ndim == 1 else samples)  # mixing may change it
+    digest = hashlib.sha256(f"{rate_hz} {raw.dtype} {raw.shape}".encode())
+    digest.update(np.ascontiguousarray(raw).data)
+    if raw.dtype.kind in "iu" and raw.dtype != np.int16:
+        fits = raw.size == 0 or max(int(raw.max()), -int(raw.min()) - 1) <= 32767
+        raw = raw.astype(np.int16) if fits else raw / 2.0**31
+    if raw.dtype != np.int16:
+        raw = raw.astype(np.float32)
+    _check_limits(raw.shape[1], rate_hz, len(raw), options)
+    mixer = Mixer(raw.shape[1], raw.dtype == np.int16, options.mono, options.sanitize)
+    mono = np.empty(len(raw), mixer.mono_dtype)
+    mixer.mix(raw, mono)
+    subtype = samples.dtype.name
+    return _finish(mono, mixer, [], rate_hz, raw.shape[1], subtype, digest.hexdigest(), options)
+
+
+def _finish(
+    mono: np.ndarray,
+    mixer: Mixer,
+    flags: list[str],
+    rate_hz: int,
+    channels: int,
+    subtype: str,
+    sha256: str,
+    options: DecodeOptions,
+) -> Decoded:
+    """Flags, host resampling and the record, for files and arrays alike."""
+    if mono.size == 0:
+        raise DecodeError("no_samples", "the file holds no audio frames")
+    flags = sorted({*flags, *mixer.flags(mono)})
+    n_frames, target_hz = mono.size, rate_hz
+    if rate_hz not in options.device_rates_hz and rate_hz != options.target_rate_hz:
+        if not options.host_resampling:
+            raise DecodeError("unsupported_rate", f"{rate_hz} Hz needs resample auto or host")
+        target_hz = options.target_rate_hz
+        mono = resample_on_host(mono, rate_hz, target_hz)
+    return Decoded(
+        samples=mono,
+        rate_hz=target_hz,
+        sha256=sha256,
+        source_rate_hz=rate_hz,
+        channels=channels,
+        n_frames=n_frames,
+        duration_s=n_frames / rate_hz,
+        subtype=subtype,
+        flags=flags,
+    )
 
 
 def resample_on_host(mono: np.ndarray, rate_hz: int, target_hz: int) -> np.ndarray:
