@@ -31,11 +31,14 @@ def embeddings(tmp_path_factory):
 @pytest.mark.timeout(5400)  # renders 3,300 loops first
 @pytest.mark.skipif(shutil.which("fluidsynth") is None, reason="the generator needs FluidSynth")
 def test_false_positive_rate_on_fresh_loops_is_the_one_asked_for(embeddings):
-    order = np.random.default_rng(0).permutation(len(embeddings))
-    fit, calibrate, fresh = np.split(embeddings[order], [N_FIT, N_FIT + N_CALIBRATE])
-    assert len(fresh) == N_FRESH
     for kind in ("pca", "knn", "mahalanobis", "isolation-forest"):
-        detector = make_detector(kind).fit(fit)
-        calibration = detector.decision_function(calibrate)
-        p = evaluate.conformal_p_values(calibration, detector.decision_function(fresh))
-        assert 0.03 <= np.mean(p <= 0.05) <= 0.07, kind
+        rates = []
+        for seed in range(5):  # one draw alone varies by 0.01 with its calibration loops
+            order = np.random.default_rng(seed).permutation(len(embeddings))
+            fit, calibrate, fresh = np.split(embeddings[order], [N_FIT, N_FIT + N_CALIBRATE])
+            assert len(fresh) == N_FRESH
+            detector = make_detector(kind).fit(fit)
+            calibration = detector.decision_function(calibrate)
+            p = evaluate.conformal_p_values(calibration, detector.decision_function(fresh))
+            rates.append(np.mean(p <= 0.05))
+        assert 0.03 <= np.mean(rates) <= 0.07, (kind, rates)
