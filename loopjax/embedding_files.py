@@ -2,6 +2,7 @@
 
 import io
 import pickle  # noqa: TID251 - only through the allow-list reader below
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from loopjax.errors import UserError
 from loopjax.store import SCHEMA_VERSION, Embeddings, require_finite
 
 MAX_PICKLE_BYTES = 4 << 30
+MAX_EASY_BYTES = 64 << 20  # compressed members beyond this must not expand more than
+MAX_EXPANSION = 100  # fold; embeddings hardly compress at all
 ROW_NAMES = ("id", "path", "group", "family")
 
 
@@ -28,7 +31,7 @@ def read_embedding_file(path: Path) -> Embeddings:
     """
     try:
         arrays = SUFFIXES[path.suffix](path)
-    except (OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise UserError(f"cannot read embeddings from {path}: {error}") from None
     matrix = np.asarray(arrays.pop("embeddings"))
     if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
@@ -71,6 +74,11 @@ def _read_npy(path: Path) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            ratio = member.file_size / max(1, member.compress_size)
+            if member.file_size > MAX_EASY_BYTES and ratio > MAX_EXPANSION:
+                raise ValueError(f"{member.filename} would expand {ratio:.0f}-fold")
     with np.load(path, allow_pickle=False) as file:
         wanted = [name for name in file.files if name in ("embeddings", *ROW_NAMES)]
         arrays = {name: file[name] for name in wanted}

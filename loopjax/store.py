@@ -198,8 +198,10 @@ def part_files(folder: Path) -> list[Path]:
 def read_failures(folder: Path) -> pa.Table:
     """Rejected inputs of a store, from all processes that wrote to it."""
     rows: dict[str, dict[str, Any]] = {}
-    for file in sorted(Path(folder).glob("failures*.parquet")):  # failures.parquet, then newer
-        rows.update((row["key"], row) for row in pq.read_table(file).to_pylist())
+    newer = sorted(Path(folder).glob("failures-p*.parquet"))  # of a run that goes on or was killed
+    for file in (Path(folder) / "failures.parquet", *newer):
+        if file.exists():
+            rows.update((row["key"], row) for row in pq.read_table(file).to_pylist())
     ordered = sorted(rows.values(), key=lambda row: row["path"])
     return pa.Table.from_pylist(ordered, schema=FAILURE_SCHEMA)
 

@@ -92,7 +92,7 @@ def make_buckets(
     clip_s: float = 10.0,
 ) -> Buckets:
     """Extends the given buckets geometrically up to the longest admitted loop."""
-    edges = sorted(edge for edge in edges_s if edge < max_duration_s)
+    edges = sorted(edge for edge in edges_s if edge <= max_duration_s)
     last = edges[-1] if edges else max_duration_s
     while last < max_duration_s:
         last = min(last * LONG_BUCKET_GROWTH, max_duration_s)

@@ -53,5 +53,5 @@ def test_partial_download_is_refused(no_network, encoder_folder):
     files = [f for f in (encoder_folder / "weights").rglob("*") if f.is_file()]
     largest = max(files, key=lambda f: f.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-    with pytest.raises(UserError, match="readable encoder folder"):
+    with pytest.raises(UserError, match="damaged"):
         load_encoder(encoder_folder)

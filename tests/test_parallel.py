@@ -1,0 +1,76 @@
+"""Processes, meshes and the place of compiled programs; several processes: tests/faults."""
+
+import os
+
+import jax
+import pytest
+
+from loopjax import parallel
+from loopjax.errors import UserError
+
+
+def test_single_process_needs_no_coordinator():
+    parallel.initialise()
+    assert parallel.process_slot() == (0, 1)
+    parallel.wait_for_all()
+    ran = []
+    parallel.first_process_does(lambda: ran.append(1))
+    assert ran == [1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, 2, 0), "need --coordinator"),
+        (("host:1", None, None), "--processes N and --process-index I"),
+        (("host:1", 2, None), "--processes N and --process-index I"),
+    ],
+)
+def test_incomplete_arguments_are_mistakes(arguments, message):
+    with pytest.raises(UserError, match=message):
+        parallel.initialise(*arguments)
+
+
+def test_mesh_covers_the_local_devices_with_auto_axes():
+    mesh = parallel.data_mesh()
+    assert mesh.axis_names == ("data",)
+    assert mesh.devices.size == len(jax.local_devices())
+    assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
+    x = jax.device_put(
+        jax.numpy.zeros((mesh.devices.size * 2, 4, 4)), parallel.batch_sharding(mesh)
+    )
+    windows = jax.jit(lambda v: v.reshape(-1, 2, 2, 2, 2).swapaxes(2, 3))(x)
+    assert windows.shape[0] == mesh.devices.size * 2
+
+
+@pytest.fixture
+def jax_settings():
+    """Puts the settings back that the cache changes."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_cache_is_private_and_per_machine(tmp_path, monkeypatch, jax_settings):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = parallel.enable_compilation_cache()
+    assert folder.parent == tmp_path / "loopjax" / "jax"
+    assert folder.stat().st_mode & 0o077 == 0
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+    assert parallel.enable_compilation_cache() == folder
+    folder.chmod(0o777)
+    with pytest.raises(UserError, match="can be written by others"):
+        parallel.enable_compilation_cache()
+
+
+def test_given_cache_folder_wins(tmp_path, monkeypatch, jax_settings):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
+    assert parallel.enable_compilation_cache() == tmp_path / "mine"
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "mine")
