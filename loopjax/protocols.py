@@ -2,6 +2,8 @@
 
 P1 calls one folder normal, P3 calls one folder odd, "unlabelled" fits on 80 % of everything and
 measures the scores without labels (the paper's way). Heads of one architecture train together.
+The reference's row-duplicating shuffle (`compat: reference`) acts on "unlabelled" only: in P1 and
+P3 such heads split truly, as the independent re-implementation of the reference did.
 """
 
 import hashlib
@@ -116,7 +118,10 @@ def _run(detector: Detector, X: np.ndarray, tasks: list[_Task]) -> Iterator[tupl
 def _run_heads(
     detector: DeepSVDD, X: np.ndarray, tasks: list[_Task]
 ) -> Iterator[tuple[_Task, dict]]:
-    heads = [DeepSVDD(**{**detector.get_params(), "random_state": t.seed}) for t in tasks]
+    params = detector.get_params()
+    if params["compat"] == "reference" and tasks and tasks[0].labels is not None:
+        params["compat"] = "reference-true-split"
+    heads = [DeepSVDD(**{**params, "random_state": task.seed}) for task in tasks]
     for head in heads:
         head.n_features_in_ = X.shape[1]
         head._check_params()

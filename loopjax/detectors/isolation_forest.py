@@ -222,7 +222,7 @@ def _grow(draws, samples, psi, correction, *, exact):
 
 
 def _grow_one(draws, rows, psi, correction, exact: bool):
-    """One tree over the first psi of rows [P, F], level by level: heap arrays and whether a node was undecided.
+    """One tree over the first psi of rows [P, F]: heap arrays and whether a node was undecided.
 
     `draws` per heap node: features to try [heap, 4], position of the cut [heap] and, for the exact
     search, which of the varying features [heap].

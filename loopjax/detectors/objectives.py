@@ -15,6 +15,7 @@ from loopjax.detectors.autoencoder import (
     build_encoder,
     statistics,
 )
+from loopjax.training import random_bits
 
 
 @dataclass(frozen=True)
@@ -135,21 +136,8 @@ def _mean_square(x: jax.Array) -> jax.Array:
 def _keep_units(
     widths: tuple[int, ...], rate: float, n_rows: int, key: jax.Array
 ) -> jax.Array | None:
-    """Bool [B, sum of widths], each True with probability 1 - rate, independent given the key.
-
-    Unit numbers hashed with the step's key: dropout needs no more, and JAX's own generator takes
-    about a third of a training step on a CPU for it.
-    """
+    """Bool [B, sum of widths], each True with probability 1 - rate."""
     if not widths:
         return None
-    words = jax.random.key_data(key)
-    units = jnp.arange(n_rows * sum(widths), dtype=jnp.uint32)
-    bits = _mix(_mix(units ^ words[0]) ^ words[1])
+    bits = random_bits(key, n_rows * sum(widths))
     return (bits >= jnp.uint32(round(rate * 2**32))).reshape(n_rows, -1)
-
-
-def _mix(x: jax.Array) -> jax.Array:
-    """Bijective 32-bit avalanche: two xor-shift-multiply rounds (constants of lowbias32)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)

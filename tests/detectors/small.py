@@ -1,0 +1,36 @@
+"""Small data and quick detectors shared by the detector tests."""
+
+import numpy as np
+
+from loopjax.detectors import KNN, PCA, DeepSVDD, IsolationForest, Mahalanobis, MeanCosine
+
+# One network and few epochs everywhere, so that a test session compiles it once.
+TINY = {
+    "hidden_dims": (8, 4),
+    "pretrain_epochs": 5,
+    "epochs": 5,
+    "batch_size": 16,
+    "pretrain_learning_rate": 1e-3,
+    "learning_rate": 1e-4,
+}
+DETECTORS = {
+    "deep-svdd": lambda: DeepSVDD(**TINY),
+    "isolation-forest": lambda: IsolationForest(n_estimators=20),
+    "pca": lambda: PCA(),
+    "knn": lambda: KNN(),
+    "mahalanobis": lambda: Mahalanobis(),
+    "mean-cosine": lambda: MeanCosine(),
+}
+
+
+def rows(count: int = 60, width: int = 16, seed: int = 0) -> np.ndarray:
+    """Correlated Gaussian rows around a mean away from zero; float32 [count, width]."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(99).normal(size=(width // 2, width))
+    x = rng.normal(size=(count, width // 2)) @ mixing + 0.3 * rng.normal(size=(count, width)) + 2.0
+    return x.astype(np.float32)
+
+
+def odd_rows(count: int = 12, width: int = 16) -> np.ndarray:
+    """Rows far from those of `rows`, in other directions; float32 [count, width]."""
+    return (-8.0 * np.random.default_rng(5).normal(size=(count, width)) - 10.0).astype(np.float32)

@@ -1,0 +1,35 @@
+"""scikit-learn's own estimator checks, with every exclusion and its reason."""
+
+import pytest
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+from loopjax.detectors import KNN, PCA, DeepSVDD, IsolationForest, Mahalanobis, MeanCosine
+
+ESTIMATORS = [
+    IsolationForest(n_estimators=5),
+    PCA(),
+    KNN(n_neighbors=2),
+    Mahalanobis(),
+    MeanCosine(),
+    DeepSVDD(hidden_dims=(3, 2), pretrain_epochs=1, epochs=1, batch_size=16, bn_warmup_passes=0),
+]
+# Check name -> reason why it does not apply.
+EXCLUDED: dict[str, str] = {}
+
+
+def _cases():
+    for estimator in ESTIMATORS:
+        for instance, check in estimator_checks_generator(estimator):
+            name = getattr(check, "func", check).__name__
+            kind = type(instance).__name__
+            # Every check has its own shapes, so the heads compile anew each time.
+            marks = [pytest.mark.slow] if kind == "DeepSVDD" else []
+            yield pytest.param(instance, check, id=f"{kind}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("estimator", "check"), _cases())
+def test_estimator_check(estimator, check):
+    name = getattr(check, "func", check).__name__
+    if name in EXCLUDED:
+        pytest.skip(EXCLUDED[name])
+    check(estimator)
