@@ -1,12 +1,9 @@
-"""The figures: arrays in, one SVG file out. The only file that imports matplotlib.
+"""The figures: arrays in, one SVG file out.
 
-Every figure is legible on light and dark: ink is written as `currentColor`, so inlined in a page
-it takes the page's colour, and opened alone it follows the system's colour scheme. Text stays
-text. Files are reproducible byte for byte (no date, ids salted with the file name).
+This file and `drawing.py` are the only ones that import matplotlib; callers import them late.
 """
 
-import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +11,20 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
-from loopjax.evaluate import principal_plane
-
-INK = "#010203"  # stands for currentColor until the file is written
-COLORS = ("#3d7fc1", "#d9822b", "#2e9c7c", "#a066c9", "#c94f6d", "#8c8f3f", "#5aa9c9", "#8a8f98")
-ODD, NORMAL = "#e0603a", "#3d7fc1"
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["system-ui", "Segoe UI", "Helvetica Neue", "Noto Sans", "DejaVu Sans"],
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "grid.color": INK,
-    "grid.alpha": 0.13,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "figure.facecolor": "none",
-    "figure.constrained_layout.use": True,
-    "lines.linewidth": 1.6,
-}
-THEME = (
-    "<style>svg:root{color:#1d2025;background:#fff}"
-    "@media (prefers-color-scheme:dark){svg:root{color:#e6e4df;background:#14171a}}</style>"
+from loopjax.drawing import (
+    COLORS,
+    INK,
+    NORMAL,
+    ODD,
+    STYLE,
+    log_axis,
+    panels,
+    threshold_line,
+    write_svg,
 )
+from loopjax.evaluate import principal_plane
 
 
 def score_boxes(
@@ -92,14 +58,14 @@ def score_boxes(
             color = ODD if "anom" in split else COLORS[index % len(COLORS)]
             box.set(facecolor=color, edgecolor=color, alpha=0.9 if split == "train" else 0.55)
         if thresholds and name in thresholds:
-            _threshold_line(axes, thresholds[name], horizontal=True)
+            threshold_line(axes, thresholds[name], horizontal=True)
         if all((v > 0).all() for v in splits.values()):
-            _log_axis(axes, "y")
+            log_axis(axes, "y")
         axes.set_title(name)
         axes.grid(visible=False, axis="x")
         axes.tick_params(axis="x", labelsize=8)
 
-    return _panels(list(scores), draw, out, title, width=2.1, height=3.2, columns=6)
+    return panels(list(scores), draw, out, title, width=2.1, height=3.2, columns=6)
 
 
 def score_histograms(
@@ -128,11 +94,21 @@ def score_histograms(
             share = np.full(len(values), 100 / len(values))
             axes.hist(values, edges, weights=share, color=color, alpha=0.55, label=split)
         if logarithmic:
-            _log_axis(axes, "x")
-        _threshold_line(axes, thresholds[name], horizontal=False)
-        axes.set(title=name, xlabel="score", ylabel="% of loops" if index == 0 else "")
+            log_axis(axes, "x")
+        threshold_line(axes, thresholds[name], horizontal=False)
+        axes.set(title=name, xlabel="score")
 
-    return _panels(list(scores), draw, out, title, width=3.2, height=2.5, columns=3, legend=True)
+    return panels(
+        list(scores),
+        draw,
+        out,
+        title,
+        width=3.2,
+        height=2.5,
+        columns=3,
+        legend=True,
+        ylabel="% of loops",
+    )
 
 
 def latent_distributions(
@@ -154,9 +130,9 @@ def latent_distributions(
         axes.fill_between(x, levels[0], levels[4], step="mid", color=color, alpha=0.22, lw=0)
         axes.fill_between(x, levels[1], levels[3], step="mid", color=color, alpha=0.5, lw=0)
         axes.step(x, levels[2], where="mid", color=INK, lw=1.0)
-        axes.set(title=name, xlabel="dimension, by median", ylabel="value" if index == 0 else "")
+        axes.set(title=name, xlabel="dimension, by median")
 
-    return _panels(list(latents), draw, out, title, width=3.4, height=2.6, columns=3)
+    return panels(list(latents), draw, out, title, width=3.4, height=2.6, columns=3, ylabel="value")
 
 
 def latent_pca(
@@ -181,7 +157,7 @@ def latent_pca(
         axes.scatter(*plane[odd].T, s=20, color=ODD, alpha=0.9, lw=0, marker="D", label="anomaly")
         axes.set(title=name, xlabel=f"PC 1 ({share[0]:.0%})", ylabel=f"PC 2 ({share[1]:.0%})")
 
-    return _panels(list(latents), draw, out, title, width=3.3, height=3.1, columns=3, legend=True)
+    return panels(list(latents), draw, out, title, width=3.3, height=3.1, columns=3, legend=True)
 
 
 def latent_heat_map(
@@ -208,11 +184,11 @@ def latent_heat_map(
             matrix, aspect="auto", cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
         )
         axes.grid(visible=False)
-        axes.set(title=name, xlabel="dimension", ylabel="loop" if index == 0 else "")
+        axes.set(title=name, xlabel="dimension")
         bar = axes.figure.colorbar(image, ax=axes, shrink=0.7, aspect=25, pad=0.02)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
 
-    return _panels(list(latents), draw, out, title, width=3.4, height=4.0, columns=3)
+    return panels(list(latents), draw, out, title, width=3.4, height=4.0, columns=3, ylabel="loop")
 
 
 def training_curves(
@@ -235,11 +211,13 @@ def training_curves(
             axes.plot(np.arange(1, len(values) + 1), values, color=COLORS[i], label=curve)
             lowest = min(lowest, values.min(initial=np.inf))
         if lowest > 0:
-            _log_axis(axes, "y")
-        axes.set(title=name, xlabel="epoch", ylabel="loss" if index == 0 else "")
+            log_axis(axes, "y")
+        axes.set(title=name, xlabel="epoch")
         axes.legend()
 
-    return _panels(list(histories), draw, out, title, width=3.2, height=2.4, columns=3)
+    return panels(
+        list(histories), draw, out, title, width=3.2, height=2.4, columns=3, ylabel="loss"
+    )
 
 
 def ladder(
@@ -257,6 +235,7 @@ def ladder(
     """
     variations = list(dict.fromkeys(str(row["variation"]) for row in rows))
     detectors = list(dict.fromkeys(str(row["detector"]) for row in rows))
+    lowest = min(0.4, *(row["auroc"] for row in rows))
 
     def draw(axes: Axes, name: str, index: int) -> None:
         own = [row for row in rows if row["variation"] == name]
@@ -274,11 +253,20 @@ def ladder(
             )
         ticks = {row["step"]: str(row["strength"]) for row in own}
         axes.set_xticks(list(ticks), list(ticks.values()))
-        axes.set(ylim=(0.28, 1.03), xlabel=str(own[0]["unit"]))
-        axes.set(title=name, ylabel="AUROC" if index % 4 == 0 else "")
+        axes.set(title=name, ylim=(lowest - 0.04, 1.03), xlabel=str(own[0]["unit"]))
         axes.grid(visible=False, axis="x")
 
-    return _panels(variations, draw, out, title, width=2.7, height=2.25, columns=4, legend=True)
+    return panels(
+        variations,
+        draw,
+        out,
+        title,
+        width=2.7,
+        height=2.25,
+        columns=4,
+        legend=True,
+        ylabel="AUROC",
+    )
 
 
 def explanation(parts: Mapping[str, Any], out: Path, title: str = "Explanation") -> Path:
@@ -342,59 +330,4 @@ def explanation(parts: Mapping[str, Any], out: Path, title: str = "Explanation")
         bands.axvline(0, color=INK, lw=0.8)
         bands.set(title="score lost when muted", ylabel="low → high band")
         bands.set_yticks([])
-        return _write(figure, out, title)
-
-
-def _panels(
-    names: list[str],
-    draw: Callable[[Axes, str, int], None],
-    out: Path,
-    title: str,
-    *,
-    width: float,
-    height: float,
-    columns: int,
-    legend: bool = False,
-) -> Path:
-    """Small multiples: one panel per name, at most `columns` beside each other (inches)."""
-    rows = max(1, -(-len(names) // columns))
-    columns = max(1, -(-len(names) // rows))  # even rows: 4 panels at 3 across become 2 x 2
-    with mpl.rc_context({**STYLE, "svg.hashsalt": out.stem}):
-        figure = Figure(figsize=(width * columns, height * rows + (0.4 if legend else 0)))
-        for i, name in enumerate(names):
-            draw(figure.add_subplot(rows, columns, i + 1), name, i)
-        if legend and figure.axes:
-            handles, labels = figure.axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
-        return _write(figure, out, title)
-
-
-def _write(figure: Figure, out: Path, title: str) -> Path:
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    text = out.read_text(encoding="utf-8")
-    start = text.index("<svg")
-    head_end = text.index(">", start) + 1
-    label = html.escape(title, quote=True)
-    head = text[start : head_end - 1] + f' role="img" aria-label="{label}">'
-    text = text[:start] + head + f"<title>{label}</title>" + THEME + text[head_end:]
-    out.write_text(text.replace(INK, "currentColor"), encoding="utf-8")
-    return out
-
-
-def _threshold_line(axes: Axes, threshold: float, horizontal: bool) -> None:
-    line = axes.axhline if horizontal else axes.axvline
-    line(threshold, color=ODD, lw=1.1, ls=(0, (4, 2)), label="threshold")
-
-
-def _log_axis(axes: Axes, which: str) -> None:
-    axis = axes.yaxis if which == "y" else axes.xaxis
-    axes.set_yscale("log") if which == "y" else axes.set_xscale("log")
-    low, high = axis.get_view_interval()
-    axis.set_minor_formatter(NullFormatter())
-    if high / low > 30:
-        axis.set_major_locator(LogLocator(10, numticks=6))
-    else:
-        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=8))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        return write_svg(figure, out, title)

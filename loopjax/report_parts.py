@@ -79,10 +79,11 @@ def prepare_table(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _label(key: str) -> str:
+    """A column's heading; lower case, because some columns are named after detectors."""
     text = key.replace("_", " ")
-    for name in ("auroc", "pauc", "ks", "fpr", "sd", "id", "mad"):
-        text = re.sub(rf"\b{name}\b", name.upper() if name != "pauc" else "pAUC", text)
-    return text[:1].upper() + text[1:] if text[:4] != "pAUC" else text
+    for name in ("auroc", "ks", "fpr", "sd"):
+        text = re.sub(rf"\b{name}\b", name.upper(), text)
+    return text.replace("pauc", "pAUC")
 
 
 def _cell(row: Mapping[str, Any], key: str) -> Any:
