@@ -57,7 +57,8 @@ def save_detector(detector: Detector, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / "arrays", _nest(arrays))
+            filled = {name: a for name, a in arrays.items() if a.size}  # Orbax refuses empty ones
+            checkpointer.save(temporary / "arrays", _nest(filled))
         (temporary / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
         if path.exists():
             shutil.rmtree(path)
@@ -173,10 +174,14 @@ def _restore_arrays(path: Path, described: dict[str, Any]) -> dict[str, np.ndarr
                 tuple(spec["shape"]), np.dtype(spec["dtype"]), sharding=device
             )
             for name, spec in described.items()
+            if 0 not in spec["shape"]
         }
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(path, target)
-        arrays = {name: np.asarray(tree[name.replace("/", ".")]) for name in described}
+        arrays = {
+            name: np.asarray(tree.get(name.replace("/", "."), np.zeros(spec["shape"])))
+            for name, spec in described.items()
+        }
     for name, spec in described.items():
         if _digest(arrays[name]) != spec["sha256"]:
             raise ValueError(f"array {name} does not match its checksum")

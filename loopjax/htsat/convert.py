@@ -16,12 +16,11 @@ import numpy as np
 from loopjax.errors import UserError
 from loopjax.htsat.encoder_files import save_encoder
 from loopjax.htsat.hub_config import read_hub_config
-from loopjax.htsat.known import known_file
+from loopjax.htsat.known import HUB_WEIGHTS, known_file
 from loopjax.htsat.mapping import map_checkpoint
 from loopjax.htsat.params import LazyTensor, Source
 from loopjax.htsat.torch_zip import TorchZip
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder, in order
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
 
@@ -83,7 +82,7 @@ def convert_encoder(
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} exists; give a folder that does not")
     file = find_weights(source)
-    hub = read_hub_config(file.parent) if file.name in WEIGHT_FILES else None
+    hub = read_hub_config(file.parent) if file.name in HUB_WEIGHTS else None
     if fusion is None and hub is not None:
         fusion = hub.fusion
     mapped = map_checkpoint(open_tensors(file), fusion)
@@ -134,9 +133,9 @@ def find_weights(source: Path) -> Path:
         return source
     if not source.is_dir():
         raise UserError(f"{source} does not exist")
-    found = [source / name for name in WEIGHT_FILES if (source / name).is_file()]
+    found = [source / name for name in HUB_WEIGHTS if (source / name).is_file()]
     if not found:
-        raise UserError(f"{source} holds neither {' nor '.join(WEIGHT_FILES)}")
+        raise UserError(f"{source} holds neither {' nor '.join(HUB_WEIGHTS)}")
     return found[0]
 
 

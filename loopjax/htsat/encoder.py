@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import jax
@@ -19,6 +19,7 @@ from loopjax.htsat.model import Htsat, HtsatConfig
 Precision = Literal["fp32", "bf16"]
 
 
+@lru_cache(maxsize=16)
 def abstract_model(config: HtsatConfig, precision: Precision = "fp32") -> tuple[Any, Any]:
     """The model's graph and shapes, (graphdef, abstract state), without allocating weights."""
     dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32

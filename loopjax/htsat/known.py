@@ -10,6 +10,8 @@ _LAION_CODE = "CC0-1.0 (repository lukewys/laion_clap); training data has terms 
 _HUB = "Apache-2.0 (model card); training data has terms of its own"
 _MIT = "MIT (code repository); training data has terms of its own"
 
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # names every Hugging Face folder uses
+
 
 @dataclass(frozen=True)
 class KnownEncoder:
@@ -113,7 +115,8 @@ def known_encoder(name: str) -> KnownEncoder | None:
 
 
 def known_file(file_name: str, sha256: str) -> KnownEncoder | None:
-    """The entry whose weights a file is: by hash, else by a file name that only one entry has."""
+    """The entry whose weights a file is: by hash, else by a name that says which file it is."""
     by_hash = next((k for k in KNOWN if k.sha256 == sha256), None)
-    by_name = [k for k in KNOWN if k.files[0] == file_name and k.sha256 in (None, sha256)]
-    return by_hash or (by_name[0] if len(by_name) == 1 else None)
+    own_names = (k for k in KNOWN if k.files[0] == file_name and k.files[0] not in HUB_WEIGHTS)
+    by_name = next((k for k in own_names if k.sha256 in (None, sha256)), None)
+    return by_hash or by_name

@@ -8,8 +8,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from loopjax.htsat.encoder import Encoder
+from loopjax.htsat.encoder import Encoder, random_weights
+from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.mapping import map_checkpoint
+from loopjax.htsat.model import HtsatConfig
 from loopjax.htsat.params import LazyTensor, Source
 from tests.htsat import synthetic
 
@@ -84,6 +86,23 @@ def encoder(name: str, precision="fp32") -> Encoder:
     mapped = map_checkpoint(lazy(checkpoint(name)))
     weights = mapped.weights
     return Encoder(mapped.config, mapped.front_end, weights, encoder_id=name, precision=precision)
+
+
+@cache
+def micro(precision="fp32") -> Encoder:
+    """The smallest fused encoder with shifted windows: quick to compile, for what is not parity."""
+    config = HtsatConfig.nano(width=16, depths=(2, 1), heads=(1, 2))
+    rng = np.random.default_rng(0)
+    weights = {
+        name: array + rng.normal(scale=0.1, size=array.shape).astype(np.float32) * (array.ndim == 1)
+        for name, array in random_weights(config, seed=1).items()
+    }
+    front_end = LogMelConfig.clap_fused()
+    weights |= {
+        "bn0.mean": np.full(64, -30.0, np.float32),
+        "bn0.var": np.full(64, 400.0, np.float32),
+    }
+    return Encoder(config, front_end, weights, encoder_id="micro", precision=precision)
 
 
 @cache
