@@ -1,4 +1,4 @@
-"""Training loops as compiled epochs: AdamW, cosine schedule, early stopping, exact resumption.
+"""Compiled epochs: AdamW, cosine schedule, early stopping, for one head or many.
 
 A whole epoch is one compiled loop over data that already lies on the device, several epochs go into
 one call, and many heads (seeds, hyper-parameters, subsets of rows) can train in the same call. A
@@ -16,14 +16,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from loopjax.checkpoints import Checkpoints
+from loopjax.keys import derive, new_key, random_bits
 
 Tree = Any
 METRICS = ("train_loss", "val_loss", "learning_rate")
 # Rows evaluated at once; larger sets go block by block.
 _EVAL_ROWS = 4096
-# Steps that one call should hold at least, so that dispatch costs nothing beside the work.
-_STEPS_PER_CALL = 250
 
 
 class Objective(Protocol):
@@ -137,18 +135,8 @@ def start(params: Tree, stats: Tree, aux: Tree, seed: int) -> State:
         best_epoch=np.int32(-1),
         epoch=np.int32(0),
         stopped=np.bool_(False),
-        key=np.random.SeedSequence(seed).generate_state(2),
+        key=new_key(seed),
     )
-
-
-def stack(trees: list[Tree]) -> Tree:
-    """Trees of equal structure as one tree with a leading head axis."""
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
-
-
-def unstack(tree: Tree, head: int) -> Tree:
-    """One head of a stacked tree."""
-    return jax.tree.map(lambda leaf: leaf[head], tree)
 
 
 def adamw_step(
@@ -336,6 +324,41 @@ def advance(
     return jax.lax.fori_loop(0, n_heads, head, (state, logs))
 
 
+@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+def advance_block(
+    state: State,
+    X: jax.Array,
+    rows: jax.Array,
+    count: jax.Array,
+    hyper: Hyper,
+    number: jax.Array,
+    *,
+    recipe: Recipe,
+) -> tuple[State, jax.Array]:
+    """One head over the first `count` of rows [T] of block `number`; also the summed loss."""
+    key = derive(derive(state.key, state.epoch), number)
+    rate = cosine(hyper, state.epoch)
+    return train_block(recipe, state, X, rows, count, rate, hyper.weight_decay, key)
+
+
+@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+def advance_epoch(
+    state: State,
+    val: jax.Array,
+    n_val: jax.Array,
+    train_loss: jax.Array,
+    hyper: Hyper,
+    *,
+    recipe: Recipe,
+) -> tuple[State, jax.Array]:
+    """Judge one head after its last block on the first `n_val` of rows [V, D]; its `METRICS`."""
+    rate = cosine(hyper, state.epoch)
+    total = eval_block(recipe, state, val, jnp.arange(len(val)), n_val)
+    val_loss = jnp.where(n_val > 0, total / jnp.maximum(n_val, 1), jnp.nan)
+    metrics = jnp.stack([train_loss, val_loss, rate])
+    return close_epoch(recipe, state, train_loss, val_loss, n_val > 0), metrics
+
+
 @partial(jax.jit, static_argnames=("recipe", "passes"), donate_argnames="state")
 def warm_up_heads(
     state: State, X: jax.Array, split: Split, *, recipe: Recipe, passes: int
@@ -345,125 +368,6 @@ def warm_up_heads(
         lambda one: warm_up(recipe, one[0], X, one[1].train, one[1].n_train, passes),
         (state, split),
     )
-
-
-def epochs_per_call(rows: int, batch_size: int) -> int:
-    """How many epochs to put into one call: few for large sets, more for small ones."""
-    steps = -(-rows // batch_size)
-    wanted = _STEPS_PER_CALL // max(steps, 1)
-    return max((size for size in (1, 5, 25) if size <= wanted), default=1)
-
-
-def place(tree: Tree, mesh: Mesh | None) -> Tree:
-    """Put a tree on the device, or replicate it over a mesh."""
-    if mesh is None:
-        return jax.tree.map(jnp.asarray, tree)
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
-def pad_split(train: list[np.ndarray], val: list[np.ndarray], batch_size: int) -> Split:
-    """Row numbers per head as one padded `Split`; sizes are rounded up so that programs recur."""
-
-    def padded(parts: list[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
-        longest = max(max(len(p) for p in parts), 1)
-        size = -(-_rounded(longest) // multiple) * multiple
-        table = np.zeros((len(parts), size), np.int32)
-        for row, part in zip(table, parts, strict=True):
-            row[: len(part)] = part
-        return table, np.array([len(p) for p in parts], np.int32)
-
-    return Split(*padded(train, batch_size), *padded(val, 1))
-
-
-def pad_rows(X: np.ndarray) -> np.ndarray:
-    """Rows padded with zeros so that sets of similar size share compiled programs."""
-    return np.pad(X, ((0, _rounded(len(X)) - len(X)), (0, 0)))
-
-
-def run(
-    recipe: Recipe,
-    state: State,
-    X: jax.Array,
-    split: Split,
-    hyper: Hyper,
-    *,
-    checkpoints: Checkpoints | None = None,
-    every_epochs: int = 25,
-    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
-) -> tuple[State, np.ndarray]:
-    """Train every head until it stops; resumes from `checkpoints` to the same curve.
-
-    Args:
-        recipe: static.
-        state: stacked over heads; donated.
-        X: [N, D] on the device.
-        split: stacked over heads.
-        hyper: stacked over heads.
-        checkpoints: where to resume from and to save the state (best and last weights, optimizer,
-            random key, epoch) every `every_epochs` epochs and at the end.
-        every_epochs: how much work a kill may cost.
-        on_epoch: called with the epoch and its metrics, averaged over the heads still training.
-
-    Returns:
-        The final state and metrics [H, E, 3], NaN after a head stopped.
-    """
-    n_heads = state.epoch.shape[0]
-    per_call = epochs_per_call(int(np.max(split.n_train)), recipe.batch_size)
-    history = np.full((n_heads, recipe.max_epochs, len(METRICS)), np.nan, np.float32)
-    if checkpoints is not None:
-        saved = checkpoints.restore({"state": state, "history": history})
-        if saved is not None:
-            state, history = saved["state"], np.array(saved["history"])
-    done = int(np.max(state.epoch))
-    last_saved = done
-    while not np.all(state.stopped):
-        state, log = advance(state, X, split, hyper, recipe=recipe, epochs=per_call)
-        width = min(per_call, recipe.max_epochs - done)
-        history[:, done : done + width] = np.asarray(log)[:, :width]
-        if on_epoch is not None:
-            _report(on_epoch, history, done, width)
-        done += width
-        finished = bool(np.all(state.stopped))
-        if checkpoints is not None and (finished or done - last_saved >= every_epochs):
-            checkpoints.save(done, {"state": state, "history": history})
-            last_saved = done
-    return state, history[:, : int(np.max(state.epoch))]
-
-
-def _report(on_epoch, history: np.ndarray, first: int, count: int) -> None:
-    for epoch in range(first, first + count):
-        active = history[~np.isnan(history[:, epoch, 0]), epoch]
-        if len(active):
-            mean = active.mean(axis=0)
-            on_epoch(epoch, {k: float(v) for k, v in zip(METRICS, mean, strict=True)})
-
-
-def _rounded(n: int) -> int:
-    return max(64, 1 << (n - 1).bit_length()) if n <= 1024 else -(-n // 1024) * 1024
-
-
-def derive(key: Any, number: Any) -> jax.Array:
-    """A key (uint32 [2]) for one of many uses of a key.
-
-    Keys are hashed, not drawn with `jax.random`: shuffling and dropout need no cryptographic
-    generator, whose programs take seconds to compile and, on a CPU, a third of a training step.
-    """
-    number = jnp.asarray(number).astype(jnp.uint32)
-    first = mix32(key[0] ^ mix32(number + jnp.uint32(0x9E3779B9)))
-    return jnp.stack([first, mix32(first ^ key[1])])
-
-
-def random_bits(key: Any, count: int) -> jax.Array:
-    """`count` pseudo-random uint32 of a key."""
-    positions = jnp.arange(count, dtype=jnp.uint32)
-    return mix32(mix32(positions ^ key[0]) ^ key[1])
-
-
-def mix32(x: jax.Array) -> jax.Array:
-    """Bijective 32-bit avalanche: two xor-shift-multiply rounds (constants of lowbias32)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
-    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
-    return x ^ (x >> 16)
 
 
 def _permutation(key: jax.Array, size: int, count: jax.Array) -> jax.Array:

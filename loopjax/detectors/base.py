@@ -192,6 +192,18 @@ def iter_blocks(rows: np.ndarray | RowBlocks, block_rows: int) -> Iterator[np.nd
             yield part[start : start + block_rows]
 
 
+def take_rows(rows: np.ndarray | RowBlocks, wanted: np.ndarray) -> np.ndarray:
+    """The rows of ascending indices out of a matrix or of `RowBlocks`."""
+    if isinstance(rows, np.ndarray):
+        return rows[wanted]
+    taken, start = [], 0
+    for block in rows:
+        inside = wanted[(wanted >= start) & (wanted < start + len(block))]
+        taken.append(block[inside - start])
+        start += len(block)
+    return np.concatenate(taken)
+
+
 def score_in_blocks(
     score: Callable[[np.ndarray], Any], rows: np.ndarray, small: int = 256, large: int = 4096
 ) -> np.ndarray:

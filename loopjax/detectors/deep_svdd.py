@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from loopjax.detectors.autoencoder import HIDDEN_DIMS, NetworkConfig
-from loopjax.detectors.base import Detector
-from loopjax.detectors.heads import check_encoder_arrays, encode_rows, fit_heads, train_heads
+from loopjax.detectors.base import Detector, RowBlocks
+from loopjax.detectors.encoding import check_encoder_arrays, encode_rows
+from loopjax.detectors.heads import fit_heads, train_heads, train_streamed
 from loopjax.detectors.saving import flatten_arrays, nest_arrays
 from loopjax.errors import ModelCheckError, UserError
 
@@ -261,10 +262,13 @@ class DeepSVDD(Detector):
             raise UserError(f"nu must lie in (0, 1); got {self.nu!r}")
 
     def _fit(self, rows: Any) -> np.ndarray:
-        train_heads([self], rows, [np.arange(len(rows))])
+        if isinstance(rows, RowBlocks):
+            train_streamed(self, rows)
+        else:
+            train_heads([self], rows, [np.arange(len(rows))])
         return self._finish(rows)
 
-    def _finish(self, rows: np.ndarray) -> np.ndarray:
+    def _finish(self, rows: Any) -> np.ndarray:
         """Training scores of [N, D] after `train_heads`, refused when the head collapsed."""
         scores = self._score_all(rows)
         self._check_spread(scores)

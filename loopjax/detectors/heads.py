@@ -1,31 +1,21 @@
 """Training of Deep SVDD heads, one or many at once: seeds, learning rates, subsets of rows."""
 
-import hashlib
-import random
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from loopjax import training
+from loopjax import training, training_loop
 from loopjax.checkpoints import Checkpoints
-from loopjax.detectors.autoencoder import (
-    Arrays,
-    NetworkConfig,
-    build_encoder,
-    encoder_part,
-    encoder_skeleton,
-    initialise,
-    skeleton,
-)
-from loopjax.detectors.base import DataError, score_in_blocks
+from loopjax.detectors.autoencoder import NetworkConfig, encoder_part, initialise, skeleton
+from loopjax.detectors.base import DataError, RowBlocks
 from loopjax.detectors.objectives import OneClass, Reconstruction
 from loopjax.detectors.saving import nest_arrays
+from loopjax.detectors.training_rows import ResidentRows, StreamedRows
 from loopjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,138 +73,101 @@ def group_size(network: NetworkConfig) -> int:
 def train_heads(
     detectors: Sequence["DeepSVDD"], X: np.ndarray, subsets: Sequence[np.ndarray]
 ) -> None:
-    """Both stages for all detectors at once; sets their fitted attributes but the scores."""
-    first = detectors[0]
+    """Train heads on rows of a matrix; sets their fitted attributes but the scores."""
     _check_alike(detectors)
+    mesh = _mesh(detectors[0])
+    _train_stages(detectors, ResidentRows(detectors, X, subsets, mesh), mesh)
+
+
+def train_streamed(detector: "DeepSVDD", blocks: RowBlocks) -> None:
+    """Train one head on row blocks; sets its fitted attributes but the scores."""
+    _train_stages([detector], StreamedRows(detector, blocks), None)
+
+
+def _train_stages(
+    detectors: Sequence["DeepSVDD"], source: ResidentRows | StreamedRows, mesh: Mesh | None
+) -> None:
+    """Reconstruction, centre, one-class objective: all heads at once, all on one source."""
+    first = detectors[0]
     network = first.network_config()
-    parts = [_split(d, rows) for d, rows in zip(detectors, subsets, strict=True)]
-    mesh = _mesh(first)
-    data = training.place(training.pad_rows(X), mesh)
-    split = training.pad_split([p[0] for p in parts], [p[1] for p in parts], first.batch_size)
     fresh = [initialise(network, np.random.default_rng([d.random_state, 1])) for d in detectors]
-    params, stats = (training.stack([f[i] for f in fresh]) for i in (0, 1))
-    keys = _fingerprint(detectors, X, parts)
-    history: list[dict[str, Any]] = [{} for _ in detectors]
-    best: list[dict[str, int]] = [{} for _ in detectors]
-    warm = first.bn_warmup_passes if first.compat is None and first.batch_norm else 0
-
-    def stage(name: str, objective: Any, params: Arrays, stats: Arrays, aux: list[Arrays]):
-        nonlocal warm
-        pretrain = name == "pretrain"
-        epochs = first.pretrain_epochs if pretrain else first.epochs
-        recipe = training.Recipe(
-            objective=objective,
-            batch_size=first.batch_size,
-            max_epochs=epochs,
-            patience=first.patience,
-            mesh=mesh,
-            serial_heads=jax.default_backend() == "cpu",
-        )
-        starts = [
-            training.start(
-                training.unstack(params, h), training.unstack(stats, h), aux[h],
-                2 * d.random_state + (not pretrain),
-            )
-            for h, d in enumerate(detectors)
-        ]  # fmt: skip
-        state = training.place(training.stack(starts), mesh)
-        if warm:
-            state = training.warm_up_heads(state, data, split, recipe=recipe, passes=warm)
-            warm = 0
-        state, curves = training.run(
-            recipe, state, data, split, _hyper(detectors, pretrain, epochs),
-            checkpoints=_checkpoints(first, name, keys),
-            every_epochs=first.checkpoint_every_epochs,
-            on_epoch=first.on_epoch and partial(first.on_epoch, name),
-        )  # fmt: skip
-        for h in range(len(detectors)):
-            count = int(state.epoch[h])
-            history[h][name] = {
-                metric: [None if np.isnan(v) else float(v) for v in curves[h, :count, i]]
-                for i, metric in enumerate(training.METRICS)
-            }
-            best[h][name] = int(state.best_epoch[h])
-        return jax.tree.map(np.asarray, state)
-
+    params, stats = (training_loop.stack([f[i] for f in fresh]) for i in (0, 1))
+    for detector, rows in zip(detectors, source.train_rows, strict=True):
+        detector.train_rows_, detector.radius_ = rows, None
+        detector.history_, detector.best_epochs_ = {}, {}
+    stage = partial(_stage, detectors, source, mesh)
     if first.pretrain_epochs:
         state = stage("pretrain", Reconstruction(network), params, stats, [{} for _ in detectors])
         last = first.compat is not None
         params = state.params if last else state.best_params
         stats = state.stats if last else state.best_stats
     params, stats = encoder_part(params), encoder_part(stats)
-    centers = [
-        encode_rows(network, training.unstack(params | stats, h), X[parts[h][0]]).mean(axis=0)
-        for h in range(len(detectors))
-    ]
-    radius = None
+    centers = source.centers(network, params | stats)
     if first.epochs:
         soft = first.objective == "soft-boundary"
-        aux = [
-            {"center": c, "radius_squared": np.float32(0.0), "nu": np.float32(d.nu)} if soft
-            else {"center": c}
-            for c, d in zip(centers, detectors, strict=True)
-        ]  # fmt: skip
+        aux: list[dict[str, Any]] = [{"center": center} for center in centers]
+        for detector, entry in zip(detectors, aux, strict=True):
+            if soft:
+                entry |= {"radius_squared": np.float32(0.0), "nu": np.float32(detector.nu)}
         state = stage("one-class", OneClass(network, soft, first.warmup_epochs), params, stats, aux)
         params, stats = state.best_params, state.best_stats
-        radius = np.sqrt(state.aux["radius_squared"]) if soft else None
+        for h, detector in enumerate(detectors):
+            if soft:
+                detector.radius_ = float(np.sqrt(state.aux["radius_squared"][h]))
     for h, detector in enumerate(detectors):
-        arrays = jax.tree.map(np.asarray, training.unstack(params | stats, h))
-        detector.encoder_ = nest_arrays(arrays)
+        detector.encoder_ = nest_arrays(training_loop.unstack(params | stats, h))
         detector.center_ = np.asarray(centers[h], np.float32)
-        detector.radius_ = None if radius is None else float(radius[h])
-        detector.history_, detector.best_epochs_ = history[h], best[h]
-        local = {row: i for i, row in enumerate(subsets[h])}
-        detector.train_rows_ = np.array([local[row] for row in parts[h][0]])
 
 
-def encode_rows(network: NetworkConfig, arrays: Arrays, rows: np.ndarray) -> np.ndarray:
-    """Latents [N, Z] float32 of rows [N, D], in evaluation mode."""
-    arrays = {name: jnp.asarray(a) for name, a in arrays.items()}
-    return score_in_blocks(lambda block: _encode(block, arrays, network=network), rows)
-
-
-@partial(jax.jit, static_argnames="network")
-def _encode(rows: jax.Array, arrays: Arrays, *, network: NetworkConfig) -> jax.Array:
-    return build_encoder(network, arrays, {})(rows)
-
-
-def check_encoder_arrays(network: NetworkConfig, arrays: Arrays) -> None:
-    """Raise `UserError` listing missing, unknown and misshapen arrays of an encoder."""
-    expected = {name: leaf.shape for name, leaf in encoder_skeleton(network)[1].items()}
-    missing = sorted(expected.keys() - arrays.keys())
-    unknown = sorted(arrays.keys() - expected.keys())
-    shapes = [
-        f"{name} {arrays[name].shape}, expected {shape}"
-        for name, shape in sorted(expected.items())
-        if name in arrays and arrays[name].shape != shape
-    ]
-    if missing or unknown or shapes:
-        raise UserError(
-            f"encoder arrays: missing {missing or 'none'}, unknown {unknown or 'none'}, "
-            f"wrong shape {shapes or 'none'}"
-        )
-
-
-def duplicating_shuffle(count: int, seed: int) -> np.ndarray:
-    """Row numbers after the reference's shuffle, which copies rows instead of swapping them.
-
-    `random.shuffle` on a 2-D array assigns through views, so position i receives row j while j
-    stays: about half of the rows are lost (reference `data/data_loader.py`).
-    """
-    rows: Any = np.arange(count)[:, None]
-    random.Random(seed).shuffle(rows)
-    return rows[:, 0]
-
-
-def _split(detector: "DeepSVDD", rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers to train on and to stop by."""
-    count, seed = len(rows), detector.random_state
-    if detector.compat == "reference":
-        order = rows[duplicating_shuffle(count, seed)]
-    else:
-        order = rows[np.random.default_rng([seed, 0]).permutation(count)]
-    n_train = int(count * (1.0 - detector.validation_fraction))
-    return order[:n_train], order[n_train:]
+def _stage(
+    detectors: Sequence["DeepSVDD"],
+    source: ResidentRows | StreamedRows,
+    mesh: Mesh | None,
+    name: str,
+    objective: training.Objective,
+    params: Any,
+    stats: Any,
+    aux: list[dict[str, Any]],
+) -> training.State:
+    """Train one stage of all heads from stacked arrays; the final state, in host memory."""
+    first = detectors[0]
+    pretrain = name == "pretrain"
+    epochs = first.pretrain_epochs if pretrain else first.epochs
+    recipe = training.Recipe(
+        objective=objective,
+        batch_size=first.batch_size,
+        max_epochs=epochs,
+        patience=first.patience,
+        mesh=mesh,
+        serial_heads=jax.default_backend() == "cpu",
+    )
+    # Statistics are settled once, by the first stage that runs.
+    warm = (pretrain or not first.pretrain_epochs) and first.compat is None and first.batch_norm
+    state, curves = source.train(
+        recipe,
+        [
+            training.start(
+                training_loop.unstack(params, h),
+                training_loop.unstack(stats, h),
+                aux[h],
+                seed=2 * detector.random_state + (not pretrain),
+            )
+            for h, detector in enumerate(detectors)
+        ],
+        _hyper(detectors, pretrain, epochs),
+        first.bn_warmup_passes if warm else 0,
+        _checkpoints(detectors, name, source),
+        every_epochs=first.checkpoint_every_epochs,
+        on_epoch=first.on_epoch and partial(first.on_epoch, name),
+    )
+    for h, detector in enumerate(detectors):
+        own = curves[h, : int(state.epoch[h])]
+        detector.history_[name] = {
+            metric: [None if np.isnan(value) else float(value) for value in own[:, i]]
+            for i, metric in enumerate(training.METRICS)
+        }
+        detector.best_epochs_[name] = int(state.best_epoch[h])
+    return jax.tree.map(np.asarray, state)
 
 
 def _hyper(detectors: Sequence["DeepSVDD"], pretrain: bool, epochs: int) -> training.Hyper:
@@ -252,22 +205,14 @@ def _mesh(detector: "DeepSVDD") -> Mesh | None:
     return Mesh(np.array(devices), ("data",))
 
 
-def _fingerprint(
-    detectors: Sequence["DeepSVDD"], X: np.ndarray, parts: list[tuple[np.ndarray, np.ndarray]]
-) -> dict[str, Any] | None:
-    if detectors[0].checkpoint_dir is None:
-        return None
-    digest = hashlib.sha256(X.tobytes())
-    for train, val in parts:
-        digest.update(train.tobytes() + val.tobytes())
-    skip = ("checkpoint_dir", "on_epoch", "checkpoint_every_epochs", "contamination")
-    params = [{k: v for k, v in d.get_params().items() if k not in skip} for d in detectors]
-    return {"data_sha256": digest.hexdigest(), "params": params}
-
-
 def _checkpoints(
-    detector: "DeepSVDD", stage: str, keys: dict[str, Any] | None
+    detectors: Sequence["DeepSVDD"], stage: str, source: ResidentRows | StreamedRows
 ) -> Checkpoints | None:
-    if keys is None:
+    folder = detectors[0].checkpoint_dir
+    if folder is None:
         return None
-    return Checkpoints(Path(str(detector.checkpoint_dir)) / stage, keys | {"stage": stage})
+    # Neither moves the curve, so a run may be continued with other values.
+    free = ("checkpoint_dir", "checkpoint_every_epochs", "on_epoch", "contamination")
+    params = [{k: v for k, v in d.get_params().items() if k not in free} for d in detectors]
+    described = {"stage": stage, "data_sha256": source.fingerprint(), "params": params}
+    return Checkpoints(Path(str(folder)) / stage, described)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax.detectors.base import DataError, Detector, iter_blocks, len_rows
+from loopjax.detectors.base import DataError, Detector, iter_blocks, len_rows, take_rows
 from loopjax.errors import UserError
 
 _REFERENCE_BLOCK = 8192
@@ -78,7 +78,7 @@ class KNN(Detector):
                 f"n_neighbors={self.n_neighbors} needs more than {self.n_neighbors} reference "
                 f"rows; got n_samples = {len(kept)}"
             )
-        self.reference_ = self._prepare(_take(rows, kept))
+        self.reference_ = self._prepare(take_rows(rows, kept))
         if np.all(self.reference_ == self.reference_[:1]):
             raise DataError("all rows are identical: every distance is zero")
         own = np.full(total, -1)
@@ -163,15 +163,3 @@ def _nearest(queries, own, reference, centre, real, *, k, block):
     exact = jnp.where(jnp.isfinite(top), exact, jnp.inf)
     nearest, where = jax.lax.top_k(-exact, k)
     return -nearest, jnp.take_along_axis(ids, where, axis=1)
-
-
-def _take(rows: Any, wanted: np.ndarray) -> np.ndarray:
-    """The rows of ascending indices out of a matrix or of `RowBlocks`."""
-    if isinstance(rows, np.ndarray):
-        return rows[wanted]
-    taken, start = [], 0
-    for block in rows:
-        inside = wanted[(wanted >= start) & (wanted < start + len(block))]
-        taken.append(block[inside - start])
-        start += len(block)
-    return np.concatenate(taken)

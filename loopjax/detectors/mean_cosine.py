@@ -26,7 +26,10 @@ class MeanCosine(Detector):
             raise DataError("the mean of the rows is zero, so no direction is normal")
         scores = self._score_all(rows)
         if scores.max() <= 1e-12:
-            raise DataError("all rows point the same way: there is no spread to learn from")
+            raise DataError(
+                "all rows point the same way: there is no spread to learn from "
+                f"(n_features = {self.n_features_in_})"
+            )
         return scores
 
     def _score(self, rows: np.ndarray) -> np.ndarray:

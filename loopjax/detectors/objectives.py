@@ -15,7 +15,7 @@ from loopjax.detectors.autoencoder import (
     build_encoder,
     statistics,
 )
-from loopjax.training import random_bits
+from loopjax.keys import random_bits
 
 
 @dataclass(frozen=True)

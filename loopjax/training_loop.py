@@ -1,0 +1,185 @@
+"""The host's side of training: call after call of compiled epochs, progress, checkpoints."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from loopjax.checkpoints import Checkpoints
+from loopjax.training import (
+    METRICS,
+    Hyper,
+    Recipe,
+    Split,
+    State,
+    Tree,
+    advance,
+    advance_block,
+    advance_epoch,
+)
+
+# Steps that one call should hold at least, so that dispatch costs nothing beside the work.
+_STEPS_PER_CALL = 250
+
+OnEpoch = Callable[[int, dict[str, float]], None]
+
+
+def stack(trees: list[Tree]) -> Tree:
+    """Trees of equal structure as one tree with a leading head axis."""
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def unstack(tree: Tree, head: int) -> Tree:
+    """One head of a stacked tree."""
+    return jax.tree.map(lambda leaf: leaf[head], tree)
+
+
+def place(tree: Tree, mesh: Mesh | None) -> Tree:
+    """Put a tree on the device, or replicate it over a mesh."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, tree)
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def pad_split(train: list[np.ndarray], val: list[np.ndarray], batch_size: int) -> Split:
+    """Row numbers per head as one padded `Split`; sizes are rounded up so that programs recur."""
+
+    def padded(parts: list[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
+        longest = max(max(len(p) for p in parts), 1)
+        size = -(-_rounded(longest) // multiple) * multiple
+        table = np.zeros((len(parts), size), np.int32)
+        for row, part in zip(table, parts, strict=True):
+            row[: len(part)] = part
+        return table, np.array([len(p) for p in parts], np.int32)
+
+    return Split(*padded(train, batch_size), *padded(val, 1))
+
+
+def pad_rows(X: np.ndarray) -> np.ndarray:
+    """Rows padded with zeros so that sets of similar size share compiled programs."""
+    return np.pad(X, ((0, _rounded(len(X)) - len(X)), (0, 0)))
+
+
+def epochs_per_call(rows: int, batch_size: int) -> int:
+    """How many epochs to put into one call: few for large sets, more for small ones."""
+    steps = -(-rows // batch_size)
+    wanted = _STEPS_PER_CALL // max(steps, 1)
+    return max((size for size in (1, 5, 25) if size <= wanted), default=1)
+
+
+def run(
+    recipe: Recipe,
+    state: State,
+    X: jax.Array,
+    split: Split,
+    hyper: Hyper,
+    *,
+    checkpoints: Checkpoints | None = None,
+    every_epochs: int = 25,
+    on_epoch: OnEpoch | None = None,
+) -> tuple[State, np.ndarray]:
+    """Train every head until it stops; resumes from `checkpoints` to the same curve.
+
+    Args:
+        recipe: static.
+        state: stacked over heads; donated.
+        X: [N, D] on the device.
+        split: stacked over heads.
+        hyper: stacked over heads.
+        checkpoints: where to resume from and to save the state (best and last weights, optimizer,
+            random key, epoch) every `every_epochs` epochs and at the end.
+        every_epochs: how much work a kill may cost.
+        on_epoch: called with the epoch and its metrics, averaged over the heads still training.
+
+    Returns:
+        The final state and metrics [H, E, 3], NaN after a head stopped.
+    """
+    n_heads = state.epoch.shape[0]
+    per_call = epochs_per_call(int(np.max(split.n_train)), recipe.batch_size)
+    history = np.full((n_heads, recipe.max_epochs, len(METRICS)), np.nan, np.float32)
+    if checkpoints is not None:
+        saved = checkpoints.restore({"state": state, "history": history})
+        if saved is not None:
+            state, history = saved["state"], np.array(saved["history"])
+    done = int(np.max(state.epoch))
+    last_saved = done
+    while not np.all(state.stopped):
+        state, log = advance(state, X, split, hyper, recipe=recipe, epochs=per_call)
+        width = min(per_call, recipe.max_epochs - done)
+        history[:, done : done + width] = np.asarray(log)[:, :width]
+        if on_epoch is not None:
+            _report(on_epoch, history, done, width)
+        done += width
+        finished = bool(np.all(state.stopped))
+        if checkpoints is not None and (finished or done - last_saved >= every_epochs):
+            checkpoints.save(done, {"state": state, "history": history})
+            last_saved = done
+    return state, history[:, : int(np.max(state.epoch))]
+
+
+def run_streamed(
+    recipe: Recipe,
+    state: State,
+    blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
+    val: np.ndarray,
+    hyper: Hyper,
+    *,
+    checkpoints: Checkpoints | None = None,
+    every_epochs: int = 25,
+    on_epoch: OnEpoch | None = None,
+) -> tuple[State, np.ndarray]:
+    """Train one head on data that does not fit the device, block by block.
+
+    Args:
+        recipe: static.
+        state: of one head, not stacked.
+        blocks: called once per epoch; gives (rows [B, D], the row numbers [T] to train on). Blocks
+            come in the reader's order, rows inside them in random order.
+        val: [V, D] rows that stop the training; held on the device.
+        hyper: scalars.
+        checkpoints: see `run`.
+        every_epochs: see `run`.
+        on_epoch: see `run`.
+
+    Returns:
+        The final state and metrics [1, E, 3].
+    """
+    history = np.full((1, recipe.max_epochs, len(METRICS)), np.nan, np.float32)
+    if checkpoints is not None:
+        saved = checkpoints.restore({"state": state, "history": history})
+        if saved is not None:
+            state, history = saved["state"], np.array(saved["history"])
+    held_out, n_val = jnp.asarray(pad_rows(val)), np.int32(len(val))
+    while not bool(state.stopped):
+        epoch, total, seen = int(state.epoch), 0.0, 0
+        for number, (block, rows) in enumerate(blocks()):
+            padded = np.pad(rows, (0, len(pad_rows(block)) - len(rows))).astype(np.int32)
+            state, loss = advance_block(
+                state, jnp.asarray(pad_rows(block)), padded, np.int32(len(rows)), hyper,
+                np.uint32(number + 1), recipe=recipe,
+            )  # fmt: skip
+            total, seen = total + loss, seen + len(rows)
+        state, metrics = advance_epoch(
+            state, held_out, n_val, np.float32(total) / np.float32(seen), hyper, recipe=recipe
+        )
+        history[0, epoch] = np.asarray(metrics)
+        if on_epoch is not None:
+            _report(on_epoch, history, epoch, 1)
+        stopped = bool(state.stopped)
+        if checkpoints is not None and (stopped or (epoch + 1) % every_epochs == 0):
+            checkpoints.save(epoch + 1, {"state": state, "history": history})
+    return state, history[:, : int(state.epoch)]
+
+
+def _report(on_epoch, history: np.ndarray, first: int, count: int) -> None:
+    for epoch in range(first, first + count):
+        active = history[~np.isnan(history[:, epoch, 0]), epoch]
+        if len(active):
+            mean = active.mean(axis=0)
+            on_epoch(epoch, {k: float(v) for k, v in zip(METRICS, mean, strict=True)})
+
+
+def _rounded(n: int) -> int:
+    return max(64, 1 << (n - 1).bit_length()) if n <= 1024 else -(-n // 1024) * 1024

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from loopjax.detectors import KNN, DataError
+from loopjax.errors import UserError
+from tests.detectors.small import rows
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("k", [1, 5])
+def test_equals_sklearn(metric, k, monkeypatch):
+    # Small reference blocks, so that candidates are merged over several of them.
+    monkeypatch.setattr("loopjax.detectors.knn._REFERENCE_BLOCK", 32)
+    train, test = rows(100) + 50, rows(37, seed=1) + 50
+    ours = KNN(k, metric=metric).fit(train)
+
+    def unit(x):
+        x = x.astype(np.float64)
+        return x / np.linalg.norm(x, axis=1, keepdims=True) if metric == "cosine" else x
+
+    reference = NearestNeighbors(n_neighbors=k).fit(unit(train))
+    distances, indices = reference.kneighbors(unit(test))
+    found, which = ours.neighbors(test)
+    tolerance = {"rtol": 1e-5, "atol": 1e-6}
+    np.testing.assert_allclose(found, distances, **tolerance)
+    np.testing.assert_array_equal(which, indices)
+    np.testing.assert_allclose(ours.decision_function(test), distances.mean(axis=1), **tolerance)
+    left_out = reference.kneighbors()[0]
+    np.testing.assert_allclose(ours.decision_scores_, left_out.mean(axis=1), **tolerance)
+
+
+def test_aggregate_max_is_the_kth_distance():
+    found, _ = KNN(4).fit(rows()).neighbors(rows(9, seed=1))
+    scores = KNN(4, aggregate="max").fit(rows()).decision_function(rows(9, seed=1))
+    np.testing.assert_array_equal(scores, found[:, 3])
+
+
+def test_duplicates_of_a_row_count_as_neighbours():
+    x = np.concatenate([rows(30), rows(1)])
+    scores = KNN(1).fit(x).decision_scores_
+    assert scores[0] == 0.0 and scores[30] == 0.0 and scores[1] > 0
+
+
+def test_reference_can_be_thinned():
+    x = rows(200)
+    thinned = KNN(3, max_reference=50).fit(x)
+    assert thinned.reference_.shape == (50, 16)
+    assert thinned.decision_scores_.min() > 0  # kept rows do not find themselves
+    assert thinned.decision_scores_.shape == (200,)
+
+
+def test_too_few_reference_rows():
+    with pytest.raises(DataError, match="n_neighbors=5 needs more than 5"):
+        KNN().fit(rows(5))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"n_neighbors": 0}, {"n_neighbors": 2.5}, {"aggregate": "sum"}, {"metric": "l1"}]
+)
+def test_bad_parameters(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        KNN(**wrong).fit(rows())
