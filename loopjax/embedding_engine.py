@@ -236,7 +236,7 @@ class EmbeddingRun:
                 )
             )
         if len(batch.rows) == self._batch_size:
-            results = [self._encoder.encode(*draw) for draw in draws]
+            results = [self._encode(*draw) for draw in draws]
             self._dispatched.append(_Dispatched(results, batch.rows))
         else:
             waiting = self._leftovers.setdefault(len(draws), [])
@@ -273,7 +273,8 @@ class EmbeddingRun:
             kept = [(mel[first:], longer[first:]) for mel, longer in draws]
             self._leftovers[n_draws] = [_Leftover(kept, rest)] if rest else []
 
-    def _encode(self, mel: np.ndarray, longer: np.ndarray) -> Any:
+    def _encode(self, mel: Any, longer: Any) -> Any:
+        """Runs the encoder; the same placement wherever the mel comes from keeps it one program."""
         import jax
 
         return self._encoder.encode(*jax.device_put((mel, longer), self._sharding))

@@ -1,0 +1,114 @@
+"""Resident memory of an embedding run against the size of the corpus.
+
+    python scripts/bench/memory.py [--sizes 1000 5000 20000] [--encoder fake|NAME]
+
+Loops of mixed length (50 ms to 12 s) are written once, all different; each size runs in a fresh
+process that samples its own resident memory twice a second. The default encoder is the tests' fast
+double, because the host side is what is measured. Prints one line per size; the last column is the
+steady-state memory relative to the smallest corpus.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+RATE_HZ = 16_000
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def write_corpus(folder: Path, n_files: int) -> None:
+    """Writes 16-bit noise of mixed length; about 50 kB per file."""
+    import soundfile
+
+    rng = np.random.default_rng(0)
+    lengths_s = np.concatenate([rng.uniform(0.05, 4.0, n_files), [12.0]])
+    noise = rng.integers(-8000, 8000, 13 * RATE_HZ).astype(np.int16)
+    for i in range(n_files):
+        seconds = 12.0 if i % 500 == 499 else lengths_s[i]
+        wave = np.roll(noise, i * 7)[: max(1, int(seconds * RATE_HZ))]
+        path = folder / f"{i // 1000:03d}" / f"{i:06d}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, wave, RATE_HZ)
+
+
+def measure(listing: str, encoder_name: str) -> None:
+    """Embeds the listed files in this process and prints samples of its memory."""
+    from loopjax.config import EmbedConfig
+    from loopjax.embedding import embed_corpus
+
+    if encoder_name == "fake":
+        from tests.fake_encoder import FakeEncoder
+
+        encoder = FakeEncoder(dim=192)
+    else:
+        from loopjax.htsat.zoo import load_encoder
+
+        encoder = load_encoder(encoder_name)
+    samples: list[float] = []
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            samples.append(pages * PAGE / 2**20)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with tempfile.TemporaryDirectory() as out:
+        options = EmbedConfig(workers=1)
+        summary = embed_corpus([listing], encoder, out, options, progress=False)
+    stop.set()
+    watcher.join()
+    tail = samples[len(samples) // 2 :]
+    record = {"peak": max(samples), "steady": float(np.median(tail)), **vars(summary)}
+    print(json.dumps(record))
+
+
+def main() -> None:
+    """Runs every size in its own process."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 5000, 20_000])
+    parser.add_argument("--encoder", default="fake")
+    parser.add_argument("--measure", metavar="LIST", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        measure(args.measure, args.encoder)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        corpus = Path(temporary) / "corpus"
+        started = time.monotonic()
+        write_corpus(corpus, max(args.sizes))
+        print(f"wrote {max(args.sizes)} files in {time.monotonic() - started:.0f} s")
+        files = sorted(corpus.rglob("*.wav"))
+        print("  files  peak MiB  steady MiB  files/s  relative to the first")
+        first = 0.0
+        for size in args.sizes:
+            listing = Path(temporary) / f"{size}.txt"
+            listing.write_text("\n".join(map(str, files[:size])))
+            command = [sys.executable, __file__, "--measure", str(listing)]
+            done = subprocess.run(
+                [*command, "--encoder", args.encoder],
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            )
+            record = json.loads(done.stdout.splitlines()[-1])
+            first = first or record["steady"]
+            print(
+                f"{size:7d}  {record['peak']:8.0f}  {record['steady']:10.0f}  "
+                f"{record['files_per_s']:7.1f}  {record['steady'] / first:.3f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
