@@ -16,7 +16,7 @@ from loopjax.config import ExperimentConfig, from_dict
 from loopjax.detectors import DeepSVDD
 from loopjax.errors import UserError
 from loopjax.store import Embeddings, write_atomically
-from loopjax.trained import TrainedModel, fit_model
+from loopjax.trained import TrainedModel, fit_model, held_out_rows
 
 Log = Callable[[str], None]
 Models = Mapping[str, list[TrainedModel]]
@@ -53,7 +53,7 @@ def assess(
     judged = judged_rows(config, train, labels)
     tables = [
         _comparison(config, models, scores, train, labels, judged),
-        _separation(models, scores, train),
+        _separation(models, scores, train, held_out_rows(config.split, train, labels)),
     ]
     if labels is not None and config.compare_encoders:
         tables.insert(1, _encoders(config, embeddings, train, labels, judged, scores, out, log))
@@ -101,7 +101,7 @@ def evaluate_run(run: Path, log: Log) -> dict[str, Any]:
     embeddings = read_run_embeddings(config, run)
     labels = read_labels(config, embeddings)
     train = training_rows(config, embeddings, labels)
-    models = fit_all(config, embeddings, train, run, log)
+    models = fit_all(config, embeddings, train, labels, run, log)
     return assess(config, models, embeddings, train, labels, run, log)
 
 
@@ -114,6 +114,7 @@ def _comparison(
     judged: np.ndarray,
 ) -> dict[str, Any]:
     settings = config.evaluate
+    held_out = held_out_rows(config.split, train, labels)
     rows = []
     for name, seeds in models.items():
         own = scores[name][0]
@@ -122,13 +123,13 @@ def _comparison(
             settings.threshold,
             quantile=settings.quantile,
             sigma=settings.sigma,
-            calibration_scores=own[~train] if (~train).any() else None,
+            calibration_scores=own[held_out] if held_out.any() else None,
             target_fpr=settings.target_fpr,
         )
         row: Row = {"detector": name, "seeds": len(seeds), "threshold": cut}
         row["flagged_train"] = float(np.mean(own[train] > cut))
-        if (~train).any():
-            row["flagged_held_out"] = float(np.mean(own[~train] > cut))
+        if held_out.any():
+            row["flagged_held_out"] = float(np.mean(own[held_out] > cut))
         if labels is not None:
             row |= _labelled_row(labels[judged], [s[judged] for s in scores[name]], settings)
         rows.append(row)
@@ -206,12 +207,15 @@ def _encoder_row(
 
 
 def _separation(
-    models: Models, scores: Mapping[str, list[np.ndarray]], train: np.ndarray
+    models: Models,
+    scores: Mapping[str, list[np.ndarray]],
+    train: np.ndarray,
+    others: np.ndarray,
 ) -> dict[str, Any]:
     keys = ("median", "gap_ratio", "robust_z_top5", "dynamic_range_log10", "ks_train_held_out")
     rows = []
     for name, seeds in models.items():
-        held_out = scores[name][0][~train] if (~train).any() else None
+        held_out = scores[name][0][others] if others.any() else None
         row = evaluate.separation(
             scores[name][0][train], held_out, threshold=seeds[0].detector.threshold_
         )

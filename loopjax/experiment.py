@@ -19,7 +19,14 @@ import pyarrow as pa
 from loopjax.config import ExperimentConfig, to_dict
 from loopjax.errors import UserError
 from loopjax.store import Embeddings, Scores, read_embeddings, write_atomically, write_scores
-from loopjax.trained import TrainedModel, check_params, fit_model, score_embeddings, split_rows
+from loopjax.trained import (
+    TrainedModel,
+    check_params,
+    fit_model,
+    held_out_rows,
+    score_embeddings,
+    split_rows,
+)
 
 BUNDLED_LABELS = Path(__file__).parent / "data" / "demo" / "labels.csv"
 
@@ -63,7 +70,7 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
     embeddings, n_rejected = embed_or_read(config, out, log)
     labels = read_labels(config, embeddings)
     train = training_rows(config, embeddings, labels)
-    models = fit_all(config, embeddings, train, out, log)
+    models = fit_all(config, embeddings, train, labels, out, log)
     scores = rank(config, models, embeddings, labels)
     write_scores(scores, out / "scores.parquet", csv=out / "scores.csv")
     log("evaluating")
@@ -90,7 +97,7 @@ def climb(
     labels = read_labels(config, embeddings)
     train = training_rows(config, embeddings, labels)
     held_out = ~train if labels is None else ~train & (labels == 0)
-    models = fit_all(config, embeddings, train, out, log)
+    models = fit_all(config, embeddings, train, labels, out, log)
     encoder = load_encoder(config.embed.encoder, config.embed.precision)
     result = run_ladder(
         embeddings.table.filter(pa.array(held_out)),
@@ -174,9 +181,15 @@ def read_labels(config: ExperimentConfig, embeddings: Embeddings) -> np.ndarray 
 
 
 def fit_all(
-    config: ExperimentConfig, embeddings: Embeddings, train: np.ndarray, out: Path, log: Log
+    config: ExperimentConfig,
+    embeddings: Embeddings,
+    train: np.ndarray,
+    labels: np.ndarray | None,
+    out: Path,
+    log: Log,
 ) -> dict[str, list[TrainedModel]]:
     """Fits every detector with every seed; what an earlier run saved is loaded instead."""
+    calibration = held_out_rows(config.split, train, labels)
     models: dict[str, list[TrainedModel]] = {}
     store = config.data.embeddings or str((out / "embeddings").absolute())
     for detector in config.detectors:
@@ -187,7 +200,13 @@ def fit_all(
                 log(f"fitting {detector.name} (seed {seed}) on {int(train.sum())} loops")
                 extra = {"on_epoch": _epoch_log(out / "metrics.jsonl", detector.name, seed)}
                 fit_model(
-                    embeddings, train, detector, seed=seed, embeddings_path=store, extra=extra
+                    embeddings,
+                    train,
+                    detector,
+                    seed=seed,
+                    calibration=calibration,
+                    embeddings_path=store,
+                    extra=extra,
                 ).save(folder)
             models[detector.name].append(TrainedModel.load(folder))
     return models

@@ -108,12 +108,24 @@ def split_rows(embeddings: Embeddings, split: SplitConfig) -> np.ndarray:
     return train
 
 
+def held_out_rows(split: SplitConfig, train: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """Rows that stand for normal loops no detector has seen, bool [N].
+
+    They calibrate p-values and measure false alarms; labelled anomalies are left out where the
+    split takes labels into account.
+    """
+    if split.train_on == "normal" and labels is not None:
+        return ~train & (labels != 1)
+    return ~train
+
+
 def fit_model(
     embeddings: Embeddings,
     train: np.ndarray,
     config: DetectorConfig,
     *,
     seed: int = 0,
+    calibration: np.ndarray | None = None,
     embeddings_path: str | None = None,
     extra: dict[str, Any] | None = None,
 ) -> TrainedModel:
@@ -124,6 +136,7 @@ def fit_model(
         train: bool [N] from `split_rows`.
         config: kind and hyper-parameters.
         seed: becomes `random_state` where the detector has one.
+        calibration: bool [N], held-out rows taken as normal; default: all that do not train.
         embeddings_path: recorded for `explain`.
         extra: run-time arguments of the constructor (callbacks, checkpoint folder).
     """
@@ -132,7 +145,7 @@ def fit_model(
     known = KINDS[config.kind]().get_params()
     detector = make_detector(config.kind, **{k: v for k, v in params.items() if k in known})
     detector.fit(embeddings.matrix[train])
-    held_out = embeddings.matrix[~train]
+    held_out = embeddings.matrix[~train if calibration is None else calibration]
     if len(held_out):
         detector.calibrate(held_out)
     ids = tuple(np.asarray(_text(embeddings.table, "id"), object)[train])

@@ -20,7 +20,7 @@ embed: {{encoder: untrained-nano, workers: 1}}
 detectors:
   - name: residual
     kind: deep-svdd
-    params: {{network: residual, hidden_dims: [16, 8], pretrain_epochs: 3, epochs: 3, batch_size: 8}}
+    params: {{network: residual, hidden_dims: [16, 8], pretrain_epochs: 3, epochs: 3}}
   - {{name: knn, kind: knn, params: {{n_neighbors: 2}}}}
 primary: knn
 seeds: [0, 1]
