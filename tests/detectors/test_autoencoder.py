@@ -33,8 +33,12 @@ def split(arrays):
     return params, {k: jnp.asarray(v) for k, v in arrays.items() if is_statistic(k)}
 
 
-def check_against_torch(golden, network, tolerance):
-    """Forward in both modes, gradient, running statistics and two AdamW steps."""
+def check_against_torch(golden, network, tolerance, stray=0.0):
+    """Forward in both modes, gradient, running statistics and two AdamW steps.
+
+    `stray` is the share of parameters that may leave the tolerance after the steps: AdamW divides
+    by sqrt(v) + 1e-8, so a step is arbitrary where the gradient is as small as its rounding error.
+    """
     rows, keep = jnp.asarray(golden["rows"]), jnp.asarray(golden["keep"])
     params, stats = split(part(golden, "start:"))
     close = {"rtol": tolerance, "atol": tolerance}
@@ -62,7 +66,8 @@ def check_against_torch(golden, network, tolerance):
             params, optimizer, grads, meta["learning_rate"], meta["weight_decay"]
         )
     for name, array in part(golden, "end:").items():
-        np.testing.assert_allclose((params | stats)[name], array, err_msg=name, **close)
+        off = ~np.isclose((params | stats)[name], array, **close)
+        assert off.mean() <= stray, (name, off.sum())
 
 
 @pytest.mark.parametrize("name", ["standard", "residual"])
@@ -86,8 +91,7 @@ def test_equals_torch_at_full_size(preset, residual):
     golden["meta"] = json.dumps(
         {"learning_rate": reference.LEARNING_RATE, "weight_decay": reference.WEIGHT_DECAY}
     )
-    # AdamW divides by sqrt(v): a gradient of 1e-8 +- 1e-10 turns into a step of 1e-3 +- 1e-5.
-    check_against_torch(golden, NetworkConfig(1024, dims, residual=residual), 2e-5)
+    check_against_torch(golden, NetworkConfig(1024, dims, residual=residual), 1e-5, stray=1e-4)
 
 
 @pytest.mark.parametrize(
