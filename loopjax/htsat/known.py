@@ -6,9 +6,9 @@ Hashes and sizes are those on which several independent public projects agree; `
 from dataclasses import dataclass
 from typing import Any
 
-_LAION_CODE = "CC0-1.0 (repository lukewys/laion_clap); training data has terms of its own"
-_HUB = "Apache-2.0 (model card); training data has terms of its own"
-_MIT = "MIT (code repository); training data has terms of its own"
+_LAION_CODE = "CC0-1.0 (model repository)"
+_HUB = "Apache-2.0 (model card)"
+_MIT = "MIT (code repository)"
 
 HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # names every Hugging Face folder uses
 
