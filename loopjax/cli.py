@@ -13,11 +13,18 @@ EXIT_CODES = """exit codes:
   5 a model check failed   6 cannot write   130/143 interrupted after a clean save"""
 
 
+COMPILING = {"demo", "embed", "fit", "score", "evaluate", "explain", "run"}  # they use jax
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
     parser = _parser()
     args = parser.parse_args(argv)
     try:
+        if args.verb in COMPILING:
+            from loopjax.parallel import enable_compilation_cache
+
+            enable_compilation_cache()
         return args.handler(args) or 0
     except LoopjaxError as error:
         print(f"loopjax {args.verb}: {error}", file=sys.stderr)  # noqa: T201

@@ -21,7 +21,8 @@ from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.manifest import READABLE, Failure, Loop, count, scan
 from loopjax.audio.pool import Decoder, DecoderProcess
 from loopjax.config import EmbedConfig, from_dict
-from loopjax.embedding_engine import EmbeddingRun, EmbedSummary
+from loopjax.embedding_engine import EmbeddingRun
+from loopjax.embedding_rows import EmbedSummary, Ledger
 from loopjax.errors import TooManyRejectedError, UserError
 from loopjax.progress import Progress
 from loopjax.shards import DoneIndex, ShardWriter, StoreRow, finish, locked, prepare
@@ -74,7 +75,8 @@ def embed_corpus(
         parallel.first_process_does(take_over)
         done = DoneIndex(folder)
         writer = ShardWriter(folder, metadata, options.shard_rows, index, n_processes)
-        run = EmbeddingRun(encoder, options, _n_crops(options.crops), writer, done)
+        ledger = Ledger(writer, done, options.strict)
+        run = EmbeddingRun(encoder, options, _n_crops(options.crops), ledger)
         with Progress("embedding", progress and index == 0) as bar:
             bar.set_total(-(-len(corpus) // n_processes))
             try:
@@ -84,8 +86,8 @@ def embed_corpus(
                 writer.flush()
         parallel.wait_for_all()
         parallel.first_process_does(lambda: finish(folder))
-    _check_budget(run.summary, options)
-    return run.summary
+    _check_budget(ledger.summary, options)
+    return ledger.summary
 
 
 def _check_budget(summary: EmbedSummary, options: EmbedConfig) -> None:
@@ -125,7 +127,8 @@ def embed(
     corpus = _open(sources)
     metadata, _ = identity(encoder, config)
     memory = _Memory()
-    run = EmbeddingRun(encoder, config, _n_crops(config.crops), memory, None)
+    ledger = Ledger(memory, None, config.strict)
+    run = EmbeddingRun(encoder, config, _n_crops(config.crops), ledger)
     with Progress("embedding", len(corpus) > 100) as bar:
         bar.set_total(len(corpus))
         run.run(corpus.loops(), _decoders(corpus, config, encoder), bar)

@@ -10,12 +10,11 @@ import queue
 import signal
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -23,41 +22,13 @@ from loopjax.audio.batching import Batch, Feeder, Row, make_buckets
 from loopjax.audio.manifest import Failure, Loop
 from loopjax.audio.pool import Decoder
 from loopjax.config import EmbedConfig
-from loopjax.errors import InterruptedRunError, TooManyRejectedError
+from loopjax.embedding_rows import Ledger
+from loopjax.errors import InterruptedRunError
 from loopjax.progress import Progress
-from loopjax.shards import DoneIndex, StoreRow
 
 BATCH_SIZE = {"cpu": 4, "gpu": 128, "tpu": 64}  # per device
 IN_FLIGHT = 2  # batches dispatched before the oldest result is fetched
 POLL_S = 0.005
-RECENT_CONTENTS = 8192  # embeddings kept for files with equal bytes
-
-
-@dataclass
-class EmbedSummary:
-    """What a run did."""
-
-    n_embedded: int = 0
-    n_failed: int = 0
-    n_skipped: int = 0  # already in the store
-    n_duplicates: int = 0  # embedded without computing: same bytes as another file
-    n_flagged: int = 0
-    wait_share: float = 0.0  # share of the run in which the device had nothing to do
-    duration_s: float = 0.0
-    files_per_s: float = 0.0
-    reasons: dict[str, int] = field(default_factory=dict)  # of the failures
-
-
-class Sink(Protocol):
-    """Where finished rows go."""
-
-    def add(self, row: StoreRow, replaces: Path | None = None) -> None:
-        """Takes an embedded loop."""
-        ...
-
-    def add_failure(self, failure: Failure, replaces: Path | None = None) -> None:
-        """Takes a rejected input."""
-        ...
 
 
 @dataclass
@@ -88,23 +59,20 @@ class _Leftover:
 class EmbeddingRun:
     """One pass over a manifest on this process's devices."""
 
-    def __init__(
-        self, encoder: Any, options: EmbedConfig, n_crops: int, sink: Sink, done: DoneIndex | None
-    ):
+    def __init__(self, encoder: Any, options: EmbedConfig, n_crops: int, ledger: Ledger):
         """Places the encoder on all local devices.
 
         Args:
             encoder: see `loopjax.htsat.encoder.Encoder`.
             options: batch size, buckets and policies.
             n_crops: random crop draws to average; 0 = fixed crops.
-            sink: receives rows and failures, always from the thread that calls `run`.
-            done: what the store already holds.
+            ledger: knows which loops need the device and takes the results.
         """
         import jax
 
         from loopjax import parallel
 
-        self._options, self._sink, self._done = options, sink, done
+        self._ledger, self.summary = ledger, ledger.summary
         mesh = parallel.data_mesh()
         n_devices = mesh.devices.size
         self._sharding = parallel.batch_sharding(mesh)
@@ -122,15 +90,7 @@ class EmbeddingRun:
         self._compiled = False
         self._dispatched: deque[_Dispatched] = deque()
         self._leftovers: dict[int, list[_Leftover]] = {}  # by number of draws
-        self._lock = threading.Lock()
-        self._pending: dict[str, list[Row]] = {}  # content hash -> loops waiting for its result
-        self._recent: OrderedDict[str, tuple[np.ndarray, float | None]] = OrderedDict()
-        self._known: deque[tuple[Row, np.ndarray, float | None]] = deque()
-        self._rejected: deque[Failure] = deque()
-        self._stale: dict[str, int] = {}  # done keys whose file looks different now
-        self._reasons: Counter[str] = Counter()
         self._started_s = self._wait_s = 0.0
-        self.summary = EmbedSummary()
 
     def run(self, loops: Iterable[Loop | Failure], decoders: list[Decoder], bar: Progress) -> None:
         """Embeds everything; on SIGINT or SIGTERM it finishes what the device has and raises.
@@ -139,7 +99,13 @@ class EmbeddingRun:
             InterruptedRunError: after a signal; all finished rows have gone to the sink.
             TooManyRejectedError: at the first rejected input, with `strict`.
         """
-        feeder = Feeder(self._undone(loops), decoders, self._buckets, self._reject, self._attach)
+        feeder = Feeder(
+            self._ledger.undone(loops),
+            decoders,
+            self._buckets,
+            self._ledger.reject,
+            self._ledger.attach,
+        )
         self._started_s = time.monotonic()
         with _signals() as caught:
             try:
@@ -152,7 +118,7 @@ class EmbeddingRun:
                     self._encode_leftovers(0)
                 while self._dispatched:
                     self._deliver()
-                self._drain()
+                self._ledger.drain()
             finally:
                 feeder.close()
                 self._summarise()
@@ -160,38 +126,6 @@ class EmbeddingRun:
             name = signal.Signals(caught[0]).name
             message = f"stopped by {name}; what was finished is saved, run it again to continue"
             raise InterruptedRunError(message, caught[0])
-
-    def _undone(self, loops: Iterable[Loop | Failure]) -> Iterator[Loop | Failure]:
-        """Leaves out what the store already holds."""
-        for item in loops:
-            at = self._done.find(item.key) if self._done is not None else None
-            if at is not None and self._done is not None and isinstance(item, Loop):
-                if self._done.unchanged(at, item.size_bytes, item.mtime_ns):
-                    self.summary.n_skipped += 1
-                    continue
-                self._stale[item.key] = at
-            yield item
-
-    def _attach(self, row: Row) -> list[Row] | None:
-        """Decides, from a decoder's thread, whether a decoded loop needs the device."""
-        sha256, key = row.info["sha256"], row.loop.key
-        with self._lock:
-            at = self._stale.get(key)
-            if at is not None and self._done is not None and self._done.same_content(at, sha256):
-                self.summary.n_skipped += 1  # only touched
-                return None
-            if sha256 in self._recent:
-                self._recent.move_to_end(sha256)
-                self._known.append((row, *self._recent[sha256]))
-                return None
-            if sha256 in self._pending:
-                self._pending[sha256].append(row)
-                return None
-            self._pending[sha256] = [row]
-            return self._pending[sha256]
-
-    def _reject(self, failure: Failure) -> None:
-        self._rejected.append(failure)
 
     def _compile_ahead(self) -> None:
         """Compiles the encoder while the first files decode; not if all are done already."""
@@ -208,10 +142,10 @@ class EmbeddingRun:
     def _next(self, feeder: Feeder, caught: list[int], bar: Progress) -> Batch | None:
         """Waits for a batch and stores results meanwhile; None at the end or after a signal."""
         while not caught:
-            if self._pending and not self._compiled:
+            if self._ledger.is_waiting and not self._compiled:
                 self._compile_ahead()
-            self._drain()
-            bar.update(self._n_done(), self._note)
+            self._ledger.drain()
+            bar.update(self._ledger.n_done(), self._note)
             idle = not self._dispatched or self._dispatched[-1].is_ready()
             asked_s = time.monotonic()
             try:
@@ -289,77 +223,7 @@ class EmbeddingRun:
         for i, rows in enumerate(item.rows):
             embedding = embeddings[i].copy()
             std = None if spread is None else float(spread[i])
-            sha256 = rows[0].info["sha256"]
-            with self._lock:
-                rows = self._pending.pop(sha256)
-                self._recent[sha256] = (embedding, std)
-                if len(self._recent) > RECENT_CONTENTS:
-                    self._recent.popitem(last=False)
-            self.summary.n_duplicates += len(rows) - 1
-            for row in rows:
-                self._store(row, embedding, std)
-
-    def _drain(self) -> None:
-        """Hands over what the decoder threads left: rejected inputs and known contents."""
-        while self._known:
-            self.summary.n_duplicates += 1
-            self._store(*self._known.popleft())
-        while self._rejected:
-            failure = self._rejected.popleft()
-            self._fail(failure)
-
-    def _store(self, row: Row, embedding: np.ndarray, std: float | None) -> None:
-        loop, info = row.loop, row.info
-        if not np.isfinite(embedding).all():
-            self._fail(
-                Failure(
-                    loop.key,
-                    loop.path,
-                    loop.path_bytes,
-                    "encode",
-                    "non_finite",
-                    "the encoder returned NaN or infinity",
-                    loop.size_bytes,
-                )
-            )
-            return
-        columns = {
-            "id": f"{info['sha256'][:16]}-{loop.key[:8]}",
-            "key": loop.key,
-            "path": info.get("path", loop.path),  # records know their own name and group
-            "path_bytes": loop.path_bytes,
-            "group": info.get("group", loop.group),
-            "sha256": info["sha256"],
-            "size_bytes": loop.size_bytes,
-            "mtime_ns": loop.mtime_ns,
-            "sample_rate_hz": info["source_rate_hz"],
-            "channels": info["channels"],
-            "n_frames": info["n_frames"],
-            "duration_s": info["duration_s"],
-            "subtype": info["subtype"],
-            "flags": info["flags"],
-            "crop_std": std,
-        }
-        self._sink.add(StoreRow(columns, embedding), self._older(loop.key))
-        self.summary.n_embedded += 1
-        self.summary.n_flagged += bool(info["flags"])
-
-    def _fail(self, failure: Failure) -> None:
-        self._sink.add_failure(failure, self._older(failure.key))
-        self._reasons[failure.reason] += 1
-        self.summary.n_failed += 1
-        if self._options.strict:
-            raise TooManyRejectedError(
-                f"{failure.path}: {failure.reason} ({failure.message}); stopped because of --strict"
-            )
-
-    def _older(self, key: str) -> Path | None:
-        """The shard with an outdated row of this key."""
-        at = self._stale.get(key)
-        return None if at is None or self._done is None else self._done.part(at)
-
-    def _n_done(self) -> int:
-        return self.summary.n_embedded + self.summary.n_skipped + self.summary.n_failed
+            self._ledger.finish(rows[0].info["sha256"], embedding, std)
 
     def _note(self) -> str:
         elapsed_s = max(1e-9, time.monotonic() - self._started_s)
@@ -372,7 +236,6 @@ class EmbeddingRun:
         self.summary.duration_s = elapsed_s
         self.summary.wait_share = self._wait_s / elapsed_s
         self.summary.files_per_s = self.summary.n_embedded / elapsed_s
-        self.summary.reasons = dict(self._reasons)
 
 
 def _join(pieces: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ the manifest; `jax.distributed` only tells the processes who they are and lets t
 """
 
 import hashlib
+import logging
 import os
 import platform
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from loopjax.errors import LoopjaxError, UserError
+
+log = logging.getLogger(__name__)
 
 AXIS = "data"
 BARRIER_TIMEOUT_S = 24 * 3600
@@ -116,25 +119,33 @@ def batch_sharding(mesh: Any) -> Any:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
 
 
-def enable_compilation_cache(folder: Path | None = None) -> Path:
+def enable_compilation_cache() -> Path | None:
     """Keeps compiled programs between runs, in a folder only this user can write.
+
+    The command line calls this; importing the library never does.
 
     The default folder is `$XDG_CACHE_HOME/loopjax/jax/<jaxlib>-<machine>`: entries are executable
     code for one CPU type, so they are neither shared between users nor between machines. A folder
     already set in `JAX_COMPILATION_CACHE_DIR` wins.
 
     Returns:
-        The folder.
+        The folder; None where it cannot be made, which costs time only and is logged.
+
+    Raises:
+        UserError: others could write the folder.
     """
     import jax
 
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if folder is None and given:
+    if given:
         return Path(given)
-    if folder is None:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = base / "loopjax" / "jax" / f"{version('jaxlib')}-{_machine()}"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "loopjax" / "jax" / f"{version('jaxlib')}-{_machine()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        log.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
+        return None
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
         raise UserError(f"{folder} can be written by others; compiled code in it is not trusted")
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -4,7 +4,9 @@
 
 A corpus of synthetic loops of mixed length is embedded once undisturbed and once with SIGKILL sent
 to the whole process group at random moments (the same command is started again each time), then
-completed. Prints one line per kill and a verdict; exit status 1 if any promise is broken.
+completed. Every third kill comes at any time after the start, the others at any time after the run
+has finished its first shard, so that most hit it at work. Prints one line per kill and a verdict;
+exit status 1 if any promise is broken.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import soundfile
 from loopjax.store import part_files, read_embeddings
 
 RATE_HZ = 44_100
+SHARD_ROWS = 16
 LENGTHS_S = (0.2, 0.4, 0.7, 0.9, 1.6, 2.4, 3.5)
 
 
@@ -59,7 +62,7 @@ def child(corpus: str, out: str, encoder: str) -> None:
     from loopjax.parallel import enable_compilation_cache
 
     enable_compilation_cache()
-    options = EmbedConfig(encoder=encoder, shard_rows=32, workers=2)
+    options = EmbedConfig(encoder=encoder, shard_rows=SHARD_ROWS, workers=2)
     embed_corpus([corpus], load_encoder(encoder), out, options, progress=False)
 
 
@@ -97,14 +100,23 @@ def main() -> int:
         undisturbed_s = complete(corpus, clean, args.encoder)
         print(f"undisturbed: {n_rows(clean)} rows in {undisturbed_s:.1f} s")
         for number in range(1, args.kills + 1):
-            after_s = rng.uniform(0.05, 1.0) * undisturbed_s
+            before = len(part_files(killed))
             process = start(corpus, killed, args.encoder)
-            time.sleep(after_s)
-            ended = process.poll() is not None
-            if not ended:
+            started = time.monotonic()
+            if number % 3 == 0:
+                time.sleep(rng.uniform(0.0, 0.5) * undisturbed_s)
+            else:
+                while process.poll() is None and len(part_files(killed)) == before:
+                    time.sleep(0.005)
+                time.sleep(rng.uniform(0.0, 3.0) * undisturbed_s * SHARD_ROWS / args.files)
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            state = "had finished" if ended else f"SIGKILL after {after_s:5.1f} s"
+                state = f"SIGKILL after {time.monotonic() - started:5.1f} s"
+            else:
+                state = "had finished"
+            _, errors = process.communicate()
+            if process.returncode not in (0, -signal.SIGKILL):
+                sys.exit(f"embed failed ({process.returncode}): {errors[-2000:]}")
             print(f"{number:3d}: {state}, {n_rows(killed):4d} rows safe", flush=True)
         complete(corpus, killed, args.encoder)
         return verdict(clean, killed)

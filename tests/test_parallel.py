@@ -70,6 +70,14 @@ def test_cache_is_private_and_per_machine(tmp_path, monkeypatch, jax_settings):
         parallel.enable_compilation_cache()
 
 
+def test_cache_that_cannot_be_made_is_only_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert parallel.enable_compilation_cache() is None
+    assert "not kept" in caplog.text
+
+
 def test_given_cache_folder_wins(tmp_path, monkeypatch, jax_settings):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "mine"))
     assert parallel.enable_compilation_cache() == tmp_path / "mine"

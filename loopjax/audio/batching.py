@@ -170,6 +170,8 @@ class Feeder:
     def close(self) -> None:
         """Stops the threads and ends the decoders; safe to call at any time."""
         self._stopping.set()
+        for decoder in self._decoders:  # one may hang in a file
+            decoder.interrupt()
         while any(thread.is_alive() for thread in self._threads):
             try:
                 self._queue.get(timeout=0.05)
@@ -208,6 +210,8 @@ class Feeder:
         try:
             reply = decoder.decode(loop)
         except DecodeError as error:
+            if self._stopping.is_set():
+                return
             self._on_failure(
                 Failure(
                     loop.key,

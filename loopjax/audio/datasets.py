@@ -268,6 +268,9 @@ class RecordDecoder:
         """Copies the samples of the latest record."""
         out[:] = self._samples
 
+    def interrupt(self) -> None:
+        """Records are read at once."""
+
     def close(self) -> None:
         """Nothing to release."""
 

@@ -57,6 +57,10 @@ class Decoder(Protocol):
         """Copies the samples of the latest reply."""
         ...
 
+    def interrupt(self) -> None:
+        """Makes a `decode` in another thread fail soon."""
+        ...
+
     def close(self) -> None:
         """Releases what the decoder holds."""
         ...
@@ -80,6 +84,7 @@ class DecoderProcess:
         self._samples_fd = _anonymous_file()
         self._replies_fd = -1
         self._buffer = b""
+        self._interrupted = False
 
     def decode(self, loop: Loop) -> Reply:
         """Decodes one loop in the child.
@@ -111,6 +116,13 @@ class DecoderProcess:
         if len(view) > KEEP_BYTES:
             os.ftruncate(self._samples_fd, 0)
 
+    def interrupt(self) -> None:
+        """Kills the child, from any thread; nothing is decoded any more."""
+        self._interrupted = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """Ends the child and releases the shared file."""
         self._stop()
@@ -120,6 +132,8 @@ class DecoderProcess:
 
     def _ask(self, request: list) -> dict | None:
         """Sends one request; None when the process died over it."""
+        if self._interrupted:
+            raise DecodeError("interrupted", "the run is being stopped")
         if self._process is None:
             self._start()
         assert self._process is not None and self._process.stdin is not None

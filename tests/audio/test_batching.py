@@ -38,6 +38,9 @@ class FakeDecoder:
     def copy_samples(self, out: np.ndarray) -> None:
         out[:] = self._n
 
+    def interrupt(self) -> None:
+        pass
+
     def close(self) -> None:
         self.closed = True
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from loopjax.audio.batching import Feeder, make_buckets
 from loopjax.audio.containers import DecodeError
 from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.manifest import scan
@@ -102,6 +103,22 @@ def test_a_decoder_that_cannot_start_says_why(healthy):
     with pytest.raises(LoopjaxError, match="no_such_module"):
         process.decode(next(scan([healthy])))
     process.close()
+
+
+def test_stopping_does_not_wait_for_a_hanging_decoder(tmp_path):
+    write_tone(tmp_path / "sleep.wav")
+    process = DecoderProcess(DecodeOptions(), 60.0, module=WORKER)
+    failures = []
+    feeder = Feeder(scan([tmp_path]), [process], make_buckets((1.0,), 10.0, 4), failures.append)
+    feeder.start()
+    deadline = time.monotonic() + 30
+    while process._process is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1.0)
+    started = time.monotonic()
+    feeder.close()
+    assert time.monotonic() - started < 20
+    assert not failures
 
 
 ORPHAN_SCRIPT = """
