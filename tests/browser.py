@@ -103,7 +103,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait(self, condition, seconds=10):
+    def wait(self, condition, seconds=60):
         end = time.monotonic() + seconds
         while not self.run(condition):
             assert time.monotonic() < end, f"never true: {condition}"
