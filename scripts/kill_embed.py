@@ -108,7 +108,7 @@ def main() -> int:
             else:
                 while process.poll() is None and len(part_files(killed)) == before:
                     time.sleep(0.005)
-                time.sleep(rng.uniform(0.0, 3.0) * undisturbed_s * SHARD_ROWS / args.files)
+                time.sleep(rng.uniform(0.0, 0.5) * undisturbed_s * SHARD_ROWS / args.files)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 state = f"SIGKILL after {time.monotonic() - started:5.1f} s"

@@ -17,7 +17,7 @@ from loopjax.audio.containers import DecodeError, read_header
 from loopjax.audio.manifest import os_reason
 from loopjax.audio.mixing import Mixer
 
-BLOCK_SAMPLES = 1 << 20  # samples of all channels decoded at a time
+BLOCK_SAMPLES = 1 << 16  # samples of all channels decoded at a time; fits the cache
 MP3_PADDING_FRAMES = 4 * 1152  # encoder delay and padding that decoders may trim
 
 # Subtypes whose samples are 16-bit integers already: kept as int16, half the transfer.

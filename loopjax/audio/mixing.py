@@ -34,6 +34,7 @@ class Mixer:
         self._sanitized = False
         self._peak = 0.0
         self._channel_energy = 0.0
+        self._buffer = np.empty((0, channels), np.float32)
         self.raw_dtype: Literal["int16", "float32"] = "int16" if is_int16 else "float32"
         # One 16-bit channel stays as it is: half the transfer, converted on the device.
         self.mono_dtype = "int16" if is_int16 and self._used == 1 else "float32"
@@ -54,13 +55,14 @@ class Mixer:
         if self._used == 1:
             out[:] = raw[:, 0]
             return
-        np.add(raw[:, 0], raw[:, 1], out=out, dtype=np.float32)
+        values = self._as_float(raw)
+        flat = values.reshape(-1)
+        energy = float(np.vdot(flat, flat)) * self._scale**2
+        self._channel_energy += energy / raw.shape[1]
+        np.add(values[:, 0], values[:, 1], out=out)
         for channel in range(2, self._used):
-            out += raw[:, channel]
+            out += values[:, channel]
         out *= np.float32(self._scale / self._used)  # exact for two channels: a power of two
-        for channel in range(self._used):
-            column = raw[:, channel].astype(np.float32) * np.float32(self._scale)
-            self._channel_energy += float(np.vdot(column, column)) / self._used
 
     def flags(self, mono: np.ndarray) -> list[str]:
         """What the whole mix shows: silence, dc, clipped, mono_cancels, sanitized."""
@@ -77,6 +79,16 @@ class Mixer:
             if energy < CANCEL_RATIO * self._channel_energy:
                 found.append("mono_cancels")
         return found
+
+    def _as_float(self, raw: np.ndarray) -> np.ndarray:
+        """The block as float32, in a buffer that is kept: fresh pages cost more than the copy."""
+        if raw.dtype == np.float32:
+            return raw
+        if self._buffer.shape[0] < len(raw):
+            self._buffer = np.empty(raw.shape, np.float32)
+        values = self._buffer[: len(raw)]
+        np.copyto(values, raw)
+        return values
 
     def _clean(self, raw: np.ndarray) -> None:
         finite = np.isfinite(raw)

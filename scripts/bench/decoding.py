@@ -1,0 +1,79 @@
+"""Cost of one loop on the host, by format: child process and parent, in milliseconds of CPU.
+
+    python scripts/bench/decoding.py [--loops 200]
+
+Four-second stereo loops at 44.1 kHz from the page cache, one decoder process, rows copied into a
+batch array as the feeder does. CPU time is what counts for sizing a host: cores / milliseconds =
+loops per second.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from loopjax.audio.decode import DecodeOptions
+from loopjax.audio.manifest import scan
+from loopjax.audio.pool import DecoderProcess
+
+FORMATS = (("wav", "PCM_16"), ("wav", "PCM_24"), ("flac", "PCM_16"), ("mp3", None), ("ogg", None))
+
+
+def write_loops(folder: Path, n_loops: int, extension: str, subtype: str | None) -> None:
+    """Writes music-like loops: decaying partials and a little noise."""
+    rng = np.random.default_rng(0)
+    t = np.arange(4 * 44_100) / 44_100
+    folder.mkdir()
+    for i in range(n_loops):
+        wave = sum(np.sin(2 * np.pi * 110 * k * t * rng.uniform(0.99, 1.01)) / k for k in (1, 2, 3))
+        wave = 0.3 * wave * np.exp(-(t % 0.5) * 6) + 0.01 * rng.standard_normal(t.size)
+        stereo = np.stack([wave, np.roll(wave, 30)], axis=1)
+        soundfile.write(folder / f"{i:04d}.{extension}", stereo, 44_100, subtype=subtype)
+
+
+def main() -> None:
+    """Prints one line per format."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--loops", type=int, default=200)
+    args = parser.parse_args()
+    options = DecodeOptions(device_rates_hz=(44_100, 48_000))
+    row = np.zeros(4 * 48_000, np.float32)
+    print("format         wall ms  child CPU ms  parent CPU ms")
+    with tempfile.TemporaryDirectory() as temporary:
+        for extension, subtype in FORMATS:
+            folder = Path(temporary) / f"{extension}_{subtype}"
+            write_loops(folder, args.loops, extension, subtype)
+            loops = list(scan([folder]))
+            process = DecoderProcess(options)
+            process.decode(loops[0]).copy_to(row)  # starts the process
+            child_before = child_cpu_s(process)
+            parent_before, started = time.process_time(), time.perf_counter()
+            for loop in loops:
+                process.decode(loop).copy_to(row)
+            wall = time.perf_counter() - started
+            parent = time.process_time() - parent_before
+            child = child_cpu_s(process) - child_before
+            process.close()
+            per_loop = [1000 * value / len(loops) for value in (wall, child, parent)]
+            label = f"{extension} {subtype or ''}"
+            print(
+                f"{label:13s} {per_loop[0]:8.2f} {per_loop[1]:13.2f} {per_loop[2]:14.2f}",
+                flush=True,
+            )
+
+
+def child_cpu_s(process: DecoderProcess) -> float:
+    """CPU seconds of the decoder process so far."""
+    child = process._process
+    assert child is not None
+    fields = Path(f"/proc/{child.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    ticks = int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()
