@@ -17,6 +17,7 @@ data:
   sources: [{loops}]
   labels: {labels}
 embed: {{encoder: untrained-nano, workers: 1}}
+split: {{train_on: normal}}
 detectors:
   - name: residual
     kind: deep-svdd

@@ -59,7 +59,9 @@ class PCA(Detector):
         super()._check_params()
         wanted = self.n_components
         by_share = isinstance(wanted, float) and 0.0 < wanted < 1.0
-        by_number = isinstance(wanted, (int, np.integer)) and wanted >= 1
+        by_number = (
+            isinstance(wanted, (int, np.integer)) and not isinstance(wanted, bool) and wanted >= 1
+        )
         if not (by_share or by_number):
             raise UserError(f"n_components must be an integer >= 1 or a share; got {wanted!r}")
         if self.statistic not in ("reconstruction", "hotelling"):

@@ -114,8 +114,9 @@ def read_encoder(folder: Path, precision: Precision = "fp32") -> Encoder:
             precision=precision,
             weights_sha256=record["weights_sha256"],
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is damaged ({error}); convert or fetch it again") from None
+    except Exception as error:  # noqa: BLE001 - Orbax wraps read errors in a bare Exception
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{folder} is damaged ({reason}); convert or fetch it again") from None
 
 
 def read_record(folder: Path) -> dict[str, Any]:
