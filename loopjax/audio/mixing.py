@@ -84,7 +84,7 @@ class Mixer:
         """The block as float32, in a buffer that is kept: fresh pages cost more than the copy."""
         if raw.dtype == np.float32:
             return raw
-        if self._buffer.shape[0] < len(raw):
+        if len(self._buffer) < len(raw):
             self._buffer = np.empty(raw.shape, np.float32)
         values = self._buffer[: len(raw)]
         np.copyto(values, raw)
