@@ -17,7 +17,7 @@ parity:
 	python -m pytest -m parity
 
 bench:
-	python scripts/bench/run.py
+	for script in scripts/bench/*.py; do python $$script || exit 1; done
 
 golden:
 	python scripts/make_goldens.py
