@@ -27,7 +27,7 @@ def test_rows_cover_folders_methods_and_seeds(tmp_path):
             assert 0 <= row["auroc"] <= 1 and 0 <= row["false_alarms"] <= 1
             assert row["n_normal"] + row["n_anomaly"] + row["n_train"] == len(X)
     easy = [r for r in found if (r["protocol"], r["folder"]) == ("P1", "b")]
-    assert min(r["auroc"] for r in easy if r["method"] == "knn") > 0.95
+    assert min(r["auroc"] for r in easy if r["method"] == "knn") > 0.9
 
     # A second call computes nothing and returns the same rows, also after a cut last line.
     file = tmp_path / "cache.jsonl"

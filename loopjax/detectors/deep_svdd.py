@@ -67,7 +67,8 @@ class DeepSVDD(Detector):
     Fitted: `encoder_` {"layers": {"0": {"linear": {"kernel"}, "bn": {"scale", "bias", "mean",
     "var"}}, ...}}, `center_` [Z], `radius_` (soft boundary, in units of sqrt(score)), `history_`
     {stage: {metric: list per epoch}}, `best_epochs_` {stage: epoch}, `train_rows_` the numbers of
-    the rows that were trained on (the others stopped the training).
+    the rows that were trained on (the others stopped it), `latent_shrinkage_` the latents'
+    variance after stage 2 over that before it.
     """
 
     kind: ClassVar[str] = "deep-svdd"
@@ -78,6 +79,7 @@ class DeepSVDD(Detector):
         "history_",
         "best_epochs_",
         "train_rows_",
+        "latent_shrinkage_",
     )
     _transient: ClassVar[tuple[str, ...]] = ("checkpoint_dir", "on_epoch")
     _min_rows: ClassVar[int] = 5
@@ -88,6 +90,7 @@ class DeepSVDD(Detector):
     history_: dict[str, dict[str, list[float | None]]]
     best_epochs_: dict[str, int]
     train_rows_: np.ndarray
+    latent_shrinkage_: float
 
     def __init__(
         self,
@@ -288,14 +291,20 @@ class DeepSVDD(Detector):
         """Raise `ModelCheckError` when the scores no longer tell rows apart.
 
         Hypersphere collapse (Ruff et al. 2018, section 3.3) is silent: every row is mapped to the
-        centre. Checked are finite scores, a mean score above 1e-12, and scores that differ by more
-        than 1e-4 of their mean.
+        centre. Checked are finite scores, a mean score above 1e-12, scores that differ by more than
+        1e-4 of their mean, and latents that keep more than 1e-6 of their variance in stage 2 (sound
+        trainings of the reference kept 7e-4 and more).
         """
         advice = "train less, or set bn_shift=False and bias=False"
         if min(self.best_epochs_.values(), default=0) < 0 or not np.all(np.isfinite(scores)):
             raise ModelCheckError("Deep SVDD diverged: not finite; lower the learning rates")
         if scores.mean() < 1e-12:
             raise ModelCheckError(f"Deep SVDD collapsed: mean score {scores.mean():.1e}; {advice}")
+        if self.latent_shrinkage_ < 1e-6:
+            raise ModelCheckError(
+                "Deep SVDD collapsed: the latents kept "
+                f"{self.latent_shrinkage_:.1e} of their variance; {advice}"
+            )
         if scores.std() < 1e-4 * scores.mean():
             spread = scores.std() / scores.mean()
             raise ModelCheckError(

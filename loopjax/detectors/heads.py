@@ -102,10 +102,10 @@ def _train_stages(
         params = state.params if last else state.best_params
         stats = state.stats if last else state.best_stats
     params, stats = encoder_part(params), encoder_part(stats)
-    centers = source.centers(network, params | stats)
+    before = source.latent_moments(network, params | stats)
     if first.epochs:
         soft = first.objective == "soft-boundary"
-        aux: list[dict[str, Any]] = [{"center": center} for center in centers]
+        aux: list[dict[str, Any]] = [{"center": moments.mean} for moments in before]
         for detector, entry in zip(detectors, aux, strict=True):
             if soft:
                 entry |= {"radius_squared": np.float32(0.0), "nu": np.float32(detector.nu)}
@@ -114,9 +114,12 @@ def _train_stages(
         for h, detector in enumerate(detectors):
             if soft:
                 detector.radius_ = float(np.sqrt(state.aux["radius_squared"][h]))
+    after = source.latent_moments(network, params | stats) if first.epochs else before
     for h, detector in enumerate(detectors):
         detector.encoder_ = nest_arrays(training_loop.unstack(params | stats, h))
-        detector.center_ = np.asarray(centers[h], np.float32)
+        detector.center_ = np.asarray(before[h].mean, np.float32)
+        shrinkage = after[h].variance / before[h].variance if before[h].variance else 0.0
+        detector.latent_shrinkage_ = shrinkage
 
 
 def _stage(

@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 # Held-out rows kept on the device while the others stream.
 _MAX_STREAMED_VALIDATION = 8192
+
+
+class Moments(NamedTuple):
+    """Mean [Z] and mean variance of latents."""
+
+    mean: np.ndarray
+    variance: float
 
 
 class ResidentRows:
@@ -71,12 +78,13 @@ class ResidentRows:
             recipe, state, self._data, self._split, hyper, checkpoints=checkpoints, **options
         )
 
-    def centers(self, network: NetworkConfig, arrays: Arrays) -> list[np.ndarray]:
-        """Mean latent [Z] of every head's training rows under its own (stacked) arrays."""
-        return [
-            encode_rows(network, training_loop.unstack(arrays, h), self._X[rows]).mean(axis=0)
+    def latent_moments(self, network: NetworkConfig, arrays: Arrays) -> list[Moments]:
+        """Moments of every head's latents of its training rows under its own (stacked) arrays."""
+        latents = (
+            encode_rows(network, training_loop.unstack(arrays, h), self._X[rows])
             for h, rows in enumerate(self._train)
-        ]
+        )
+        return [Moments(z.mean(axis=0), float(z.var(axis=0).mean())) for z in latents]
 
 
 class StreamedRows:
@@ -136,14 +144,17 @@ class StreamedRows:
         )
         return training_loop.stack([state]), curves
 
-    def centers(self, network: NetworkConfig, arrays: Arrays) -> list[np.ndarray]:
-        """Mean latent [Z] of the training rows, in a list of one."""
+    def latent_moments(self, network: NetworkConfig, arrays: Arrays) -> list[Moments]:
+        """Moments of the latents of the training rows, in a list of one."""
         own = training_loop.unstack(arrays, 0)
-        total = sum(
-            encode_rows(network, own, block[rows]).sum(axis=0, dtype=np.float64)
-            for block, rows in self._parts()
-        )
-        return [np.asarray(total / len(self.train_rows[0]), np.float32)]
+        total, squares = np.zeros(network.hidden_dims[-1]), 0.0
+        for block, rows in self._parts():
+            latents = encode_rows(network, own, block[rows]).astype(np.float64)
+            total += latents.sum(axis=0)
+            squares += float((latents**2).sum())
+        mean = total / len(self.train_rows[0])
+        variance = squares / len(self.train_rows[0]) / len(mean) - float((mean**2).mean())
+        return [Moments(mean.astype(np.float32), max(variance, 0.0))]
 
     def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Blocks and the numbers of their rows that are trained on; empty ones are left out."""

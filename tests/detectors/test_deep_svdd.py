@@ -141,11 +141,25 @@ def test_soft_boundary_leaves_nu_of_the_rows_outside():
     assert outside == pytest.approx(0.2, abs=0.06)
 
 
-def test_collapse_is_refused():
-    # Weight decay of nearly one per step drives every weight, and with it every score, to zero.
-    recipe = {"pretrain_epochs": 0, "epochs": 30, "learning_rate": 0.5, "min_learning_rate": 0.5}
-    with pytest.raises(ModelCheckError, match=r"collapsed.*bn_shift=False"):
-        DeepSVDD(**{**TINY, **recipe}, weight_decay=1.9, validation_fraction=0.0).fit(rows())
+def test_underflow_is_refused():
+    with pytest.raises(ModelCheckError, match=r"collapsed: mean score.*bn_shift=False"):
+        DeepSVDD(**TINY, batch_norm=False).fit(rows() * 1e-12)
+
+
+def test_a_constant_map_is_refused():
+    # With a bias the map to the centre is reachable; without dropout and decay it is reached.
+    recipe = {"pretrain_epochs": 0, "epochs": 1500, "learning_rate": 0.01, "patience": 1500}
+    recipe |= {"min_learning_rate": 1e-7, "weight_decay": 0.0, "validation_fraction": 0.0}
+    with pytest.raises(ModelCheckError, match=r"collapsed: the latents kept"):
+        DeepSVDD(**{**TINY, **recipe}, batch_norm=False, bias=True, dropout=0.0).fit(rows(40))
+
+
+def test_shrinkage_is_the_ratio_of_latent_variances(fitted):
+    before = DeepSVDD(**{**TINY, "epochs": 0}).fit(rows())
+    assert before.latent_shrinkage_ == 1.0
+    spread = [d.latents(rows())[d.train_rows_].var(axis=0).mean() for d in (fitted, before)]
+    assert fitted.latent_shrinkage_ == pytest.approx(spread[0] / spread[1], rel=1e-4)
+    assert fitted.latent_shrinkage_ < 1.0
 
 
 def test_divergence_is_refused():
