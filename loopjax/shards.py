@@ -13,6 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ LOCK_NAME = ".embed.lock"
 REWRITE_LOCK_NAME = ".rewrite.lock"
 SETTINGS_NAME = "store.json"
 QUARANTINE = "quarantine"
+INDEX_COLUMNS = ["key", "size_bytes", "mtime_ns", "sha256"]
 FLUSH_S = 60.0  # a shard is closed at the latest this long after its first row
 
 log = logging.getLogger(__name__)
@@ -94,23 +96,15 @@ def prepare(
             old.unlink()
         (folder / SETTINGS_NAME).unlink(missing_ok=True)
     _require_same_settings(folder, metadata, settings)
-    for part in store.part_files(folder):
-        try:
-            file = store.open_part(part)
-            store.read_matrix(part, file)
-            file.read(columns=["key", "sha256", "size_bytes", "mtime_ns"])
-        except (UserError, OSError, pa.ArrowInvalid) as error:
-            aside = folder / QUARANTINE
-            aside.mkdir(exist_ok=True)
-            part.rename(aside / f"{part.name}.{time.time_ns()}")
-            log.warning("%s; set aside in %s, its loops are embedded again", error, aside)
-            continue
-        found = store.read_metadata(file.schema_arrow)
-        differing = [k for k in store.IDENTITY_KEYS if found.get(k) != metadata.get(k)]
-        if differing:
-            raise UserError(
-                _difference(folder, {k: (found.get(k), metadata[k]) for k in differing})
-            )
+    with ThreadPoolExecutor() as threads:  # reading and checksums run outside the GIL
+        for found in threads.map(_verified_metadata, store.part_files(folder)):
+            changed = {
+                key: (found.get(key), metadata[key])
+                for key in store.IDENTITY_KEYS
+                if found is not None and found.get(key) != metadata[key]
+            }
+            if changed:
+                raise UserError(_difference(folder, changed))
     _merge_failures(folder)
     record = json.dumps({"identity": metadata, "settings": settings}, indent=2, sort_keys=True)
 
@@ -121,6 +115,21 @@ def prepare(
             os.fsync(file.fileno())
 
     store.write_atomically(folder / SETTINGS_NAME, write)
+
+
+def _verified_metadata(part: Path) -> dict[str, str] | None:
+    """Reads a whole shard and returns its metadata; a damaged one is set aside, None."""
+    try:
+        file = store.open_part(part)
+        store.read_matrix(part, file)
+        file.read(columns=INDEX_COLUMNS)
+    except (UserError, OSError, pa.ArrowInvalid) as error:
+        aside = part.parent / QUARANTINE
+        aside.mkdir(exist_ok=True)
+        part.rename(aside / f"{part.name}.{time.time_ns()}")
+        log.warning("%s; set aside in %s, its loops are embedded again", error, aside)
+        return None
+    return store.read_metadata(file.schema_arrow)
 
 
 def _require_same_settings(
@@ -161,7 +170,8 @@ class DoneIndex:
     def __init__(self, folder: Path):
         """Reads the key columns of all finished shards."""
         self.parts = store.part_files(folder)
-        columns = [_index_columns(part) for part in self.parts]
+        with ThreadPoolExecutor() as threads:
+            columns = list(threads.map(_index_columns, self.parts))
         counts = [len(part[0]) for part in columns]
         keys, sizes, times, hashes = (
             np.concatenate(column) if columns else np.zeros(0, np.uint64)
@@ -195,7 +205,7 @@ class DoneIndex:
 
 
 def _index_columns(part: Path) -> tuple[np.ndarray, ...]:
-    table = pq.read_table(part, columns=["key", "size_bytes", "mtime_ns", "sha256"])
+    table = pq.read_table(part, columns=INDEX_COLUMNS, use_threads=False)
     numbers = (np.asarray(table[name]) for name in ("size_bytes", "mtime_ns"))
     return _as_uint64(table["key"]), *numbers, _as_uint64(table["sha256"])
 
