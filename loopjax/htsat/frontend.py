@@ -133,35 +133,34 @@ def mel_filterbank(config: LogMelConfig) -> np.ndarray:
 
 
 def log_mel(waveform: jax.Array, length_samples: jax.Array, config: LogMelConfig) -> jax.Array:
-    """Log-mel spectrogram of waveforms whose real length may differ from the array's.
+    """Log-mel spectrogram of one clip whose real length may be less than the array's.
 
-    The STFT is centred with reflect padding around the *real* end of each row; frames past
-    `length // hop` lie beyond the row's end and hold values that the caller must not use.
+    The STFT is centred, with reflect padding around the *real* end; frames past `length // hop`
+    lie beyond the end and hold values that the caller must not use.
 
     Args:
-        waveform: float32 [B, L].
-        length_samples: int32 [B], n_fft // 2 < length <= L.
+        waveform: float32 [L].
+        length_samples: int32 scalar, n_fft // 2 < length <= L.
         config: the front end.
 
     Returns:
-        float32 [B, L // hop + 1, mel_bins] in dB, floor -100.
+        float32 [L // hop + 1, mel_bins] in dB, floor -100.
     """
-    n_fft, hop = config.n_fft, config.hop_samples
-    n_frames = waveform.shape[1] // hop + 1
-    window = jnp.asarray(np.hanning(n_fft + 1)[:-1], jnp.float32)
-    bank = jnp.asarray(mel_filterbank(config))
-    starts = jnp.arange(n_frames)[:, None] * hop - n_fft // 2
-    taps = jnp.abs(starts + jnp.arange(n_fft))  # reflects at the start
-
-    def one(row: jax.Array, length: jax.Array) -> jax.Array:
-        index = jnp.where(taps < length, taps, 2 * (length - 1) - taps)
-        frames = row[jnp.clip(index, 0, row.shape[0] - 1)] * window
-        spectrum = jnp.fft.rfft(frames)
-        power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-        mel = jnp.matmul(power, bank, precision=jax.lax.Precision.HIGHEST)
-        return 10.0 * jnp.log10(jnp.maximum(mel, LOG_FLOOR))
-
-    return jax.vmap(one)(waveform, length_samples)
+    n_fft, half = config.n_fft, config.n_fft // 2
+    last = waveform.shape[0] - 1
+    mirrored = waveform[jnp.clip(length_samples - 2 - jnp.arange(half), 0, last)]
+    padded = jnp.concatenate([waveform[half:0:-1], waveform, jnp.zeros(half, waveform.dtype)])
+    padded = jax.lax.dynamic_update_slice(padded, mirrored, (length_samples + half,))
+    starts = jnp.arange(waveform.shape[0] // config.hop_samples + 1) * config.hop_samples
+    frames = jax.vmap(lambda at: jax.lax.dynamic_slice(padded, (at,), (n_fft,)))(starts)
+    spectrum = jnp.fft.rfft(frames * jnp.asarray(np.hanning(n_fft + 1)[:-1], jnp.float32))
+    bank = mel_filterbank(config)
+    heard = np.flatnonzero(bank.any(axis=1))
+    first, end = heard[0], heard[-1] + 1  # no filter reaches the bins below and above
+    spectrum = spectrum[:, first:end]
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    mel = jnp.matmul(power, jnp.asarray(bank[first:end]), precision=jax.lax.Precision.HIGHEST)
+    return 10.0 * jnp.log10(jnp.maximum(mel, LOG_FLOOR))
 
 
 def quantise_int16(waveform: jax.Array) -> jax.Array:
@@ -170,34 +169,31 @@ def quantise_int16(waveform: jax.Array) -> jax.Array:
 
 
 def fill_clip(waveform: jax.Array, length_samples: jax.Array, config: LogMelConfig) -> jax.Array:
-    """Extends rows shorter than a clip; longer rows only lose what lies past their real end.
+    """Extends a clip that is too short; a longer one only loses what lies past its real end.
 
     `repeatpad` tiles whole copies and ends in silence, `repeat` tiles to the end, `pad` appends
     silence (LAION `training/data.py: get_audio_features`).
 
     Args:
-        waveform: float32 [B, L].
-        length_samples: int32 [B], real samples in each row; 0 marks an empty row of a batch.
+        waveform: float32 [L].
+        length_samples: int32 scalar, real samples; 0 marks an empty row of a batch.
         config: gives `clip_samples` and `filling`.
 
     Returns:
-        float32 [B, max(L, clip_samples)].
+        float32 [max(L, clip_samples)].
     """
     clip = config.clip_samples
-    positions = jnp.arange(max(waveform.shape[1], clip))
-
-    def one(row: jax.Array, length: jax.Array) -> jax.Array:
-        period = jnp.maximum(length, 1)
-        tiled_end = {
-            "repeatpad": (clip // period) * period,
-            "repeat": jnp.asarray(clip),
-            "pad": length,
-        }[config.filling]
-        end = jnp.where(length >= clip, length, tiled_end)
-        source = jnp.where(length >= clip, positions, positions % period)
-        return jnp.where(positions < end, row[jnp.clip(source, 0, row.shape[0] - 1)], 0.0)
-
-    return jax.vmap(one)(waveform, length_samples)
+    positions = jnp.arange(max(waveform.shape[0], clip))
+    period = jnp.maximum(length_samples, 1)
+    tiled_end = {
+        "repeatpad": (clip // period) * period,
+        "repeat": jnp.asarray(clip),
+        "pad": length_samples,
+    }[config.filling]
+    is_full = length_samples >= clip
+    end = jnp.where(is_full, length_samples, tiled_end)
+    source = jnp.where(is_full, positions, positions % period)
+    return jnp.where(positions < end, waveform[jnp.clip(source, 0, waveform.shape[0] - 1)], 0.0)
 
 
 def resampled_lengths(

@@ -5,6 +5,8 @@ the embedding of a long clip changes from call to call. Here the positions are a
 default, derived from the audio's hash on request, or given (for parity).
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +114,9 @@ def front_end(
     """Bucketed samples to the encoder's mel views; shapes depend on the bucket alone.
 
     Mono mix, resampling, int16 round trip, filling, log-mel and the fusion views, in the order of
-    LAION's `get_audio_embedding_from_filelist`.
+    LAION's `get_audio_embedding_from_filelist`. On the CPU clip after clip, because a batch's
+    frames do not fit its caches and are paged in anew by every call; on accelerators all clips at
+    once.
 
     Args:
         samples: int16 or float32 [B, L] mono or [B, L, channels], at `rate_hz`.
@@ -127,35 +131,51 @@ def front_end(
     Returns:
         mel float32 [B, 4 or 1, clip_frames, mel_bins] and longer bool [B].
     """
+    one = partial(_mel_views, rate_hz=rate_hz, config=config, fusion=fusion)
+    return jax.lax.platform_dependent(
+        samples,
+        signal_samples,
+        length_samples,
+        starts,
+        cpu=lambda *rows: jax.lax.map(lambda row: one(*row), rows),
+        default=jax.vmap(one),
+    )
+
+
+def _mel_views(
+    samples: jax.Array,
+    signal_samples: jax.Array,
+    length_samples: jax.Array,
+    starts: jax.Array,
+    *,
+    rate_hz: int,
+    config: LogMelConfig,
+    fusion: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """`front_end` of one clip."""
     if samples.dtype == jnp.int16:
         samples = samples.astype(jnp.float32) / 32768.0
-    if samples.ndim == 3:
-        samples = samples.mean(axis=2)
-    wave = resample(samples, rate_hz, config.sample_rate_hz)
-    bound = wave.shape[1] + 1  # librosa's rounding may add one zero sample
-    wave = jnp.pad(wave, ((0, 0), (0, 1)))
-    wave = jnp.where(jnp.arange(bound) < signal_samples[:, None], wave, 0.0)
+    if samples.ndim == 2:
+        samples = samples.mean(axis=1)
+    wave = resample(samples[None], rate_hz, config.sample_rate_hz)[0]
+    wave = jnp.pad(wave, (0, 1))  # librosa's rounding may add one zero sample
+    wave = jnp.where(jnp.arange(wave.shape[0]) < signal_samples, wave, 0.0)
     if config.quantise_int16:
         wave = quantise_int16(wave)
     wave = fill_clip(wave, length_samples, config)
     clip, frames = config.clip_samples, config.clip_frames
     if not fusion:
-        if wave.shape[1] > clip:
-            cut = jax.vmap(lambda row, at: jax.lax.dynamic_slice(row, (at,), (clip,)))
-            wave = cut(wave, jnp.where(length_samples > clip, starts[:, 0], 0))
-        full = jnp.full(length_samples.shape, clip)
-        return log_mel(wave, full, config)[:, None], length_samples > clip
-    lengths = jnp.maximum(length_samples, clip)
-    mel = log_mel(wave, lengths, config)
-    total_frames = lengths // config.hop_samples + 1
-    longer = total_frames > frames
-    if mel.shape[1] == frames:
-        return jnp.repeat(mel[:, None], 4, axis=1), longer
-
-    def views(row: jax.Array, total: jax.Array, start: jax.Array, is_long: jax.Array) -> jax.Array:
-        whole = row[:frames]
-        crops = [jax.lax.dynamic_slice_in_dim(row, start[i], frames) for i in range(3)]
-        long_views = jnp.stack([shrink(row, total, frames), *crops])
-        return jnp.where(is_long, long_views, whole[None])
-
-    return jax.vmap(views)(mel, total_frames, starts, longer), longer
+        is_long = length_samples > clip
+        start = jnp.where(is_long, starts[0], 0)
+        wave = jax.lax.dynamic_slice(wave, (start,), (clip,))
+        return log_mel(wave, jnp.asarray(clip), config)[None], is_long
+    length = jnp.maximum(length_samples, clip)
+    mel = log_mel(wave, length, config)
+    total_frames = length // config.hop_samples + 1
+    is_long = total_frames > frames
+    whole = mel[None, :frames]
+    if mel.shape[0] == frames:
+        return jnp.repeat(whole, 4, axis=0), is_long
+    crops = [jax.lax.dynamic_slice_in_dim(mel, starts[i], frames) for i in range(3)]
+    long_views = jnp.stack([shrink(mel, total_frames, frames), *crops])
+    return jnp.where(is_long, long_views, whole), is_long

@@ -71,7 +71,7 @@ def test_log_mel_equals_float64_arithmetic(name):
     config = FRONT_ENDS[name]
     wave = clip(20000, seed=3, rate_hz=config.sample_rate_hz)
     wave[9000:12000] = 0  # silence reaches the -100 dB floor exactly
-    ours = np.asarray(log_mel(wave[None], jnp.array([wave.size]), config))[0]
+    ours = np.asarray(log_mel(wave, jnp.array(wave.size), config))
     theirs = log_mel_float64(wave, config)
     assert ours.shape == theirs.shape == (20000 // config.hop_samples + 1, 64)
     assert theirs.min() == ours.min() == -100.0
@@ -83,9 +83,9 @@ def test_log_mel_equals_float64_arithmetic(name):
 def test_frames_do_not_depend_on_what_lies_past_the_real_end():
     wave = clip(9600)
     config = LogMelConfig.clap_fused()
-    alone = log_mel(wave[None], jnp.array([9600]), config)[0]
+    alone = log_mel(wave, jnp.array(9600), config)
     longer = np.concatenate([wave, np.full(4000, 0.7, np.float32)])
-    padded = log_mel(longer[None], jnp.array([9600]), config)[0]
+    padded = log_mel(longer, jnp.array(9600), config)
     np.testing.assert_array_equal(alone, padded[: alone.shape[0]])
 
 
@@ -130,14 +130,14 @@ def test_filling_a_short_clip(filling, length):
         "pad": np.concatenate([wave, np.zeros(1000 - length)]),
         "repeat": np.concatenate([whole, tail]),
     }[filling]
-    row = np.zeros((1, 1000), np.float32)
-    row[0, :length] = wave
-    np.testing.assert_array_equal(fill_clip(row, jnp.array([length]), config)[0], expected)
+    row = np.zeros(1000, np.float32)
+    row[:length] = wave
+    np.testing.assert_array_equal(fill_clip(row, jnp.array(length), config), expected)
 
 
 def test_an_empty_row_of_a_batch_fills_with_silence():
     config = LogMelConfig(clip_samples=1000)
-    assert not np.asarray(fill_clip(np.zeros((1, 800), np.float32), jnp.array([0]), config)).any()
+    assert not np.asarray(fill_clip(np.zeros(800, np.float32), jnp.array(0), config)).any()
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,7 @@ def test_device_resampler_agrees_with_soxr_in_the_mel_band(rate_hz):
     ours = np.asarray(resample(wave[None], rate_hz, 48000))[0]
     theirs = soxr.resample(wave, rate_hz, 48000)
     assert ours.shape == theirs.shape == (48000,)
-    mels = [
-        np.asarray(log_mel(x[None], jnp.array([48000]), config))[0, 4:-4] for x in (ours, theirs)
-    ]
+    mels = [np.asarray(log_mel(x, jnp.array(48000), config))[4:-4] for x in (ours, theirs)]
     # Below the band edge of the input; above it both are empty but for their own stop band.
     audible = (mels[1] > -40) & (np.arange(64) < (64 if rate_hz >= 32000 else 30))
     assert audible.mean() > 0.2
