@@ -211,7 +211,9 @@ class EmbeddingRun:
         """Runs the encoder; the same placement wherever the mel comes from keeps it one program."""
         import jax
 
-        return self._encoder.encode(*jax.device_put((mel, longer), self._sharding))
+        result = self._encoder.encode(*jax.device_put((mel, longer), self._sharding))
+        result.copy_to_host_async()  # so that delivering it later does not wait for the transfer
+        return result
 
     def _deliver(self) -> None:
         """Fetches the oldest result and hands its rows to the sink."""

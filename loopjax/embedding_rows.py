@@ -18,7 +18,7 @@ from loopjax.audio.manifest import Failure, Loop
 from loopjax.errors import TooManyRejectedError
 from loopjax.shards import DoneIndex, StoreRow
 
-RECENT_CONTENTS = 8192  # embeddings kept for files with equal bytes
+RECENT_CONTENTS = 4096  # embeddings kept for files with equal bytes: 16 MiB of 1024 floats
 
 
 @dataclass
