@@ -250,10 +250,13 @@ def is_statistic(name: str) -> bool:
     return name.endswith(("/bn/mean", "/bn/var"))
 
 
-def initialise(config: NetworkConfig, rng: np.random.Generator) -> tuple[Arrays, Arrays]:
+def initialise(
+    config: NetworkConfig, rng: np.random.Generator, bn_scale: float = 1.0
+) -> tuple[Arrays, Arrays]:
     """Fresh parameters and statistics as float32, distributed like PyTorch's defaults.
 
-    Kernels and biases are uniform in +-1/sqrt(fan_in); BatchNorm starts as the identity.
+    Kernels and biases are uniform in +-1/sqrt(fan_in); BatchNorm starts as the identity, or with
+    scale `bn_scale`.
     """
     _, leaves = skeleton(config)
     params: Arrays = {}
@@ -265,9 +268,9 @@ def initialise(config: NetworkConfig, rng: np.random.Generator) -> tuple[Arrays,
             bound = fan_in**-0.5
             params[name] = rng.uniform(-bound, bound, shape).astype(np.float32)
         else:
-            ones = name.endswith(("/scale", "/var"))
+            first = {"scale": bn_scale, "bias": 0.0, "mean": 0.0, "var": 1.0}[name.split("/")[-1]]
             target = stats if is_statistic(name) else params
-            target[name] = np.full(shape, float(ones), np.float32)
+            target[name] = np.full(shape, first, np.float32)
     return params, stats
 
 

@@ -90,7 +90,10 @@ def _train_stages(
     """Reconstruction, centre, one-class objective: all heads at once, all on one source."""
     first = detectors[0]
     network = first.network_config()
-    fresh = [initialise(network, np.random.default_rng([d.random_state, 1])) for d in detectors]
+    scale = first.bn_scale if first.compat is None else 1.0
+    fresh = [
+        initialise(network, np.random.default_rng([d.random_state, 1]), scale) for d in detectors
+    ]
     params, stats = (training_loop.stack([f[i] for f in fresh]) for i in (0, 1))
     for detector, rows in zip(detectors, source.train_rows, strict=True):
         detector.train_rows_, detector.radius_ = rows, None
