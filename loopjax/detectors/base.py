@@ -46,12 +46,18 @@ class RowBlocks:
             raise DataError(f"the blocks held {seen} rows; {self.n_rows} were announced")
 
 
+# Squares of larger values, summed over a row, may leave float32.
+LARGEST = 1e15
+
+
 def check_finite(rows: np.ndarray, first_row: int = 0) -> None:
-    """Raise `DataError` naming the first row of [N, D] that holds NaN or infinity."""
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    """Raise `DataError` naming the first row of [N, D] with NaN, infinity or beyond `LARGEST`."""
+    bad = np.flatnonzero(~(np.abs(rows) <= LARGEST).all(axis=1))
     if bad.size:
+        finite = np.isfinite(rows[bad]).all()
+        found = f"magnitudes above {LARGEST:.0e}" if finite else "NaN or infinity"
         raise DataError(
-            f"Input X contains NaN or infinity in {bad.size} of {len(rows)} rows "
+            f"Input X contains {found} in {bad.size} of {len(rows)} rows "
             f"(first: row {first_row + bad[0]}); drop or repair these rows"
         )
 

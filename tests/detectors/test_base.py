@@ -95,6 +95,30 @@ def test_row_with_infinity_is_refused_at_scoring(fitted, kind):
         fitted[kind].decision_function(x)
 
 
+def test_values_whose_squares_overflow_are_refused(fitted, kind):
+    with pytest.raises(DataError, match=r"magnitudes above 1e\+15 in 60 of 60 rows"):
+        DETECTORS[kind]().fit(rows() * 1e30)
+    with pytest.raises(DataError, match="magnitudes above"):
+        fitted[kind].decision_function(odd_rows() * 1e20)
+    largest = fitted[kind].decision_function(np.full((1, 16), 1e15))
+    assert np.isfinite(largest).all()
+
+
+def test_no_rows_are_refused(fitted, kind):
+    for call in (DETECTORS[kind]().fit, fitted[kind].decision_function):
+        with pytest.raises(DataError, match=r"0 sample\(s\)"):
+            call(np.zeros((0, 16)))
+
+
+def test_a_zero_row_has_a_finite_score(fitted, kind):
+    assert np.isfinite(fitted[kind].decision_function(np.zeros((1, 16)))).all()
+
+
+def test_rows_without_any_variance_never_score_silently(kind):
+    with pytest.raises((DataError, ModelCheckError), match=f"{SAME_ROWS}|mean of the rows is zero"):
+        DETECTORS[kind]().fit(np.zeros((40, 16)))
+
+
 def test_wrong_width_is_refused(fitted, kind):
     with pytest.raises(DataError, match=r"15 features.*16"):
         fitted[kind].decision_function(rows()[:, :15])
