@@ -1,5 +1,7 @@
 """Standard MIDI files with one tick per sample, and FluidSynth to render them fast."""
 
+import resource
+import signal
 import struct
 import subprocess
 import tempfile
@@ -19,6 +21,7 @@ BEND_RANGE_SEMITONES = 12
 _TICKS_PER_QUARTER = 24000
 _MICROSECONDS_PER_QUARTER = 500_000
 _GAP_SAMPLES = 20 * _ALIGN_SAMPLES
+_SLACK_SAMPLES = 960_000
 
 Event = tuple[int, bytes]
 
@@ -112,15 +115,18 @@ def render_segments(
         command = ["fluidsynth", "-ni", "-q", "-R", "0", "-C", "0", "-g", "0.5"]
         command += ["-r", str(SAMPLE_RATE_HZ), "-T", "raw", "-O", "float", "-z", "8192"]
         command += ["-o", "synth.polyphony=96"]
+        # FluidSynth 2.3 sometimes misses the end of a score and would write until the disk is full.
+        limit = 8 * (cursor + _SLACK_SAMPLES)
         done = subprocess.run(
             [*command, "-F", str(raw), str(soundfont), str(score)],
             capture_output=True,
             text=True,
             check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         )
-        if done.returncode != 0 or not raw.exists():
+        if done.returncode not in (0, -signal.SIGXFSZ) or not raw.exists():
             raise RuntimeError(f"fluidsynth failed ({done.returncode}): {done.stderr[-500:]}")
-        stereo = np.fromfile(raw, dtype=np.float32).reshape(-1, 2)
+        stereo = np.fromfile(raw, dtype=np.float32, count=2 * cursor).reshape(-1, 2)
     if len(stereo) < cursor:
         raise RuntimeError(f"fluidsynth wrote {len(stereo)} frames, {cursor} expected")
     return [
