@@ -22,6 +22,7 @@ from loopjax.trained import check_params, fit_model, split_rows
 LABELLED = ("P1", "P3")
 UNLABELLED = ("threshold", "median", "gap_ratio", "robust_z_top5", "dynamic_range_log10")
 PUBLISHED_NAME = {"threshold": "threshold_q95"}
+DEEP = "deep-svdd"
 Log = Callable[[str], None]
 Row = dict[str, Any]
 
@@ -48,6 +49,7 @@ def reproduce(config: ExperimentConfig, out: Path, log: Log) -> dict[str, Any]:
     methods = {d.name: {"kind": d.kind, "params": d.params} for d in config.detectors}
     tables: list[dict[str, Any]] = []
     measured: list[Row] = []
+    labelled_rows: dict[str, list[Row]] = {}
     for set_name, path in config.data.sets.items():
         embeddings = read_embeddings(path)
         groups = _folders(embeddings, path)
@@ -61,11 +63,14 @@ def reproduce(config: ExperimentConfig, out: Path, log: Log) -> dict[str, Any]:
             cache=out / f"protocols-{set_name}.jsonl",
             log=lambda line, name=set_name: log(f"{name}: {line}"),
         )
+        labelled_rows[set_name] = rows
         tables += list(_labelled_tables(rows, set_name))
         tables += list(_unlabelled_table(rows, set_name))
         tables += list(_collapsed(rows, set_name))
         measured += _measures(rows, set_name)
         _figures(config, embeddings, set_name, out, log)
+    kinds = {d.name: d.kind for d in config.detectors}
+    tables[:0] = [*_means(measured), *_losses(labelled_rows, kinds)]
     if config.evaluate.reference is not None:
         tables.insert(0, _published(measured, Path(config.evaluate.reference)))
     evaluation = {"headline": {}, "tables": tables}
@@ -112,6 +117,47 @@ def _labelled_tables(rows: list[Row], set_name: str) -> Iterable[dict[str, Any]]
             "note": f"AUROC by the {role} folder; mean over folders with its range over seeds.",
             "rows": table,
         }
+
+
+def _means(measured: list[Row]) -> Iterable[dict[str, Any]]:
+    """One row per detector: its mean AUROC on every set and protocol."""
+    lines: dict[str, Row] = {}
+    for row in measured:
+        if row["measure"].startswith("auroc_"):
+            key = f"{row['embeddings']} {row['measure'].removeprefix('auroc_')}"
+            line = lines.setdefault(row["detector"], {"detector": row["detector"]})
+            line |= {key: row["value"], f"{key}_low": row["low"], f"{key}_high": row["high"]}
+    if lines:
+        note = "Mean over folders with its range over seeds."
+        yield {"title": "AUROC by detector", "note": note, "rows": list(lines.values())}
+
+
+def _losses(by_set: dict[str, list[Row]], kinds: dict[str, str]) -> Iterable[dict[str, Any]]:
+    """One row per head, set and protocol: the cheap methods that do better on average."""
+    table = []
+    for set_name, rows in by_set.items():
+        for protocol in LABELLED:
+            own = [row for row in rows if row["protocol"] == protocol and not row["collapsed"]]
+            means = {name: _mean_by_folder(own, name) for name in kinds}
+            cheap = {n: m for n, m in means.items() if kinds[n] != DEEP and m}
+            for head in (n for n in means if kinds[n] == DEEP and means[n] and cheap):
+                mean = _average(means[head])
+                better = {n: _average(m) for n, m in cheap.items() if _average(m) > mean}
+                best = max(cheap, key=lambda n: _average(cheap[n]))
+                won = [auroc > cheap[best].get(f, 0) for f, auroc in means[head].items()]
+                table.append({
+                    "embeddings": set_name,
+                    "protocol": protocol,
+                    "head": head,
+                    "mean": mean,
+                    "best_cheap": f"{best} {_average(cheap[best]):.3f}",
+                    "difference": mean - _average(cheap[best]),
+                    "folders_won": f"{sum(won)} of {len(won)}",
+                    "loses_to": ", ".join(sorted(better, key=lambda n: -better[n])) or "none",
+                })  # fmt: skip
+    if table:
+        note = "AUROC, mean over folders and seeds; folders won against the best cheap method."
+        yield {"title": "Where Deep SVDD loses to a cheap method", "note": note, "rows": table}
 
 
 def _unlabelled_table(rows: list[Row], set_name: str) -> Iterable[dict[str, Any]]:
@@ -171,6 +217,16 @@ def _mean_by_seed(rows: list[Row], method: str, key: str) -> list[float]:
     own = [row for row in rows if row["method"] == method]
     seeds = sorted({row["seed"] for row in own})
     return [float(np.mean([r[key] for r in own if r["seed"] == seed])) for seed in seeds]
+
+
+def _mean_by_folder(rows: list[Row], method: str) -> dict[str, float]:
+    own = [row for row in rows if row["method"] == method]
+    folders = sorted({row["folder"] for row in own})
+    return {f: float(np.mean([r["auroc"] for r in own if r["folder"] == f])) for f in folders}
+
+
+def _average(by_folder: dict[str, float]) -> float:
+    return float(np.mean(list(by_folder.values())))
 
 
 def _values(rows: list[Row], method: str, key: str) -> list[float]:
