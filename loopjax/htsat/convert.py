@@ -71,7 +71,8 @@ def convert_encoder(
         source: `.pt`, `.pth`, `.ckpt`, `.bin`, `.safetensors`, or a folder holding one.
         out: folder to write; it appears only when it is complete.
         encoder_id: the name that stores of embeddings record; default the known or the file's name.
-        fusion: True or False to insist; None = what the file holds.
+        fusion: True or False to insist; None = as its Hugging Face config or its published name
+            says, else what the file holds.
         quantise_int16: the int16 round trip; None = as the source's own code does it.
 
     Raises:
@@ -83,17 +84,20 @@ def convert_encoder(
         raise UserError(f"{out} exists; give a folder that does not")
     file = find_weights(source)
     hub = read_hub_config(file.parent) if file.name in HUB_WEIGHTS else None
+    tensors = open_tensors(file)
+    sha256 = file_sha256(file)
+    known = known_file(file.name, sha256)
     if fusion is None and hub is not None:
         fusion = hub.fusion
-    mapped = map_checkpoint(open_tensors(file), fusion)
+    if fusion is None and known is not None:
+        fusion = known.fusion
+    mapped = map_checkpoint(tensors, fusion)
     front_end, notes = mapped.front_end, mapped.notes
     if hub is not None and mapped.layout.name == "hf":
         front_end, hub_notes = hub.front_end(front_end, mapped.config.fusion)
         notes = notes + hub_notes
     if quantise_int16 is not None:
         front_end = dataclasses.replace(front_end, quantise_int16=quantise_int16)
-    sha256 = file_sha256(file)
-    known = known_file(file.name, sha256)
     default_id = known.name if known else source.resolve().stem
     about = {
         "layout": mapped.layout.name,

@@ -173,6 +173,17 @@ def test_a_key_report_leaves_nothing_behind(tmp_path):
 
 
 @pytest.mark.faults
+def test_a_published_name_says_whether_there_is_fusion(tmp_path):
+    """The folder would carry that name and licence, so its weights must be of that kind."""
+    unfused = checkpoint("laion_mini_unfused")
+    file = write_torch(tmp_path / "630k-audioset-fusion-best.pt", {"state_dict": unfused})
+    assert "trained without it" in refusal(file, tmp_path / "out")
+    fused = checkpoint("laion_mini_fused")
+    file = write_torch(tmp_path / "630k-audioset-best.pt", {"state_dict": fused})
+    assert "not used: audio_branch.patch_embed.mel_conv2d" in refusal(file, tmp_path / "out")
+
+
+@pytest.mark.faults
 def test_a_checkpoint_that_runs_code(tmp_path):
     canary = tmp_path / "canary"
     state = checkpoint("retrocirce_mini") | {
