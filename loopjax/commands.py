@@ -146,7 +146,10 @@ def evaluate_command(target: str, out: str | None, *, overrides: Sequence[str], 
 
         print_evaluation(evaluate_run(Path(target), log=_say))
         return DONE
-    config = load_config(target, [*overrides, *(QUICK if quick else ())])
+    config = load_config(target, overrides)
+    if quick:
+        ladder = () if config.evaluate.ladder == "none" else ("evaluate.ladder=quick",)
+        config = load_config(target, [*overrides, *QUICK, *ladder])
     if out is None:
         raise UserError("evaluating a config needs -o OUT for the tables and figures")
     if config.evaluate.protocols:
@@ -154,13 +157,10 @@ def evaluate_command(target: str, out: str | None, *, overrides: Sequence[str], 
 
         print_evaluation(reproduce(config, Path(out), log=_say))
         return DONE
-    from loopjax.experiment import climb, run
+    from loopjax.experiment import run
 
     result = run(config, Path(out), log=_say)
-    evaluation = result.evaluation
-    if config.evaluate.ladder:
-        evaluation = climb(config, Path(out), evaluation, quick=quick, log=_say)
-    print_evaluation(evaluation)
+    print_evaluation(result.evaluation)
     return SOME_REJECTED if result.n_rejected else DONE
 
 

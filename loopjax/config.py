@@ -82,7 +82,8 @@ class EvaluateConfig:
     protocols: tuple[str, ...] = ()  # P1 (one folder normal), P3 (one folder odd)
     reference: str | None = None  # JSON with published values printed beside ours
     bootstrap: int = 1000
-    ladder: bool = False  # the variation ladder: detection against strength of a variation
+    # The variation ladder: detection against strength of a variation. Quick: 3 strengths of 6.
+    ladder: Literal["none", "quick", "full"] = "none"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
         UserError: mistakes in the config or its inputs, or `out` holds a run of another config.
         ModelCheckError: a detector collapsed.
     """
-    from loopjax.assessment import assess
+    from loopjax.assessment import assess, write_json
     from loopjax.report import write_report
 
     if not config.detectors:
@@ -75,43 +75,49 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
     write_scores(scores, out / "scores.parquet", csv=out / "scores.csv")
     log("evaluating")
     evaluation = assess(config, models, embeddings, train, labels, out, log)
+    if config.evaluate.ladder != "none":
+        held_out = ~train if labels is None else ~train & (labels == 0)
+        evaluation["tables"][:0] = climb(config, models, embeddings, held_out, out, log)
+        write_json(out / "evaluation.json", evaluation)
     report = write_report(out, config=config.report)
     log(f"report: {report}")
     return RunResult(scores, evaluation, report, n_rejected)
 
 
 def climb(
-    config: ExperimentConfig, out: Path, evaluation: dict[str, Any], *, quick: bool, log: Log
-) -> dict[str, Any]:
-    """Adds the variation ladder to a finished run: its tables, its figure, and the report again.
+    config: ExperimentConfig,
+    models: Mapping[str, list[TrainedModel]],
+    embeddings: Embeddings,
+    held_out_normal: np.ndarray,
+    out: Path,
+    log: Log,
+) -> list[dict[str, Any]]:
+    """The variation ladder of a run's detectors: its tables; its figure lands in `out`.
+
+    Args:
+        config: the experiment.
+        models: detector name -> one model per seed.
+        embeddings: all rows.
+        held_out_normal: bool [N], the loops to vary.
+        out: run folder.
+        log: receives one line per variation.
 
     Raises:
         UserError: too few held-out normal loops, or the extra [eval] is missing.
     """
-    from loopjax.assessment import write_json
     from loopjax.htsat.zoo import load_encoder
     from loopjax.ladder import run_ladder
-    from loopjax.report import write_report
 
-    embeddings = read_run_embeddings(config, out)
-    labels = read_labels(config, embeddings)
-    train = training_rows(config, embeddings, labels)
-    held_out = ~train if labels is None else ~train & (labels == 0)
-    models = fit_all(config, embeddings, train, labels, out, log)
-    encoder = load_encoder(config.embed.encoder, config.embed.precision)
     result = run_ladder(
-        embeddings.table.filter(pa.array(held_out)),
+        embeddings.table.filter(pa.array(held_out_normal)),
         {name: [m.detector for m in seeds] for name, seeds in models.items()},
-        encoder,
+        load_encoder(config.embed.encoder, config.embed.precision),
         out,
         options=config.embed,
-        quick=quick,
+        quick=config.evaluate.ladder == "quick",
         log=log,
     )
-    evaluation = evaluation | {"tables": [*result["tables"], *evaluation["tables"]]}
-    write_json(out / "evaluation.json", evaluation)
-    log(f"report: {write_report(out, config=config.report)}")
-    return evaluation
+    return result["tables"]
 
 
 def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embeddings, int]:
