@@ -87,7 +87,7 @@ def _demo(verbs) -> None:
         "loopjax demo -o out/demo",
     )
     verb.add_argument("-o", "--out", default="out/demo", help="run folder (default: out/demo)")
-    verb.add_argument("--quick", action="store_true", help="one seed and fewer epochs")
+    verb.add_argument("--quick", action="store_true", help="one seed, one encoder")
 
 
 def _embed(verbs) -> None:
@@ -225,8 +225,8 @@ def _evaluate(verbs) -> None:
         "loopjax evaluate configs/bass392.yaml -o out/b392",
     )
     verb.add_argument("target", metavar="CONFIG|RUN", help="experiment file, or a run folder")
-    verb.add_argument("-o", "--out", help="run folder (required with a config)")
-    verb.add_argument("--quick", action="store_true", help="fewer seeds and strengths")
+    verb.add_argument("-o", "--out", help="run folder (default: out/NAME, the config's name)")
+    verb.add_argument("--quick", action="store_true", help="one seed, fewer strengths")
     _add_set(verb, "seeds=[0,1]")
 
 
@@ -278,10 +278,10 @@ def _run(verbs) -> None:
         "run",
         handler,
         "embed, fit, score, evaluate and report from one file; a killed run continues",
-        "loopjax run configs/demo.yaml -o out/r1 --set detectors.residual.params.max_epochs=50",
+        "loopjax run configs/demo.yaml -o out/r1 --set detectors.residual.params.epochs=50",
     )
     verb.add_argument("config", metavar="CONFIG")
-    verb.add_argument("-o", "--out", required=True, help="run folder")
+    verb.add_argument("-o", "--out", help="run folder (default: out/NAME, the config's name)")
     verb.add_argument("--restart", action="store_true", help="discard what an earlier run wrote")
     _add_set(verb, "embed.encoder=loopjax-nano")
 

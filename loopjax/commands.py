@@ -37,7 +37,7 @@ def demo_command(out: str, *, quick: bool) -> int:
     return _run(config, out)
 
 
-def run_command(config: str, out: str, *, overrides: Sequence[str], restart: bool) -> int:
+def run_command(config: str, out: str | None, *, overrides: Sequence[str], restart: bool) -> int:
     """Runs an experiment file."""
     return _run(load_config(config, overrides), out, restart=restart)
 
@@ -150,16 +150,15 @@ def evaluate_command(target: str, out: str | None, *, overrides: Sequence[str], 
     if quick:
         ladder = () if config.evaluate.ladder == "none" else ("evaluate.ladder=quick",)
         config = load_config(target, [*overrides, *QUICK, *ladder])
-    if out is None:
-        raise UserError("evaluating a config needs -o OUT for the tables and figures")
+    folder = _run_folder(config, out)
     if config.evaluate.protocols:
         from loopjax.reproduction import reproduce
 
-        print_evaluation(reproduce(config, Path(out), log=_say))
+        print_evaluation(reproduce(config, folder, log=_say))
         return DONE
     from loopjax.experiment import run
 
-    result = run(config, Path(out), log=_say)
+    result = run(config, folder, log=_say)
     print_evaluation(result.evaluation)
     return SOME_REJECTED if result.n_rejected else DONE
 
@@ -264,10 +263,14 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
         _stdout().print(table)
 
 
-def _run(config: ExperimentConfig, out: str, restart: bool = False) -> int:
+def _run_folder(config: ExperimentConfig, out: str | None) -> Path:
+    return Path("out") / config.name if out is None else Path(out)
+
+
+def _run(config: ExperimentConfig, out: str | None, restart: bool = False) -> int:
     from loopjax.experiment import run
 
-    result = run(config, Path(out), restart=restart, log=_say)
+    result = run(config, _run_folder(config, out), restart=restart, log=_say)
     print_ranking(result.scores, min(config.report.top, 20))
     print_evaluation(result.evaluation)
     return SOME_REJECTED if result.n_rejected else DONE

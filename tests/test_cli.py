@@ -123,6 +123,7 @@ def test_a_bad_file_among_good_ones_is_named_and_exits_3(loops, tmp_path, capsys
         (("fit", "/nonexistent", "-o", "x"), "/nonexistent"),
         (("score", "/nonexistent", "x.wav"), "/nonexistent"),
         (("run", "/nonexistent.yaml", "-o", "x"), "/nonexistent.yaml"),
+        (("run", "configs/demo.yaml", "--set", "detectr.x=1"), "unknown key 'detectr'"),
         (("report", "/nonexistent"), "/nonexistent"),
         (("evaluate", "/nonexistent.yaml", "-o", "x"), "/nonexistent.yaml"),
         (("embed", "pyproject.toml", "-o", "x", "--encoder", ENCODER), "pyproject.toml"),
