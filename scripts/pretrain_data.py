@@ -36,23 +36,22 @@ class LoopMels:
     Views are computed once with the encoder's own front end and cached beside the corpus.
     """
 
-    def __init__(self, folder: Path, mel_config: LogMelConfig, seed: int):
-        """Reads (or computes) the cache.
+    def __init__(self, folders: list[Path], mel_config: LogMelConfig, seed: int):
+        """Reads (or computes) the caches.
 
         Args:
-            folder: written by scripts/render_loops.py.
+            folders: written by scripts/render_loops.py.
             mel_config: the front end.
             seed: of the crop positions of long clips and of the batch order.
         """
         self.seed = seed
-        cache = folder / "mels"
-        cache.mkdir(exist_ok=True)
-        shards = sorted(folder.glob("shard-*.parquet"))
+        shards = [s for folder in folders for s in sorted(folder.glob("shard-*.parquet"))]
         encoder = _front_end_only(mel_config)
         short, long, short_rows, long_rows = [], [], [], []
         for shard in track(shards, "log-mel"):
             rows = pq.read_table(shard).to_pylist()
-            target = cache / f"{shard.stem}.npz"
+            target = shard.parent / "mels" / f"{shard.stem}.npz"
+            target.parent.mkdir(exist_ok=True)
             if not target.exists():
                 _cache_shard(shard, rows, target, encoder, seed)
             part = np.load(target)
@@ -61,7 +60,8 @@ class LoopMels:
             short_rows += [rows[i] for i in part["short_index"]]
             long_rows += [rows[i] for i in part["long_index"]]
         self._short, self._long = np.concatenate(short), np.concatenate(long)
-        self.labels, self.tasks = _encode_labels(short_rows + long_rows)
+        self.labels, self.tasks, self.degradations = _encode_labels(short_rows + long_rows)
+        self.clean, self.reversed = map(self.degradations.index, ("none", "reversed"))
         self._n_short = len(short_rows)
         held_back = np.random.default_rng(seed).random(self._n_short) < VALIDATION_SHARE
         self._train_short, self._validation = np.flatnonzero(~held_back), np.flatnonzero(held_back)
@@ -71,6 +71,14 @@ class LoopMels:
         """Mean and variance of each mel band over a sample of the training loops."""
         sample = self._short[self._train_short[:2000]].astype(np.float32)
         return sample.mean(axis=(0, 1)), sample.var(axis=(0, 1))
+
+    def class_weights(self) -> dict[str, np.ndarray]:
+        """Weights by task and class: rare degradations count more, as 1/sqrt of their share."""
+        weights = {task.name: np.ones(task.n_classes, np.float32) for task in self.tasks}
+        labels = self.labels["degradation"]
+        share = np.bincount(labels[labels >= 0], minlength=len(self.degradations)) / len(labels)
+        weights["degradation"] = (share.max() / share).astype(np.float32) ** 0.5
+        return weights
 
     def batch(self, step: int, size: int) -> dict:
         """The batch of a step, the same whatever ran before: mel [B, V, T, mel], labels [B]."""
@@ -94,6 +102,30 @@ class LoopMels:
         epoch, position = divmod(turn, per_epoch)
         order = np.random.default_rng([self.seed, epoch, len(pool)]).permutation(pool)
         return order[position * size : (position + 1) * size]
+
+
+def play_backwards(
+    mel: jax.Array, degradation: jax.Array, names: tuple[int, int], share: float, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Reverse a share of the rows in time, their local crops changing places accordingly.
+
+    Args:
+        mel: [B, V, T, mel]; the first view is the whole clip.
+        degradation: labels [B].
+        names: the labels of clean and of reversed loops; each becomes the other.
+        share: of the rows.
+        key: JAX key.
+
+    Returns:
+        mel and labels, same shapes.
+    """
+    clean, backwards = names
+    swapped = jnp.where(degradation == backwards, clean, degradation)
+    swapped = jnp.where(degradation == clean, backwards, swapped)
+    chosen = jax.random.bernoulli(key, share, degradation.shape)
+    flipped = jnp.concatenate([mel[:, :1], mel[:, :0:-1]], axis=1)[:, :, ::-1]
+    mel = jnp.where(chosen[:, None, None, None], flipped, mel)
+    return mel, jnp.where(chosen, swapped, degradation)
 
 
 def augment(mel: jax.Array, key: jax.Array) -> jax.Array:
@@ -167,7 +199,8 @@ def _cache_shard(shard: Path, rows: list[dict], target: Path, encoder: Encoder, 
     temporary.rename(target)
 
 
-def _encode_labels(rows: list[dict]) -> tuple[dict[str, np.ndarray], list[Task]]:
+def _encode_labels(rows: list[dict]) -> tuple[dict[str, np.ndarray], list[Task], list[str]]:
+    """Labels and sizes of all tasks, and the names of the degradations."""
     columns = {
         "program": [row["program_name"] for row in rows],
         "family": [row["family"] for row in rows],
@@ -177,10 +210,11 @@ def _encode_labels(rows: list[dict]) -> tuple[dict[str, np.ndarray], list[Task]]
         # A constant offset lies below the mel bank: nothing could learn to see it.
         "degradation": [None if row["degradation"] == "dc" else row["degradation"] for row in rows],
     }
-    labels, tasks = {}, []
+    labels, tasks, names = {}, [], {}
     for name, values in columns.items():
         classes = sorted({v for v in values if v is not None}, key=str)
         index = {value: i for i, value in enumerate(classes)}
         labels[name] = np.array([-1 if v is None else index[v] for v in values], np.int32)
         tasks.append(Task(name, len(classes)))
-    return labels, tasks
+        names[name] = classes
+    return labels, tasks, names["degradation"]

@@ -5,10 +5,13 @@
 
 The last command again resumes a killed run.
 
-Supervised: linear heads on the embedding name the program, family, key, tempo, pattern and planted
-degradation of each loop, beside a supervised contrastive loss over programs. Long clips come in
-batches of their own, so that the AFF branch is trained as well. The step is jitted and
-data-parallel over all devices; a killed run resumes from its last Orbax checkpoint.
+Supervised: linear heads on the embedding name the program, family, tempo, pattern and planted
+degradation of each loop, beside a supervised contrastive loss whose classes are the programs of
+clean loops and the kinds of degraded ones. Some loops are played backwards on the fly, which
+makes them "reversed" (or clean again). Long clips come in batches of their own, so that the AFF
+branch is trained as well. The step is jitted and data-parallel over all devices; a killed run
+resumes from its last Orbax checkpoint. The learning rate is constant until its decay begins, so
+`steps` may be changed until then.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import dataclasses
 import json
 import platform
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,31 +29,34 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
-from pretrain_data import LoopMels, Task, augment
+from pretrain_data import LoopMels, Task, augment, play_backwards
 from rich.console import Console
 
 from loopjax.config import read_config
 from loopjax.htsat.encoder import flatten_state
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import Htsat, HtsatConfig
-from loopjax.htsat.zoo import save_encoder
+from loopjax.htsat.zoo import load_encoder, save_encoder
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """The recipe; every value is in configs/pretrain_nano.yaml."""
 
-    data: str
+    data: tuple[str, ...]
     out: str
     steps: int
     batch_size: int
     learning_rate: float
     warmup_steps: int
+    decay_steps: int
     weight_decay: float
+    backwards_share: float
     contrastive_weight: float
     temperature: float
     label_smoothing: float
     task_weights: dict[str, float]
+    start_from: str | None = None
     seed: int = 0
     checkpoint_every: int = 200
 
@@ -86,30 +93,44 @@ def supervised_contrastive(embedding, labels, temperature):
     return (per_row * (count > 0)).sum() / jnp.maximum((count > 0).sum(), 1)
 
 
-def task_losses(logits, labels, smoothing):
-    """Cross-entropy and accuracy per task; label -1 means the task does not apply to the row."""
+def task_losses(logits, labels, class_weights, smoothing):
+    """Weighted cross-entropy and accuracy per task; label -1: the row does not count."""
     losses, hits = {}, {}
     for name, value in logits.items():
         target, known = jnp.maximum(labels[name], 0), labels[name] >= 0
         one_hot = optax.smooth_labels(jax.nn.one_hot(target, value.shape[1]), smoothing)
+        weight = known * class_weights[name][target]
         per_row = optax.softmax_cross_entropy(value, one_hot)
-        n = jnp.maximum(known.sum(), 1)
-        losses[name] = (per_row * known).sum() / n
-        hits[name] = ((value.argmax(1) == target) & known).sum() / n
+        losses[name] = (per_row * weight).sum() / jnp.maximum(weight.sum(), 1e-6)
+        hits[name] = ((value.argmax(1) == target) & known).sum() / jnp.maximum(known.sum(), 1)
     return losses, hits
 
 
-def make_step(graphdef, optimizer, config: PretrainConfig):
+def make_step(graphdef, optimizer, loops: LoopMels, config: PretrainConfig):
     """The jitted training step; it compiles once for short batches and once for long ones."""
+    class_weights = jax.tree.map(jnp.asarray, loops.class_weights())
+    n_programs = len(class_weights["program"])
 
     def loss_fn(params, rest, batch, key):
         model = nnx.merge(graphdef, params, rest, copy=True)  # its statistics change in here
-        augment_key, drop_key = jax.random.split(key)
-        mel = augment(batch["mel"], augment_key)
+        flip_key, augment_key, drop_key = jax.random.split(key, 3)
+        mel, degradation = play_backwards(
+            batch["mel"],
+            batch["labels"]["degradation"],
+            (loops.clean, loops.reversed),
+            config.backwards_share,
+            flip_key,
+        )
+        labels = batch["labels"] | {"degradation": degradation}
+        mel = augment(mel, augment_key)
         longer = jnp.ones(mel.shape[0], bool) if mel.shape[1] > 1 else None
         embedding, logits = model(mel, longer, drop_key)
-        losses, hits = task_losses(logits, batch["labels"], config.label_smoothing)
-        contrast = supervised_contrastive(embedding, batch["labels"]["program"], config.temperature)
+        losses, hits = task_losses(logits, labels, class_weights, config.label_smoothing)
+        clean = degradation == loops.clean
+        kinds = jnp.where(clean, labels["program"], n_programs + degradation)
+        contrast = supervised_contrastive(
+            embedding, jnp.where(degradation < 0, -1, kinds), config.temperature
+        )
         total = config.contrastive_weight * contrast
         total += sum(config.task_weights[name] * value for name, value in losses.items())
         metrics = {f"acc_{name}": value for name, value in hits.items()}
@@ -129,9 +150,15 @@ def make_step(graphdef, optimizer, config: PretrainConfig):
 
 
 def make_optimizer(config: PretrainConfig) -> optax.GradientTransformation:
-    """AdamW with warm-up and cosine decay; norms, biases and bias tables are not decayed."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, config.warmup_steps, config.steps, 0.01 * config.learning_rate
+    """AdamW; warm-up, constant, cosine decay; norms, biases and bias tables are not decayed."""
+    rate = config.learning_rate
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, rate, config.warmup_steps),
+            optax.constant_schedule(rate),
+            optax.cosine_decay_schedule(rate, config.decay_steps, alpha=0.01),
+        ],
+        [config.warmup_steps, config.steps - config.decay_steps],
     )
     kernels = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)  # noqa: E731
     return optax.chain(
@@ -145,12 +172,16 @@ def train(config: PretrainConfig) -> None:
     out = Path(config.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     mel_config = LogMelConfig.clap_fused()
-    loops = LoopMels(Path(config.data), mel_config, seed=config.seed)
-    model = Pretrainer(HtsatConfig.nano(), loops.tasks, rngs=nnx.Rngs(config.seed))
-    mean, var = loops.band_statistics()
+    loops = LoopMels([Path(folder) for folder in config.data], mel_config, seed=config.seed)
+    tasks = [task for task in loops.tasks if config.task_weights.get(task.name)]
+    model = Pretrainer(HtsatConfig.nano(), tasks, rngs=nnx.Rngs(config.seed))
+    if config.start_from:
+        nnx.update(model.encoder, load_encoder(config.start_from).params)
+    else:
+        mean, var = map(jnp.asarray, loops.band_statistics())
+        model.encoder.bn0.mean[...], model.encoder.bn0.var[...] = mean, var
     model.train()
     model.encoder.bn0.eval()  # fixed statistics of the corpus: batches cannot shift the input
-    model.encoder.bn0.mean[...], model.encoder.bn0.var[...] = jnp.asarray(mean), jnp.asarray(var)
     graphdef, params, rest = nnx.split(model, is_trained, ...)
     optimizer = make_optimizer(config)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -164,13 +195,16 @@ def train(config: PretrainConfig) -> None:
         first = manager.latest_step() or 0
         if first:
             state = manager.restore(first, args=ocp.args.StandardRestore(state))
-        step_fn, base_key = make_step(graphdef, optimizer, config), jax.random.key(config.seed)
+        step_fn, base_key = (
+            make_step(graphdef, optimizer, loops, config),
+            jax.random.key(config.seed),
+        )
         log = (out / "metrics.jsonl").open("a", encoding="utf-8")
         console, started = Console(stderr=True), time.monotonic()
         for step in range(first, config.steps):
             batch = jax.device_put(loops.batch(step, config.batch_size), split)
             state, metrics = step_fn(state, batch, jax.random.fold_in(base_key, step))
-            if step % 20 == 0 or step == config.steps - 1:
+            if step % 10 == 0 or step == config.steps - 1:
                 row = {k: round(float(v), 4) for k, v in metrics.items()}
                 row |= {"step": step, "long": bool(batch["mel"].shape[1] > 1)}
                 row["elapsed_s"] = round(time.monotonic() - started, 1)
@@ -188,7 +222,7 @@ def train(config: PretrainConfig) -> None:
 
 
 def validate(graphdef, state, loops: LoopMels, config: PretrainConfig) -> dict[str, float]:
-    """Accuracy of each head on the held-back tenth of the training programs' short loops."""
+    """Accuracy of each head, and recall of each degradation, on the held-back short loops."""
 
     @jax.jit
     def predict(params, rest, mel):
@@ -196,13 +230,17 @@ def validate(graphdef, state, loops: LoopMels, config: PretrainConfig) -> dict[s
         model.eval()
         return {k: v.argmax(1) for k, v in model(mel, None, None)[1].items()}
 
-    hits: dict[str, list[np.ndarray]] = {t.name: [] for t in loops.tasks}
+    hits: dict[str, list[bool]] = defaultdict(list)
     for batch in loops.validation(config.batch_size):
         guesses = predict(state["params"], state["rest"], batch["mel"])
         for name, guess in guesses.items():
-            known = batch["labels"][name] >= 0
-            hits[name].append((np.asarray(guess) == batch["labels"][name])[known])
-    return {name: round(float(np.concatenate(h).mean()), 4) for name, h in hits.items()}
+            labels = batch["labels"][name]
+            right = np.asarray(guess) == labels
+            hits[name] += right[labels >= 0].tolist()
+            if name == "degradation":
+                for i, kind in enumerate(loops.degradations):
+                    hits[f"recall of {kind}"] += right[labels == i].tolist()
+    return {name: round(float(np.mean(h)), 4) for name, h in hits.items()}
 
 
 def export(graphdef, state, config, mel_config, folder: Path, step: int) -> None:
@@ -210,7 +248,7 @@ def export(graphdef, state, config, mel_config, folder: Path, step: int) -> None
     model = nnx.merge(graphdef, state["params"], state["rest"])
     about = {
         "licence": "MIT",
-        "recipe": dataclasses.asdict(config) | {"data": "", "out": ""},
+        "recipe": dataclasses.asdict(config) | {"data": [], "out": "", "start_from": ""},
         "step": step,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}",
         "jax": jax.__version__,
