@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,6 +26,7 @@ VERBS = [
     "encoders",
 ]
 ENCODER = "untrained-nano"
+DEMO = str(Path(__file__).parents[1] / "configs" / "demo.yaml")
 
 
 def run(*args) -> int:
@@ -123,7 +125,7 @@ def test_a_bad_file_among_good_ones_is_named_and_exits_3(loops, tmp_path, capsys
         (("fit", "/nonexistent", "-o", "x"), "/nonexistent"),
         (("score", "/nonexistent", "x.wav"), "/nonexistent"),
         (("run", "/nonexistent.yaml", "-o", "x"), "/nonexistent.yaml"),
-        (("run", "configs/demo.yaml", "--set", "detectr.x=1"), "unknown key 'detectr'"),
+        (("run", DEMO, "--set", "detectr.x=1"), "unknown key 'detectr'"),
         (("report", "/nonexistent"), "/nonexistent"),
         (("evaluate", "/nonexistent.yaml", "-o", "x"), "/nonexistent.yaml"),
         (("embed", "pyproject.toml", "-o", "x", "--encoder", ENCODER), "pyproject.toml"),
