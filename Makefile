@@ -17,7 +17,7 @@ parity:
 	python -m pytest -m parity
 
 bench:
-	for script in scripts/bench/*.py; do python $$script || exit 1; done
+	python scripts/bench/suite.py
 
 golden:
 	python scripts/make_goldens.py

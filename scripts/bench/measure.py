@@ -125,7 +125,7 @@ def circumstances() -> dict[str, Any]:
     name = script.relative_to(REPOSITORY) if script.is_relative_to(REPOSITORY) else script
     versions = {"python": platform.python_version()}
     for module, package in VERSIONED.items():
-        if module in sys.modules:
+        if module in sys.modules or module == "jax":  # children use jax where the parent does not
             versions[package] = importlib.metadata.version(package)
     return {
         "command": " ".join(["python", str(name), *sys.argv[1:]]),

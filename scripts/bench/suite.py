@@ -1,0 +1,77 @@
+"""Runs the CPU benchmarks one after the other and keeps their results in the repository.
+
+    python scripts/bench/suite.py                     # everything, under 30 minutes on two cores
+    python scripts/bench/suite.py encoder startup     # these alone; the other results stay
+
+Each script runs in its own process with the arguments below. Its JSON lines replace the kept ones
+of the same script in `scripts/bench/results/cpu.jsonl`; then the README's section is rewritten. A
+script that fails is named at the end, exit code 1, and its kept results stay as they were.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+
+from table import FOLDER, README, read_results, section, with_section
+
+RESULTS = FOLDER / "results" / "cpu.jsonl"
+COMMANDS: dict[str, list[str]] = {
+    "encoder": [],
+    "frontend": [],
+    "end_to_end": [],
+    "heads": [],
+    "baselines": [],
+    "decoding": [],
+    "growth": [],
+    "startup": [],
+}
+
+
+def run(name: str) -> list[str] | None:
+    """One script's result lines; None when it failed. Its output goes through as it comes."""
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *COMMANDS[name]]
+    print("$", " ".join(["python", f"scripts/bench/{name}.py", *COMMANDS[name]]), flush=True)
+    started, lines = time.monotonic(), []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if line.startswith("{") and "bench" in json.loads(line):
+                lines.append(line)
+    print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+    return None if process.returncode else lines
+
+
+def keep(name: str, lines: list[str]) -> None:
+    """Replaces one script's kept lines, in the order of COMMANDS."""
+    kept = RESULTS.read_text().splitlines(keepends=True) if RESULTS.exists() else []
+    kept = [line for line in kept if json.loads(line)["bench"] != name] + lines
+    order = list(COMMANDS)
+    kept.sort(key=lambda line: order.index(json.loads(line)["bench"]))
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text("".join(kept))
+
+
+def main() -> int:
+    """Runs the named scripts, all by default."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", choices=[*COMMANDS, []], metavar="NAME")
+    failed = []
+    for name in parser.parse_args().names or COMMANDS:
+        lines = run(name)
+        if lines is None:
+            failed.append(name)
+        else:
+            keep(name, lines)
+            README.write_text(with_section(README.read_text(), section(read_results())))
+    if failed:
+        print("failed:", ", ".join(failed), file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

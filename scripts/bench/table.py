@@ -1,0 +1,92 @@
+"""Writes the kept benchmark results into the README's section "How fast".
+
+    python scripts/bench/table.py
+
+Reads `scripts/bench/results/*.jsonl` and replaces what stands between the two markers; a test
+checks that the README says what the results say.
+"""
+
+import argparse
+import json
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+README = FOLDER.parents[1] / "README.md"
+BEGIN, END = "<!-- benchmarks: written by make bench -->", "<!-- end of benchmarks -->"
+HEAD = """Medians of turns taken in one run, so that ratios compare like with like; above 1 loopjax
+is ahead. `make bench` repeats everything in under 30 minutes, each command below one table. The
+lines behind them, with spread, batch sizes and compile seconds, stand in
+[scripts/bench/results](scripts/bench/results). Nothing here has been measured on a GPU or TPU yet.
+"""
+
+
+def read_results(folder: Path = FOLDER / "results") -> list[dict[str, Any]]:
+    """Every kept result, file by file."""
+    return [
+        json.loads(line)
+        for path in sorted(folder.glob("*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+
+
+def figure(value: float | None, unit: str, name: str | None = None) -> str:
+    """A number with its unit, and whose it is."""
+    if value is None:
+        return ""
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    text = f"{text} {unit}"
+    return f"{text} ({name})" if name else text
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """One Markdown table: the results of one command."""
+    compared = any(row["peer"] is not None for row in rows)
+    aimed = any(row["target"] for row in rows)
+    head = ["", "loopjax"] + ["against", "ratio"] * compared + ["target"] * aimed
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        cells = [row["row"], figure(row["ours"], row["unit"])]
+        if compared:
+            ratio = "" if row["ratio"] is None else f"**{row['ratio']:.2f}**"
+            cells += [figure(row["peer"], row["unit"], row["peer_name"]), ratio]
+        lines.append(cells + [row["target"] or ""] * aimed)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def section(results: list[dict[str, Any]]) -> str:
+    """The README section between the markers."""
+    parts = [HEAD]
+    for command, group in groupby(results, key=lambda row: row["command"]):
+        rows = list(group)
+        versions = {name: number for row in rows for name, number in row["versions"].items()}
+        listed = ", ".join(f"{name} {number}" for name, number in versions.items())
+        parts.append(f"`{command}`: {rows[0]['device']}, {rows[0]['date']}, {listed}\n")
+        parts.append(table(rows))
+    return "\n".join(parts)
+
+
+def with_section(readme: str, text: str) -> str:
+    """The README with the text between its markers replaced.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the README lacks {BEGIN} or {END}")
+    return f"{before}{begin}\n\n{text}\n{end}{after}"
+
+
+def main() -> None:
+    """Rewrites the README in place."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    README.write_text(with_section(README.read_text(), section(read_results())))
+
+
+if __name__ == "__main__":
+    main()
