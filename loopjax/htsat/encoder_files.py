@@ -95,13 +95,14 @@ def read_encoder(folder: Path, precision: Precision = "fp32") -> Encoder:
     try:
         config = HtsatConfig(**_tuples(record["architecture"]))
         mel_config = LogMelConfig(**record["front_end"])
-        with ocp.StandardCheckpointer() as checkpointer:
+        # Each process of a run reads by itself: by default Orbax makes them wait for one another.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+        )
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
             shapes = checkpointer.metadata(folder / "weights").item_metadata.tree
-            here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            target = {
-                name: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here)
-                for name, m in shapes.items()
-            }
+            target = {name: np.empty(m.shape, m.dtype) for name, m in shapes.items()}
             restored = checkpointer.restore(folder / "weights", target)
         weights = {name: np.asarray(array, np.float32) for name, array in restored.items()}
         if weights_digest(weights) != record["weights_sha256"]:

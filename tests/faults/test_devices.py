@@ -12,6 +12,10 @@ import pytest
 from loopjax.audio.batching import make_buckets
 from loopjax.config import EmbedConfig
 from loopjax.embedding import embed_corpus
+from loopjax.htsat.encoder import random_weights
+from loopjax.htsat.encoder_files import save_encoder
+from loopjax.htsat.frontend import LogMelConfig
+from loopjax.htsat.model import HtsatConfig
 from loopjax.store import part_files, read_embeddings
 from tests.audio_files import write_corpus, write_tone
 from tests.fake_encoder import FakeEncoder
@@ -107,6 +111,33 @@ def test_two_processes_share_a_run_and_another_count_continues_it(corpus, single
         part.unlink()
     require_success(start(corpus, out, "batch_size=8"))
     assert_close(by_id(out), single)
+
+
+@pytest.mark.slow
+def test_two_processes_of_the_command_line_read_one_encoder(tmp_path):
+    corpus, encoder = tmp_path / "corpus", tmp_path / "encoder"
+    write_corpus(corpus, 9)
+    write_tone(corpus / "long.wav", 12.0, seed=77)
+    config = HtsatConfig.nano(width=16, depths=(1, 1, 1), heads=(1, 2, 4))
+    weights = random_weights(config, 0)
+    save_encoder(
+        encoder, config, LogMelConfig(), weights, encoder_id="small", about={}, probe=False
+    )
+    command = [sys.executable, "-m", "loopjax.cli", "embed", str(corpus), "--encoder", str(encoder)]
+
+    def embed(out: Path, *settings: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [*command, "-o", str(out), *settings],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    group = ("--coordinator", f"127.0.0.1:{_free_port()}", "--processes", "2", "--process-index")
+    require_success(*(embed(tmp_path / "two", *group, str(i)) for i in range(2)))
+    require_success(embed(tmp_path / "one"))
+    assert_close(by_id(tmp_path / "two"), by_id(tmp_path / "one"))
 
 
 @pytest.mark.slow
