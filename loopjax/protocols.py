@@ -8,11 +8,14 @@ P3 such heads split truly, as the independent re-implementation of the reference
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from loopjax.comparison import Table, protocol_splits
@@ -125,27 +128,46 @@ def _run_heads(
     for head in heads:
         head.n_features_in_ = X.shape[1]
         head._check_params()
-    size = group_size(heads[0].network_config()) if heads else 1
+    if not heads:
+        return
+    workers, size = 1, group_size(heads[0].network_config())
+    if jax.default_backend() == "cpu":
+        # Small steps keep about one core busy: cores train groups side by side. As many heads as
+        # seeds go together, so that all protocols share their compiled programs.
+        workers, size = os.cpu_count() or 1, len({task.seed for task in tasks})
     # Tasks of similar size together: every program is compiled for its largest member.
     order = sorted(range(len(tasks)), key=lambda i: len(tasks[i].train))
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        train_heads([heads[i] for i in chosen], X, [tasks[i].train for i in chosen])
-        for i in chosen:
-            task, head = tasks[i], heads[i]
-            try:
-                scores = head._finish(X[task.train])
-            except ModelCheckError as error:
-                yield task, _describe(task, head) | {"collapsed": str(error)}
-                continue
-            head.decision_scores_ = scores
-            head.threshold_ = head._threshold_from(scores)
-            test = X[task.test]
-            if task.labels is None:
-                held_out = np.ones(len(X), bool)
-                held_out[head.train_rows_] = False
-                test, scores = X[held_out], scores[head.train_rows_]
-            yield task, _judge(task, head, X, scores, test)
+    groups = [order[start : start + size] for start in range(0, len(order), size)]
+
+    def train(group: list[int]) -> list[int]:
+        train_heads([heads[i] for i in group], X, [tasks[i].train for i in group])
+        return group
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for chosen in pool.map(train, groups):
+            yield from _judge_heads([(tasks[i], heads[i]) for i in chosen], X)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _judge_heads(
+    trained: list[tuple[_Task, DeepSVDD]], X: np.ndarray
+) -> Iterator[tuple[_Task, dict]]:
+    for task, head in trained:
+        try:
+            scores = head._finish(X[task.train])
+        except ModelCheckError as error:
+            yield task, _describe(task, head) | {"collapsed": str(error)}
+            continue
+        head.decision_scores_ = scores
+        head.threshold_ = head._threshold_from(scores)
+        test = X[task.test]
+        if task.labels is None:
+            held_out = np.ones(len(X), bool)
+            held_out[head.train_rows_] = False
+            test, scores = X[held_out], scores[head.train_rows_]
+        yield task, _judge(task, head, X, scores, test)
 
 
 def _judge(

@@ -234,8 +234,8 @@ def close_epoch(
 
 def warm_up(
     recipe: Recipe, state: State, X: jax.Array, rows: jax.Array, count: jax.Array, passes: int
-) -> State:
-    """Average the BatchNorm statistics over `passes` epochs of batches without any update."""
+) -> Tree:
+    """BatchNorm statistics averaged over `passes` epochs of batches without any update."""
     size = recipe.batch_size
     steps = jnp.maximum(count // size, 1)
     lane = jnp.arange(size, dtype=jnp.int32)
@@ -250,7 +250,7 @@ def warm_up(
             state.params, stats, X[picked], weights, key, 1.0 / (i + 1.0), state.aux
         )[1]
 
-    return state._replace(stats=jax.lax.fori_loop(0, passes * steps, step, state.stats))
+    return jax.lax.fori_loop(0, passes * steps, step, state.stats)
 
 
 def _one_epoch(recipe, state: State, X, split: Split, hyper: Hyper):
@@ -359,11 +359,9 @@ def advance_epoch(
     return close_epoch(recipe, state, train_loss, val_loss, n_val > 0), metrics
 
 
-@partial(jax.jit, static_argnames=("recipe", "passes"), donate_argnames="state")
-def warm_up_heads(
-    state: State, X: jax.Array, split: Split, *, recipe: Recipe, passes: int
-) -> State:
-    """`warm_up` for a stacked state."""
+@partial(jax.jit, static_argnames=("recipe", "passes"))
+def warm_up_heads(state: State, X: jax.Array, split: Split, *, recipe: Recipe, passes: int) -> Tree:
+    """`warm_up` for a stacked state; the stacked statistics."""
     return jax.lax.map(
         lambda one: warm_up(recipe, one[0], X, one[1].train, one[1].n_train, passes),
         (state, split),

@@ -1,6 +1,7 @@
 """Training of Deep SVDD heads, one or many at once: seeds, learning rates, subsets of rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,11 @@ def _train_stages(
         detector.train_rows_, detector.radius_ = rows, None
         detector.history_, detector.best_epochs_ = {}, {}
     stage = partial(_stage, detectors, source, mesh)
+    if first.compat is None and first.batch_norm and first.bn_warmup_passes:
+        recipe = _recipe(first, Reconstruction(network), 0, mesh)
+        starts = _starts(detectors, params, stats, [{} for _ in detectors], "pretrain")
+        settled = source.settled(recipe, starts, first.bn_warmup_passes)
+        stats = jax.tree.map(np.asarray, settled)
     if first.pretrain_epochs:
         state = stage("pretrain", Reconstruction(network), params, stats, [{} for _ in detectors])
         last = first.compat is not None
@@ -112,7 +118,9 @@ def _train_stages(
         for detector, entry in zip(detectors, aux, strict=True):
             if soft:
                 entry |= {"radius_squared": np.float32(0.0), "nu": np.float32(detector.nu)}
-        state = stage("one-class", OneClass(network, soft, first.warmup_epochs), params, stats, aux)
+        # Both networks have the same encoder; described alike, it is compiled once.
+        encoder = replace(network, residual=False)
+        state = stage("one-class", OneClass(encoder, soft, first.warmup_epochs), params, stats, aux)
         params, stats = state.best_params, state.best_stats
         for h, detector in enumerate(detectors):
             if soft:
@@ -137,31 +145,11 @@ def _stage(
 ) -> training.State:
     """Train one stage of all heads from stacked arrays; the final state, in host memory."""
     first = detectors[0]
-    pretrain = name == "pretrain"
-    epochs = first.pretrain_epochs if pretrain else first.epochs
-    recipe = training.Recipe(
-        objective=objective,
-        batch_size=first.batch_size,
-        max_epochs=epochs,
-        patience=first.patience,
-        mesh=mesh,
-        serial_heads=jax.default_backend() == "cpu",
-    )
-    # Statistics are settled once, by the first stage that runs.
-    warm = (pretrain or not first.pretrain_epochs) and first.compat is None and first.batch_norm
+    epochs = first.pretrain_epochs if name == "pretrain" else first.epochs
     state, curves = source.train(
-        recipe,
-        [
-            training.start(
-                training_loop.unstack(params, h),
-                training_loop.unstack(stats, h),
-                aux[h],
-                seed=2 * detector.random_state + (not pretrain),
-            )
-            for h, detector in enumerate(detectors)
-        ],
-        _hyper(detectors, pretrain, epochs),
-        first.bn_warmup_passes if warm else 0,
+        _recipe(first, objective, epochs, mesh),
+        _starts(detectors, params, stats, aux, name),
+        _hyper(detectors, name == "pretrain", epochs),
         _checkpoints(detectors, name, source),
         every_epochs=first.checkpoint_every_epochs,
         on_epoch=first.on_epoch and partial(first.on_epoch, name),
@@ -174,6 +162,33 @@ def _stage(
         }
         detector.best_epochs_[name] = int(state.best_epoch[h])
     return jax.tree.map(np.asarray, state)
+
+
+def _recipe(
+    detector: "DeepSVDD", objective: training.Objective, epochs: int, mesh: Mesh | None
+) -> training.Recipe:
+    return training.Recipe(
+        objective=objective,
+        batch_size=detector.batch_size,
+        max_epochs=epochs,
+        patience=detector.patience,
+        mesh=mesh,
+        serial_heads=jax.default_backend() == "cpu",
+    )
+
+
+def _starts(
+    detectors: Sequence["DeepSVDD"], params: Any, stats: Any, aux: list[dict[str, Any]], stage: str
+) -> list[training.State]:
+    return [
+        training.start(
+            training_loop.unstack(params, h),
+            training_loop.unstack(stats, h),
+            aux[h],
+            seed=2 * detector.random_state + (stage != "pretrain"),
+        )
+        for h, detector in enumerate(detectors)
+    ]
 
 
 def _hyper(detectors: Sequence["DeepSVDD"], pretrain: bool, epochs: int) -> training.Hyper:

@@ -59,21 +59,23 @@ class ResidentRows:
             digest.update(np.asarray(part).tobytes())
         return digest.hexdigest()
 
+    def settled(
+        self, recipe: training.Recipe, starts: Sequence[training.State], passes: int
+    ) -> Arrays:
+        """BatchNorm statistics, stacked, averaged over passes that change no weight."""
+        state = training_loop.place(training_loop.stack(list(starts)), self._mesh)
+        return training.warm_up_heads(state, self._data, self._split, recipe=recipe, passes=passes)
+
     def train(
         self,
         recipe: training.Recipe,
         starts: Sequence[training.State],
         hyper: training.Hyper,
-        warm_up_passes: int,
         checkpoints: Checkpoints | None,
         **options: Any,
     ) -> tuple[training.State, np.ndarray]:
         """Train all heads until they stop; stacked state and metrics [H, E, 3]."""
         state = training_loop.place(training_loop.stack(list(starts)), self._mesh)
-        if warm_up_passes:
-            state = training.warm_up_heads(
-                state, self._data, self._split, recipe=recipe, passes=warm_up_passes
-            )
         return training_loop.run(
             recipe, state, self._data, self._split, hyper, checkpoints=checkpoints, **options
         )
@@ -115,29 +117,29 @@ class StreamedRows:
         digest.update(f"{self._blocks.n_rows} {self._blocks.n_features}".encode())
         return digest.hexdigest()
 
+    def settled(
+        self, recipe: training.Recipe, starts: Sequence[training.State], passes: int
+    ) -> Arrays:
+        """BatchNorm statistics, stacked, averaged over passes that change no weight.
+
+        The first block stands for all: statistics only have to be of the right size.
+        """
+        block, rows = next(self._parts())
+        split = training_loop.pad_split([rows], [rows[:0]], recipe.batch_size)
+        data = jnp.asarray(training_loop.pad_rows(block))
+        state = training_loop.stack(list(starts))
+        return training.warm_up_heads(state, data, split, recipe=recipe, passes=passes)
+
     def train(
         self,
         recipe: training.Recipe,
         starts: Sequence[training.State],
         hyper: training.Hyper,
-        warm_up_passes: int,
         checkpoints: Checkpoints | None,
         **options: Any,
     ) -> tuple[training.State, np.ndarray]:
         """Train the head until it stops; stacked state and metrics [1, E, 3]."""
         state = training_loop.place(starts[0], None)
-        if warm_up_passes:
-            # The first block stands for all: statistics only have to be of the right size.
-            block, rows = next(self._parts())
-            padded = training_loop.pad_split([rows], [rows[:0]], recipe.batch_size)
-            stacked = training.warm_up_heads(
-                training_loop.stack([state]),
-                jnp.asarray(training_loop.pad_rows(block)),
-                padded,
-                recipe=recipe,
-                passes=warm_up_passes,
-            )
-            state = training_loop.unstack(stacked, 0)
         one = training.Hyper(*(column[0] for column in hyper))
         state, curves = training_loop.run_streamed(
             recipe, state, self._parts, self._val, one, checkpoints=checkpoints, **options

@@ -79,6 +79,13 @@ def test_batchnorm_statistics_are_warm_before_early_stopping(fitted):
     assert np.ptp(warm) < 0.3 * np.ptp(cold)
 
 
+def test_statistics_are_warm_without_any_training():
+    # The outputs then have the size that the scale gives them, whatever the rows' own scale.
+    recipe = {**TINY, "pretrain_epochs": 0, "epochs": 0}
+    loud, soft = (DeepSVDD(**recipe).fit(rows() * scale) for scale in (100.0, 1.0))
+    assert loud.threshold_ == pytest.approx(soft.threshold_, rel=0.01)
+
+
 def test_reference_shuffle_copies_rows_like_random_shuffle():
     x = np.arange(392, dtype=float)[:, None] * np.ones((1, 2))
     random.seed(11)
