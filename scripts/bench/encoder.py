@@ -1,6 +1,6 @@
 """Encoder clips per second by batch size, against transformers' CLAP audio tower.
 
-    python scripts/bench/encoder.py --batches 1 4 8 --rounds 7
+    python scripts/bench/encoder.py --batches 1 4 8 --rounds 5
 
 Both sides run one architecture with the same random weights on the same log-mel in float32; their
 embeddings must agree before anything is timed. Each side is quoted at its best batch size, and
@@ -147,7 +147,7 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--nano-batches", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile-batch", type=int, default=8, help="0 leaves torch.compile out")
     parser.add_argument("--base-batch", type=int, default=4, help="0 leaves base out")
     parser.add_argument("--serve", type=int, metavar="BATCH", help="the second process")
