@@ -61,22 +61,29 @@ class Times:
         return max(0.0, self.first_s - self.median_s)
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Wall-clock seconds of one call; a JAX result is waited for."""
-    started = time.perf_counter()
+def seconds(run: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call by a clock; a JAX result is waited for."""
+    started = clock()
     result = run()
     if "jax" in sys.modules:
         sys.modules["jax"].block_until_ready(result)
-    return time.perf_counter() - started
+    return clock() - started
 
 
-def take_turns(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
-    """Warms every contender up with one call, then lets them take turns."""
-    first = {name: seconds(run) for name, run in contenders.items()}
+def take_turns(
+    contenders: dict[str, Callable[[], Any]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Times]:
+    """Warms every contender up with one call, then lets them take turns.
+
+    On one core `time.process_time` is the better clock: other processes do not disturb it.
+    """
+    first = {name: seconds(run, clock) for name, run in contenders.items()}
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            taken[name].append(seconds(run))
+            taken[name].append(seconds(run, clock))
     return {name: Times(first[name], tuple(values)) for name, values in taken.items()}
 
 
