@@ -127,7 +127,7 @@ def rounded(value: float) -> float:
 
 
 def circumstances() -> dict[str, Any]:
-    """Command, device, versions and date of a result."""
+    """Command, device, load, versions and date of a result."""
     script = Path(sys.argv[0]).resolve()
     name = script.relative_to(REPOSITORY) if script.is_relative_to(REPOSITORY) else script
     versions = {"python": platform.python_version()}
@@ -137,6 +137,7 @@ def circumstances() -> dict[str, Any]:
     return {
         "command": " ".join(["python", str(name), *sys.argv[1:]]),
         "device": device(),
+        "load": rounded(os.getloadavg()[0]),  # runnable processes, this one included
         "versions": versions,
         "date": datetime.date.today().isoformat(),
     }

@@ -16,8 +16,9 @@ FOLDER = Path(__file__).resolve().parent
 README = FOLDER.parents[1] / "README.md"
 BEGIN, END = "<!-- benchmarks: written by make bench -->", "<!-- end of benchmarks -->"
 HEAD = """Medians of turns taken in one run, so that ratios compare like with like; above 1 loopjax
-is ahead. `make bench` repeats everything in under 30 minutes, each command below one table. The
-lines behind them, with spread, batch sizes and compile seconds, stand in
+is ahead. `make bench` repeats everything in under 30 minutes, each command below one table. "Load"
+counts runnable processes: above the number of cores the machine was busy and absolute figures are
+low. The lines behind them, with spread, batch sizes and compile seconds, stand in
 [scripts/bench/results](scripts/bench/results).
 """
 
@@ -68,7 +69,9 @@ def section(results: list[dict[str, Any]]) -> str:
         rows = list(group)
         versions = {name: number for row in rows for name, number in row["versions"].items()}
         listed = ", ".join(f"{name} {number}" for name, number in versions.items())
-        parts.append(f"`{command}`: {rows[0]['device']}, {rows[0]['date']}, {listed}\n")
+        load = max(row["load"] for row in rows)
+        where = f"{rows[0]['device']}, load {load:.1f}, {rows[0]['date']}"
+        parts.append(f"`{command}`: {where}, {listed}\n")
         parts.append(table(rows))
     return "\n".join([*parts, NOT_RUN])
 
