@@ -154,7 +154,15 @@ class IsolationForest(Detector):
         return np.exp2(-mean / average_path(self.max_samples_))
 
     def _trees(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return jnp.asarray(self.feature_), jnp.asarray(self.cut_), jnp.asarray(self.path_)
+        """Trees of full depth: a row at a leaf goes on to the left, down to a copy of its path."""
+        leaf = self.feature_ < 0
+        path = self.path_.copy()
+        inner = path.shape[1] // 2
+        for node in range(inner):
+            path[:, 2 * node + 1] = np.where(leaf[:, node], path[:, node], path[:, 2 * node + 1])
+        cut = np.where(leaf, np.float32(np.inf), self.cut_)[:, :inner]
+        feature = np.maximum(self.feature_, 0)[:, :inner]
+        return jnp.asarray(feature), jnp.asarray(cut), jnp.asarray(path[:, inner:])
 
 
 def average_path(n: Any) -> Any:
@@ -180,9 +188,12 @@ def _round_down(threshold: float) -> np.float32:
 def _gather(rows: np.ndarray | RowBlocks, drawn: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Rows `drawn` [T, psi] of `columns` [T, F], zeros up to a power of two: [T, 2^k, F]."""
     n_trees, psi = drawn.shape
-    samples = np.zeros((n_trees, 1 << (psi - 1).bit_length(), columns.shape[1]), np.float32)
+    samples = _aligned_zeros((n_trees, 1 << (psi - 1).bit_length(), columns.shape[1]))
     if isinstance(rows, np.ndarray):
-        samples[:, :psi] = rows[drawn[:, :, None], columns[:, None, :]]
+        for tree, (own_rows, own_columns) in enumerate(zip(drawn, columns, strict=True)):
+            picked = rows[own_rows]
+            whole = len(own_columns) == rows.shape[1]
+            samples[tree, :psi] = picked if whole else picked[:, own_columns]
         return samples
     start = 0
     for block in rows:
@@ -193,22 +204,37 @@ def _gather(rows: np.ndarray | RowBlocks, drawn: np.ndarray, columns: np.ndarray
     return samples
 
 
+def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Float32 zeros on a cache line's start, which a CPU takes over without a copy."""
+    size = math.prod(shape) * 4
+    raw = np.zeros(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(np.float32).reshape(shape)
+
+
 def _grow_exact_if_needed(
     draws: list[np.ndarray], samples: np.ndarray, psi: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Grow trees by trying a few features per node; where all tries were constant, look at all.
+    """Grow trees by one feature per node; where it was constant, by more tries, then by them all.
 
-    Both ways share the tries, so the exact one only fills in what the quick one could not decide.
+    All ways share the tries, so the slower ones only fill in what the quick one could not decide.
     """
     # c(n) for every possible leaf size n.
     correction = average_path(np.arange(samples.shape[1] + 1)).astype(np.float32)
-    quick = _grow(draws, samples, psi, correction, exact=False)
-    feature, cut, path, undecided = (np.array(part) for part in quick)
-    again = np.flatnonzero(undecided)
-    if again.size:
-        exact = _grow([d[again] for d in draws], samples[again], psi, correction, exact=True)
-        feature[again], cut[again], path[again] = (np.asarray(part) for part in exact[:3])
-    return feature, cut, path
+    tries, shares, lots = draws
+    first = _grow((tries[:, :, :1], shares, lots), samples, psi, correction, exact=False)
+    parts = [np.array(part) for part in first]
+    for exact in (False, True):
+        undecided = np.flatnonzero(parts[3])
+        if not undecided.size:
+            break
+        # Repeated up to a power of two, so that few shapes are compiled.
+        again = np.resize(undecided, min(len(samples), 1 << (undecided.size - 1).bit_length()))
+        chosen = (tries[again], shares[again], lots[again])
+        grown = _grow(chosen, samples[again], psi, correction, exact=exact)
+        for part, new in zip(parts, grown, strict=True):
+            part[again] = new
+    return parts[0], parts[1], parts[2]
 
 
 @partial(jax.jit, static_argnames="exact")
@@ -315,9 +341,7 @@ def _descend(columns, feature, cut, path):
     width = columns.shape[1]
     flat, lane = columns.reshape(-1), jnp.arange(width)
     node = jnp.zeros(width, jnp.int32)
-    for _ in range(int(math.log2(len(feature) + 1)) - 1):
-        split = feature[node]
-        value = flat[jnp.maximum(split, 0) * width + lane]
-        child = 2 * node + 1 + (value > cut[node]).astype(jnp.int32)
-        node = jnp.where(split < 0, node, child)
-    return path[node]
+    for _ in range(int(math.log2(len(path)))):
+        value = flat[feature[node] * width + lane]
+        node = 2 * node + 1 + (value > cut[node]).astype(jnp.int32)
+    return path[node - len(feature)]
