@@ -119,7 +119,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
                 table,
                 file,
                 compression="zstd",
-                row_group_size=8192,
+                row_group_size=1024,  # more would only buffer more while it is written
                 write_page_checksum=True,
                 **encodings,
             )
