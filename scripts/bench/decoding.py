@@ -1,13 +1,12 @@
 """Cost of one loop on the host, by format: child process and parent, in milliseconds of CPU.
 
-    python scripts/bench/decoding.py [--loops 200]
+    python scripts/bench/decoding.py --loops 200
 
 Four-second stereo loops at 44.1 kHz from the page cache, one decoder process, rows copied into a
-batch array as the feeder does. CPU time is what counts for sizing a host: cores / milliseconds =
-loops per second.
+batch array as the feeder does. CPU time is what counts for sizing a host: cores / seconds = loops
+per second.
 """
 
-import argparse
 import os
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from measure import arguments, emit
 
 from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.manifest import scan
@@ -36,13 +36,12 @@ def write_loops(folder: Path, n_loops: int, extension: str, subtype: str | None)
 
 
 def main() -> None:
-    """Prints one line per format."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    """Measures one format after the other."""
+    parser = arguments(__doc__)
     parser.add_argument("--loops", type=int, default=200)
     args = parser.parse_args()
     options = DecodeOptions(device_rates_hz=(44_100, 48_000))
     row = np.zeros(4 * 48_000, np.float32)
-    print("format         wall ms  child CPU ms  parent CPU ms")
     with tempfile.TemporaryDirectory() as temporary:
         for extension, subtype in FORMATS:
             folder = Path(temporary) / f"{extension}_{subtype}"
@@ -58,11 +57,17 @@ def main() -> None:
             parent = time.process_time() - parent_before
             child = child_cpu_s(process) - child_before
             process.close()
-            per_loop = [1000 * value / len(loops) for value in (wall, child, parent)]
-            label = f"{extension} {subtype or ''}"
-            print(
-                f"{label:13s} {per_loop[0]:8.2f} {per_loop[1]:13.2f} {per_loop[2]:14.2f}",
-                flush=True,
+            wall_ms, child_ms, parent_ms = (
+                1000 * seconds / len(loops) for seconds in (wall, child, parent)
+            )
+            emit(
+                "decoding",
+                f"one 4-s stereo loop, {extension} {subtype or ''}".strip(),
+                ours=child_ms + parent_ms,
+                unit="ms of one core",
+                child_ms=round(child_ms, 2),
+                parent_ms=round(parent_ms, 2),
+                wall_ms=round(wall_ms, 2),
             )
 
 

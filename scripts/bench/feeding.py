@@ -1,22 +1,24 @@
 """How well the host hides behind the device: embedding files against the encoder alone.
 
-    python scripts/bench/feeding.py AUDIO_FOLDER [--files 500] [--encoder tiny|NAME] [--rounds 2]
+    python scripts/bench/feeding.py AUDIO_FOLDER --files 500 --encoder loopjax-nano --rounds 5
 
 The files of the folder are taken as they are; when there are fewer than asked for, the rest are
 excerpts of them (cut at another place, so that every file has its own content), written as FLAC.
 "Alone" runs the same batches, decoded beforehand, through front end and encoder. Both are timed
-after one warming run, in turns; the ratio of the fastest rounds is what the README quotes.
+after one warming run, in turns; medians of the rounds are compared.
 """
 
-import argparse
-import json
+import itertools
+import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
+from measure import arguments, emit
 
 from loopjax.audio.batching import Batch, Feeder, make_buckets
 from loopjax.audio.decode import DecodeOptions
@@ -82,9 +84,8 @@ def prepare_batches(listing: Path, batch_size: int) -> list[Batch]:
     return batches
 
 
-def alone(encoder: Any, batches: list[Batch], batch_size: int) -> float:
-    """Seconds for front end and encoder on prepared batches, the encoder always full."""
-    started = time.perf_counter()
+def alone(encoder: Any, batches: list[Batch], batch_size: int) -> None:
+    """Front end and encoder on prepared batches, the encoder always full."""
     mels, longs, results = [], [], []
     for batch in batches:
         mel, longer = encoder.front_end(batch.samples, batch.length_samples, batch.sample_rate_hz)
@@ -102,17 +103,16 @@ def alone(encoder: Any, batches: list[Batch], batch_size: int) -> float:
             results.append(encoder.encode(mel[i : i + batch_size], longer[i : i + batch_size]))
     for result in results:
         np.asarray(result)
-    return time.perf_counter() - started
 
 
 def main() -> None:
-    """Measures in turns and prints one JSON line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    """Measures in turns; the first round compiles and does not count."""
+    parser = arguments(__doc__)
+    parser.add_argument("folder", type=Path, help="of audio files")
     parser.add_argument("--files", type=int, default=500)
-    parser.add_argument("--encoder", default="tiny")
+    parser.add_argument("--encoder", default="loopjax-nano", help="tiny, or a name")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     encoder = load(args.encoder)
     with tempfile.TemporaryDirectory() as temporary:
@@ -124,23 +124,39 @@ def main() -> None:
         )
         batches = prepare_batches(listing, args.batch_size)
         options = EmbedConfig(batch_size=args.batch_size)
-        ratios: dict[str, list[float]] = {"alone_s": [], "end_to_end_s": [], "wait_share": []}
-        for number in range(args.rounds + 1):
-            alone_s = alone(encoder, batches, args.batch_size)
-            started = time.perf_counter()
-            store = root / f"store_{number}"
-            summary = embed_corpus([listing], encoder, store, options, progress=False)
-            end_to_end_s = time.perf_counter() - started
-            print(
-                f"round {number}: alone {alone_s:.1f} s, end to end {end_to_end_s:.1f} s",
-                flush=True,
-            )
-            if number:  # the first round compiles
-                ratios["alone_s"].append(alone_s)
-                ratios["end_to_end_s"].append(end_to_end_s)
-                ratios["wait_share"].append(summary.wait_share)
-        ratio = min(ratios["end_to_end_s"]) / min(ratios["alone_s"])
-        print(json.dumps({"files": args.files, "encoder": encoder.id, "ratio": ratio, **ratios}))
+        stores = (root / f"store_{number}" for number in itertools.count())
+        waits = []
+
+        def end_to_end() -> None:
+            summary = embed_corpus([listing], encoder, next(stores), options, progress=False)
+            waits.append(summary.wait_share)
+
+        apart, whole = [], []
+        for _ in range(args.rounds + 1):
+            apart.append(timed(lambda: alone(encoder, batches, args.batch_size)))
+            whole.append(timed(end_to_end))
+    (alone_s, alone_cpu_s), (whole_s, whole_cpu_s) = (np.median(t[1:], 0) for t in (apart, whole))
+    emit(
+        "feeding",
+        f"{args.files} files, {encoder.id}, end to end",
+        ours=whole_s,
+        unit="s",
+        peer=alone_s,
+        peer_name="encoder alone on prepared batches",
+        higher_is_better=False,
+        target="at most 1.15 times the encoder alone",
+        cpu_s={"ours": round(whole_cpu_s, 1), "peer": round(alone_cpu_s, 1)},
+        ratio_by_round=[round(w[0] / a[0], 2) for w, a in zip(whole, apart, strict=True)][1:],
+        wait_share=[round(share, 3) for share in waits[1:]],
+    )
+
+
+def timed(run: Callable[[], None]) -> tuple[float, float]:
+    """Seconds by the clock, and of all cores, ended child processes included."""
+    before, started = os.times(), time.perf_counter()
+    run()
+    elapsed_s, after = time.perf_counter() - started, os.times()
+    return elapsed_s, sum(after[:4]) - sum(before[:4])
 
 
 if __name__ == "__main__":

@@ -1,24 +1,23 @@
 """Resident memory of an embedding run against the size of the corpus.
 
-    python scripts/bench/memory.py [--sizes 1000 5000 20000] [--encoder fake|NAME]
+    python scripts/bench/memory.py --sizes 1000 5000 20000 --encoder fake
 
 Loops of mixed length (50 ms to 12 s) are written once, all different; each size runs in a fresh
-process that samples its own resident memory twice a second. The default encoder is the tests' fast
-double, because the host side is what is measured. Prints one line per size; the last column is the
-steady-state memory relative to the smallest corpus.
+process. The default encoder is the tests' fast double, because the host side is what is measured.
+One line per size: the peak against that of the smallest corpus, with the medians of the run's four
+quarters beside it.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
+from measure import REPOSITORY, arguments, emit
 
 RATE_HZ = 16_000
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -67,30 +66,34 @@ def measure(listing: str, encoder_name: str) -> None:
         summary = embed_corpus([listing], encoder, out, options, progress=False)
     stop.set()
     watcher.join()
-    tail = samples[len(samples) // 2 :]
-    record = {"peak": max(samples), "steady": float(np.median(tail)), **vars(summary)}
-    print(json.dumps(record))
+    quarters = [round(float(np.median(part))) for part in np.array_split(samples, 4)]
+    record = {"peak_mib": peak_mib(), "quarters_mib": quarters}
+    print(json.dumps(record | {"files_per_s": round(summary.files_per_s, 1)}))
+
+
+def peak_mib() -> float:
+    """The most memory this process ever had; Linux only."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
 
 
 def main() -> None:
     """Runs every size in its own process."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 5000, 20_000])
-    parser.add_argument("--encoder", default="fake")
-    parser.add_argument("--measure", metavar="LIST", help=argparse.SUPPRESS)
+    parser.add_argument("--encoder", default="fake", help="fake, or a name for load_encoder")
+    parser.add_argument("--measure", metavar="LIST", help="of files; used by the script itself")
     args = parser.parse_args()
     if args.measure:
         measure(args.measure, args.encoder)
         return
     with tempfile.TemporaryDirectory() as temporary:
         corpus = Path(temporary) / "corpus"
-        started = time.monotonic()
         write_corpus(corpus, max(args.sizes))
-        print(f"wrote {max(args.sizes)} files in {time.monotonic() - started:.0f} s")
         files = sorted(corpus.rglob("*.wav"))
-        print("  files  peak MiB  steady MiB  files/s  relative to the first")
-        first = 0.0
-        for size in args.sizes:
+        smallest: float | None = None
+        for size in sorted(args.sizes):
             listing = Path(temporary) / f"{size}.txt"
             listing.write_text("\n".join(map(str, files[:size])))
             command = [sys.executable, __file__, "--measure", str(listing)]
@@ -99,15 +102,22 @@ def main() -> None:
                 stdout=subprocess.PIPE,
                 text=True,
                 check=True,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             )
             record = json.loads(done.stdout.splitlines()[-1])
-            first = first or record["steady"]
-            print(
-                f"{size:7d}  {record['peak']:8.0f}  {record['steady']:10.0f}  "
-                f"{record['files_per_s']:7.1f}  {record['steady'] / first:.3f}",
-                flush=True,
+            peak = record.pop("peak_mib")
+            emit(
+                "memory",
+                f"peak resident memory, {size} files, encoder {args.encoder}",
+                ours=peak,
+                unit="MiB",
+                peer=smallest,
+                peer_name=None if smallest is None else f"{min(args.sizes)} files",
+                higher_is_better=False,
+                target="within 10 % of the smallest corpus",
+                **record,
             )
+            smallest = smallest or peak
 
 
 if __name__ == "__main__":
