@@ -11,6 +11,7 @@ import numpy as np
 from loopjax.detectors.base import RowBlocks, iter_blocks, len_rows
 
 BLOCK_ROWS = 8192
+_COLUMN_BLOCKS = 4
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -125,7 +126,20 @@ def _mean_and_covariance(rows):
 @jax.jit
 def _block_sums(rows, weights, shift):
     x = (jnp.asarray(rows, jnp.result_type(float)) - shift[None, :]) * weights[:, None]
-    return jnp.sum(x, axis=0), jnp.matmul(x.T, x, precision=HIGHEST)
+    return jnp.sum(x, axis=0), _products(x)
+
+
+def _products(x: jax.Array) -> jax.Array:
+    """x^T x, [D, D]; blocks below the diagonal are copied, which saves nearly half of the work."""
+    parts = jnp.array_split(x, min(_COLUMN_BLOCKS, x.shape[1]), axis=1)
+    upper = {
+        (i, j): jnp.matmul(a.T, b, precision=HIGHEST)
+        for i, a in enumerate(parts)
+        for j, b in enumerate(parts)
+        if i <= j
+    }
+    count = range(len(parts))
+    return jnp.block([[upper[i, j] if i <= j else upper[j, i].T for j in count] for i in count])
 
 
 @jax.jit
