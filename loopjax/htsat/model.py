@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from loopjax.htsat.swin import PatchMerging, SwinBlock, layer_norm, linear
+from loopjax.htsat.swin import PatchMerging, SwinBlock, gelu, layer_norm, linear
 
 BICUBIC_A = -0.75  # torch's kernel
 
@@ -335,6 +335,6 @@ class Projection(nnx.Module):
         """[B, C] -> float32 [B, projection_dim]: unit length (clap), layer-normalised (msclap)."""
         x = self.fc1(x)
         if self.norm is not None:
-            return self.norm(x + self.fc2(jax.nn.gelu(x, approximate=False))).astype(jnp.float32)
+            return self.norm(x + self.fc2(gelu(x))).astype(jnp.float32)
         x = self.fc2(jax.nn.relu(x)).astype(jnp.float32)
         return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -88,8 +88,17 @@ class WindowAttention(nnx.Module):
         return self.proj(mixed.reshape(b, w, n, width))
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU by erf, as PyTorch computes it, in float32 whatever the type.
+
+    On a CPU twice as fast as `jax.nn.gelu(x, approximate=False)`, which goes through erfc.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
 class Mlp(nnx.Module):
-    """Two linear layers around an exact (erf) GELU."""
+    """Two linear layers around a GELU."""
 
     def __init__(self, width: int, hidden: int, dtype, *, rngs: nnx.Rngs):
         self.fc1 = linear(width, hidden, dtype, rngs)
@@ -97,7 +106,7 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., width] -> same."""
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class SwinBlock(nnx.Module):

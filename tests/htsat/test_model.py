@@ -1,5 +1,7 @@
 """The network's structure: sizes, what each row depends on, training mode."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 from loopjax.htsat.encoder import Encoder, abstract_model, random_weights, weights_digest
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import Htsat, HtsatConfig, bicubic_taps, stretch_time
+from loopjax.htsat.swin import gelu
 from tests.htsat.cases import micro
 
 RNG = np.random.default_rng(0)
@@ -124,3 +127,11 @@ def test_stochastic_depth_needs_a_key_and_drops_nothing_without_one():
     np.testing.assert_array_equal(plain, run(model, views, None))
     dropped = run(model, views, jax.random.key(1))
     assert np.abs(dropped - plain).max() > 1e-3
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 3e-7), (jnp.bfloat16, 4e-3)])
+def test_gelu_is_exact_in_both_types(dtype, tolerance):
+    x = jnp.linspace(-8.0, 8.0, 321).astype(dtype)
+    exact = [0.5 * v * math.erfc(-v / math.sqrt(2.0)) for v in np.asarray(x, np.float64)]
+    assert gelu(x).dtype == dtype
+    np.testing.assert_allclose(np.asarray(gelu(x), np.float64), exact, rtol=tolerance, atol=1e-6)
