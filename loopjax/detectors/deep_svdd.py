@@ -34,9 +34,8 @@ REFERENCE: dict[str, Any] = {
 class DeepSVDD(Detector):
     """One-class network on embeddings; score = mean over latent dimensions of (z - c)^2.
 
-    The default recipe trains gently, because more training makes the head worse on real loops: the
-    reference's networks trained with rates of 1e-3 and 1e-4 lose up to 12 AUROC points to the same
-    networks left random (paper facts, section 6).
+    The default recipe trains gently: on most of the paper's labelled folders more training makes
+    the head worse (DIFFERENCES.md, "Detectors", has the table and the exception).
 
     Args:
         network: "standard", or "residual", whose encoder outputs are added to the decoder's.
