@@ -1,6 +1,5 @@
 """Standard MIDI files with one tick per sample, and FluidSynth to render them fast."""
 
-import resource
 import signal
 import struct
 import subprocess
@@ -21,7 +20,7 @@ BEND_RANGE_SEMITONES = 12
 _TICKS_PER_QUARTER = 24000
 _MICROSECONDS_PER_QUARTER = 500_000
 _GAP_SAMPLES = 20 * _ALIGN_SAMPLES
-_SLACK_SAMPLES = 960_000
+_SLACK_BYTES = 2**28  # FluidSynth also maps shared memory, which the limit counts
 
 Event = tuple[int, bytes]
 
@@ -116,13 +115,12 @@ def render_segments(
         command += ["-r", str(SAMPLE_RATE_HZ), "-T", "raw", "-O", "float", "-z", "8192"]
         command += ["-o", "synth.polyphony=96"]
         # FluidSynth 2.3 sometimes misses the end of a score and would write until the disk is full.
-        limit = 8 * (cursor + _SLACK_SAMPLES)
+        limit = ["prlimit", f"--fsize={8 * cursor + _SLACK_BYTES}"]
         done = subprocess.run(
-            [*command, "-F", str(raw), str(soundfont), str(score)],
+            [*limit, *command, "-F", str(raw), str(soundfont), str(score)],
             capture_output=True,
             text=True,
             check=False,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         )
         if done.returncode not in (0, -signal.SIGXFSZ) or not raw.exists():
             raise RuntimeError(f"fluidsynth failed ({done.returncode}): {done.stderr[-500:]}")
