@@ -14,6 +14,7 @@ from scipy import stats
 from loopjax.errors import UserError
 
 Table = list[dict[str, Any]]
+MIN_TRAIN = 5  # loops; no detector learns what is normal from fewer
 
 
 def finite(values: ArrayLike, what: str) -> np.ndarray:
@@ -142,7 +143,7 @@ def protocol_splits(
 
     P1: one group is normal, all others are anomalies. P3: one group is the anomaly, all others
     are normal. `train_fraction` of the normal loops train; the rest of them and all anomalies
-    are the test.
+    are the test. A group with fewer than `MIN_TRAIN` loops to fit on is never the normal one.
 
     Args:
         groups: [N] group names.
@@ -154,7 +155,7 @@ def protocol_splits(
         (group, train [T] row indices, test [S] row indices, labels [S] 1 = anomaly).
 
     Raises:
-        UserError: fewer than two groups, or an unknown protocol.
+        UserError: fewer than two groups, all groups too small, or an unknown protocol.
     """
     if protocol not in ("P1", "P3"):
         raise UserError(f"unknown protocol {protocol!r}: P1 (one normal) or P3 (one odd)")
@@ -162,11 +163,19 @@ def protocol_splits(
     categories = sorted(set(names.tolist()))
     if len(categories) < 2:
         raise UserError(f"protocol {protocol} needs at least two groups (folders) of loops")
+    largest = max(np.sum(names == category) for category in categories)
+    if protocol == "P1" and int(train_fraction * largest) < MIN_TRAIN:
+        raise UserError(
+            f"protocol P1 needs a group with {MIN_TRAIN} loops to fit on; the largest has "
+            f"{largest} loops in all"
+        )
     for index, category in enumerate(categories):
         is_own = names == category
         is_normal = is_own if protocol == "P1" else ~is_own
         normal = np.random.default_rng([seed, index]).permutation(np.flatnonzero(is_normal))
         n_train = int(train_fraction * len(normal))
+        if n_train < MIN_TRAIN:
+            continue
         test_normal, odd = normal[n_train:], np.flatnonzero(~is_normal)
         labels = np.r_[np.zeros(len(test_normal), int), np.ones(len(odd), int)]
         yield str(category), normal[:n_train], np.r_[test_normal, odd], labels

@@ -198,9 +198,12 @@ def test_per_group():
 
 @pytest.mark.parametrize("protocol", ["P1", "P3"])
 def test_protocol_splits(protocol):
-    groups = ["x"] * 10 + ["y"] * 20 + ["z"] * 5
+    groups = ["x"] * 10 + ["y"] * 20 + ["z"] * 4 + ["a"]
     splits = list(evaluate.protocol_splits(groups, protocol, seed=4))
-    assert [name for name, *_ in splits] == ["x", "y", "z"]
+    # Four loops and one loop are nobody's normal class, but odd all the same.
+    assert [name for name, *_ in splits] == (
+        ["x", "y"] if protocol == "P1" else ["a", "x", "y", "z"]
+    )
     for name, train, test, labels in splits:
         is_own = np.array(groups) == name
         normal = is_own if protocol == "P1" else ~is_own
@@ -212,6 +215,11 @@ def test_protocol_splits(protocol):
     np.testing.assert_array_equal(splits[0][1], again[0][1])
     with pytest.raises(UserError, match="two groups"):
         list(evaluate.protocol_splits(["x", "x"], protocol, seed=0))
+
+
+def test_protocol_p1_needs_a_group_to_fit_on():
+    with pytest.raises(UserError, match="the largest has 6 loops"):
+        list(evaluate.protocol_splits(["x"] * 6 + ["y"] * 5, "P1", seed=0))
 
 
 def test_compare_with_published():
