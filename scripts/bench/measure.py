@@ -152,7 +152,8 @@ def device() -> str:
     if cpuinfo.is_file():
         names = [x for x in cpuinfo.read_text().splitlines() if x.startswith("model name")]
         model = names[0].partition(":")[2].strip() if names else model
-    return f"{len(os.sched_getaffinity(0))} cores of {model}"
+    count = len(os.sched_getaffinity(0))
+    return f"{count} core{'s' if count > 1 else ''} of {model}"
 
 
 def peer(module: str, package: str | None = None) -> Any:
