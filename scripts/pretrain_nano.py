@@ -1,7 +1,7 @@
 """Pretrains the bundled encoder, loopjax-nano, on rendered loops.
 
-    python scripts/render_loops.py --n 16000 -o LOOPS
-    python scripts/pretrain_nano.py configs/pretrain_nano.yaml --set data=LOOPS --set out=RUN
+    python scripts/render_loops.py --n 7000 --seed 1 -o LOOPS
+    python scripts/pretrain_nano.py configs/pretrain_nano.yaml --set data=[LOOPS] --set out=RUN
 
 The last command again resumes a killed run.
 
