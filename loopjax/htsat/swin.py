@@ -80,11 +80,15 @@ class WindowAttention(nnx.Module):
         qkv = self.qkv(x).reshape(b, w, n, 3, self.heads, width // self.heads)
         q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
         q = q * (width // self.heads) ** -0.5
-        scores = jnp.einsum("bwqhd,bwkhd->bwhqk", q, k, preferred_element_type=jnp.float32)
         bias = self.rel_bias[...][relative_index(self.window)].transpose(2, 0, 1)
         bias = bias[None] if mask is None else bias[None] + mask[:, None]
-        weights = jax.nn.softmax(scores + bias, axis=-1).astype(self.dtype)
-        mixed = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, v)
+        # XLA's CPU backend reduces down columns with vectors, along rows of 64 number by number.
+        order = "kq" if jax.default_backend() == "cpu" else "qk"
+        keys = order.index("k") - 2
+        scores = jnp.einsum(f"bwqhd,bwkhd->bwh{order}", q, k, preferred_element_type=jnp.float32)
+        scores += bias.swapaxes(-1, -2) if keys == -2 else bias
+        weights = jax.nn.softmax(scores, axis=keys).astype(self.dtype)
+        mixed = jnp.einsum(f"bwh{order},bwkhd->bwqhd", weights, v)
         return self.proj(mixed.reshape(b, w, n, width))
 
 
