@@ -11,6 +11,7 @@ of the Debian packages fluidsynth and fluid-soundfont-gm.
 
 import argparse
 import csv
+import os
 import shutil
 import sys
 import time
@@ -22,7 +23,7 @@ from render.demo import write_demo
 from render.loops import RenderedLoop, render
 from render.midi import SOUNDFONT
 from render.output import merge_labels, write_files, write_shard
-from render.plans import draw_plan
+from render.plans import DEGRADATIONS, draw_plan
 from render.programs import FAMILIES
 from rich.console import Console
 from rich.progress import Progress
@@ -47,14 +48,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="which programs and keys: those for training, those held out, or all",
     )
     parser.add_argument("--degraded-share", type=float, default=0.35, metavar="SHARE")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--degradations", default=",".join(DEGRADATIONS), help="comma-separated")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--wav", choices=("wav", "flac"), help="write single files, not shards")
     parser.add_argument("--demo", action="store_true", help="write the bundled demo corpus")
     arguments = parser.parse_args(argv)
-    arguments.families = tuple(arguments.families.split(","))
-    unknown = [f for f in arguments.families if f not in FAMILIES]
-    if unknown:
-        parser.error(f"unknown families {unknown}; known: {', '.join(FAMILIES)}")
+    for name, known in (("families", FAMILIES), ("degradations", DEGRADATIONS)):
+        wanted = tuple(getattr(arguments, name).split(","))
+        unknown = [w for w in wanted if w not in known]
+        if unknown:
+            parser.error(f"unknown {name} {unknown}; known: {', '.join(known)}")
+        setattr(arguments, name, wanted)
     if arguments.n < 1 or not 0 <= arguments.degraded_share <= 1:
         parser.error("--n must be positive and --degraded-share within 0..1")
     if shutil.which("fluidsynth") is None or not SOUNDFONT.exists():
@@ -68,7 +72,12 @@ def render_range(arguments: argparse.Namespace, start: int, stop: int) -> list[R
     for first in range(start, stop, _BATCH_LOOPS):
         plans = [
             draw_plan(
-                i, arguments.seed, arguments.families, arguments.split, arguments.degraded_share
+                i,
+                arguments.seed,
+                arguments.families,
+                arguments.split,
+                arguments.degraded_share,
+                arguments.degradations,
             )
             for i in range(first, min(first + _BATCH_LOOPS, stop))
         ]

@@ -107,8 +107,13 @@ def _draw_length(rng: np.random.Generator) -> tuple[float, int, int]:
             return tempo, beats, bars
 
 
-def draw_degradation(plan: LoopPlan, rng: np.random.Generator) -> LoopPlan:
-    """Give a clean plan one degradation that is audible on it, with a random strength."""
+def draw_degradation(
+    plan: LoopPlan, rng: np.random.Generator, allowed: tuple[str, ...] = tuple(DEGRADATIONS)
+) -> LoopPlan:
+    """Give a clean plan one degradation that is audible on it, with a random strength.
+
+    The plan stays clean where none of the `allowed` kinds would be heard.
+    """
     kinds = ["clipping", "noise", "silence", "varispeed", "low_passed", "high_passed"]
     if plan.pattern not in ONE_SHOTS:
         kinds += ["other_instrument", "dropout"]
@@ -120,6 +125,9 @@ def draw_degradation(plan: LoopPlan, rng: np.random.Generator) -> LoopPlan:
         kinds.append("reversed")
     if rng.random() < 0.3:
         kinds.append("dc")
+    kinds = [kind for kind in kinds if kind in allowed]
+    if not kinds:
+        return plan
     kind = str(rng.choice(kinds))
     low, high, _ = DEGRADATIONS[kind]
     strength = low + (high - low) * float(rng.random())
@@ -139,7 +147,12 @@ def draw_degradation(plan: LoopPlan, rng: np.random.Generator) -> LoopPlan:
 
 
 def draw_plan(
-    index: int, seed: int, families: tuple[str, ...], split: str, degraded_share: float
+    index: int,
+    seed: int,
+    families: tuple[str, ...],
+    split: str,
+    degraded_share: float,
+    degradations: tuple[str, ...] = tuple(DEGRADATIONS),
 ) -> LoopPlan:
     """Draw loop number `index` of a seeded, order-free sequence."""
     rng = stage_rng(seed, index, "plan")
@@ -172,4 +185,4 @@ def draw_plan(
         peak=round(10 ** (float(rng.uniform(-14, -0.5)) / 20), 4),
         effects=draw_effects(rng),
     )
-    return draw_degradation(plan, rng) if rng.random() < degraded_share else plan
+    return draw_degradation(plan, rng, degradations) if rng.random() < degraded_share else plan
