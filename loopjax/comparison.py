@@ -163,12 +163,7 @@ def protocol_splits(
     categories = sorted(set(names.tolist()))
     if len(categories) < 2:
         raise UserError(f"protocol {protocol} needs at least two groups (folders) of loops")
-    largest = max(np.sum(names == category) for category in categories)
-    if protocol == "P1" and int(train_fraction * largest) < MIN_TRAIN:
-        raise UserError(
-            f"protocol P1 needs a group with {MIN_TRAIN} loops to fit on; the largest has "
-            f"{largest} loops in all"
-        )
+    found = False
     for index, category in enumerate(categories):
         is_own = names == category
         is_normal = is_own if protocol == "P1" else ~is_own
@@ -176,9 +171,12 @@ def protocol_splits(
         n_train = int(train_fraction * len(normal))
         if n_train < MIN_TRAIN:
             continue
+        found = True
         test_normal, odd = normal[n_train:], np.flatnonzero(~is_normal)
         labels = np.r_[np.zeros(len(test_normal), int), np.ones(len(odd), int)]
         yield str(category), normal[:n_train], np.r_[test_normal, odd], labels
+    if not found:
+        raise UserError(f"protocol {protocol}: no group leaves {MIN_TRAIN} normal loops to fit on")
 
 
 def compare_with_published(rows: Table, reference: Mapping[str, Any]) -> Table:

@@ -218,7 +218,7 @@ def test_protocol_splits(protocol):
 
 
 def test_protocol_p1_needs_a_group_to_fit_on():
-    with pytest.raises(UserError, match="the largest has 6 loops"):
+    with pytest.raises(UserError, match="no group leaves 5 normal loops"):
         list(evaluate.protocol_splits(["x"] * 6 + ["y"] * 5, "P1", seed=0))
 
 
