@@ -16,7 +16,7 @@ from loopjax.config import ExperimentConfig, from_dict
 from loopjax.detectors import DeepSVDD
 from loopjax.errors import UserError
 from loopjax.store import Embeddings, write_atomically
-from loopjax.trained import TrainedModel, fit_model, held_out_rows
+from loopjax.trained import TrainedModel, fit_models, held_out_rows
 
 Log = Callable[[str], None]
 Models = Mapping[str, list[TrainedModel]]
@@ -183,7 +183,7 @@ def _encoders(
         matrix = other.matrix[order]
         aligned = Embeddings(matrix, embeddings.table, other.metadata)
         found = {
-            d.name: fit_model(aligned, train, d, seed=config.seeds[0]).detector.decision_function(
+            d.name: fit_models(aligned, train, d, config.seeds[:1])[0].detector.decision_function(
                 matrix
             )
             for d in config.detectors

@@ -171,7 +171,7 @@ def _fit(verbs) -> None:
     verb.add_argument(
         "--detector",
         default="deep-svdd",
-        choices=("deep-svdd", "isolation-forest", "pca", "knn", "mahalanobis"),
+        choices=("deep-svdd", "isolation-forest", "pca", "knn", "mahalanobis", "mean-cosine"),
     )
     verb.add_argument("--network", choices=("standard", "residual"), help="deep-svdd only")
     verb.add_argument(

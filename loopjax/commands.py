@@ -74,26 +74,26 @@ def fit_command(
     config_path: str | None,
     overrides: Sequence[str],
 ) -> int:
-    """Fits one detector on an embedding store."""
+    """Fits one detector, or one per seed, on an embedding store."""
     from loopjax.store import read_embeddings
-    from loopjax.trained import fit_model, split_rows
+    from loopjax.trained import fit_models, split_rows
 
     numbers = _seed_list(seeds)
     config, split = _detector_config(detector, network, config_path, overrides)
     embeddings = read_embeddings(embeddings_path)
     train = split_rows(embeddings, split)
     path = str(Path(embeddings_path).absolute())
-    for seed in numbers:
+    with _epoch_progress() as on_epoch:
+        models = fit_models(
+            embeddings,
+            train,
+            config,
+            numbers,
+            embeddings_path=path,
+            extra={"on_epoch": on_epoch},
+        )
+    for seed, model in zip(numbers, models, strict=True):
         folder = Path(out) if len(numbers) == 1 else Path(out) / f"seed-{seed}"
-        with _epoch_progress() as on_epoch:
-            model = fit_model(
-                embeddings,
-                train,
-                config,
-                seed=seed,
-                embeddings_path=path,
-                extra={"on_epoch": on_epoch},
-            )
         model.save(folder)
         row = {
             "model": str(folder),

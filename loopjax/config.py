@@ -64,11 +64,15 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """One detector; `params` are the constructor's keyword arguments."""
+    """One detector; `params` are the constructor's keyword arguments.
+
+    `protocol_seeds` replaces the experiment's seeds in single protocols of evaluate.protocols.
+    """
 
     name: str
     kind: Literal["deep-svdd", "isolation-forest", "pca", "knn", "mahalanobis", "mean-cosine"]
     params: dict[str, Any] = field(default_factory=dict)
+    protocol_seeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

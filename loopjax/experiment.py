@@ -22,7 +22,7 @@ from loopjax.store import Embeddings, Scores, read_embeddings, write_atomically,
 from loopjax.trained import (
     TrainedModel,
     check_params,
-    fit_model,
+    fit_models,
     held_out_rows,
     score_embeddings,
     split_rows,
@@ -199,22 +199,26 @@ def fit_all(
     models: dict[str, list[TrainedModel]] = {}
     store = config.data.embeddings or str((out / "embeddings").absolute())
     for detector in config.detectors:
-        models[detector.name] = []
-        for seed in config.seeds if detector.kind in RANDOM_KINDS else config.seeds[:1]:
-            folder = out / "models" / detector.name / f"seed-{seed}"
-            if not (folder / "model.json").exists():
-                log(f"fitting {detector.name} (seed {seed}) on {int(train.sum())} loops")
-                extra = {"on_epoch": _epoch_log(out / "metrics.jsonl", detector.name, seed)}
-                fit_model(
-                    embeddings,
-                    train,
-                    detector,
-                    seed=seed,
-                    calibration=calibration,
-                    embeddings_path=store,
-                    extra=extra,
-                ).save(folder)
-            models[detector.name].append(TrainedModel.load(folder))
+        folders = {
+            seed: out / "models" / detector.name / f"seed-{seed}"
+            for seed in (config.seeds if detector.kind in RANDOM_KINDS else config.seeds[:1])
+        }
+        missing = [seed for seed, f in folders.items() if not (f / "model.json").exists()]
+        if missing:
+            named = ", ".join(map(str, missing))
+            log(f"fitting {detector.name} (seed {named}) on {int(train.sum())} loops")
+            fitted = fit_models(
+                embeddings,
+                train,
+                detector,
+                missing,
+                calibration=calibration,
+                embeddings_path=store,
+                extra={"on_epoch": _epoch_log(out / "metrics.jsonl", detector.name, missing)},
+            )
+            for seed, model in zip(missing, fitted, strict=True):
+                model.save(folders[seed])
+        models[detector.name] = [TrainedModel.load(folder) for folder in folders.values()]
     return models
 
 
@@ -291,9 +295,11 @@ def _claim(out: Path, config: ExperimentConfig, restart: bool) -> None:
     write_atomically(record_file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _epoch_log(path: Path, detector: str, seed: int) -> Callable[..., None]:
+def _epoch_log(path: Path, detector: str, seeds: list[int]) -> Callable[..., None]:
+    """Appends a line per epoch; metrics are means over the seeds that are still training."""
+
     def write(stage: str, epoch: int, metrics: dict[str, float]) -> None:
-        row = {"detector": detector, "seed": seed, "stage": stage, "epoch": epoch}
+        row = {"detector": detector, "seeds": seeds, "stage": stage, "epoch": epoch}
         row |= {key: float(value) for key, value in metrics.items()}
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

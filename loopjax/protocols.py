@@ -53,10 +53,10 @@ def run_protocols(
     Args:
         X: [N, D] embeddings.
         groups: [N] folder names.
-        methods: name -> {"kind": ..., "params": {...}}; a detector whose constructor takes
-            `random_state` gets the seed.
+        methods: name -> {"kind": ..., "params": {...}, "protocol_seeds": {...}}; a detector whose
+            constructor takes `random_state` gets the seed.
         protocols: of "P1", "P3", "unlabelled".
-        seeds: splits (and random states).
+        seeds: splits (and random states), where a method has no `protocol_seeds` of its own.
         cache: JSON-lines file of finished rows; what it holds for this X and these settings is
             not computed again.
         log: receives one line per finished group of fits.
@@ -76,7 +76,8 @@ def run_protocols(
     for name, spec in methods.items():
         detector = make_detector(spec["kind"], **spec.get("params", {}))
         for protocol in protocols:
-            tasks = list(_tasks(name, protocol, groups, seeds, detector))
+            own_seeds = spec.get("protocol_seeds", {}).get(protocol, seeds)
+            tasks = list(_tasks(name, protocol, groups, own_seeds, detector))
             waiting = [task for task in tasks if store.get(task) is None]
             for task, row in _run(detector, X, waiting):
                 store.put(task, row)
@@ -130,11 +131,11 @@ def _run_heads(
         head._check_params()
     if not heads:
         return
-    workers, size = 1, group_size(heads[0].network_config())
     if jax.default_backend() == "cpu":
-        # Small steps keep about one core busy: cores train groups side by side. As many heads as
-        # seeds go together, so that all protocols share their compiled programs.
-        workers, size = os.cpu_count() or 1, len({task.seed for task in tasks})
+        # Small steps keep about one core busy: cores train single heads side by side.
+        workers, size = os.cpu_count() or 1, 1
+    else:
+        workers, size = 1, group_size(heads[0].network_config())
     # Tasks of similar size together: every program is compiled for its largest member.
     order = sorted(range(len(tasks)), key=lambda i: len(tasks[i].train))
     groups = [order[start : start + size] for start in range(0, len(order), size)]
@@ -214,7 +215,7 @@ class _Cache:
         data = hashlib.sha256(X.tobytes() + "\0".join(map(str, groups)).encode())
         self._prefix = {
             name: hashlib.sha256(
-                data.digest() + json.dumps(spec, sort_keys=True, default=str).encode()
+                data.digest() + json.dumps(_identity(spec), sort_keys=True, default=str).encode()
             ).hexdigest()[:16]
             for name, spec in methods.items()
         }
@@ -240,3 +241,7 @@ class _Cache:
     def _key(self, task: _Task) -> str:
         prefix = self._prefix[task.method]
         return f"{prefix}/{task.protocol}/{task.folder}/{task.seed}"
+
+
+def _identity(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: spec[key] for key in ("kind", "params") if key in spec}

@@ -4,6 +4,7 @@ Labelled protocols and unlabelled measures, several seeds, beside the published 
 reproduced values.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,7 +18,7 @@ from loopjax.config import DetectorConfig, ExperimentConfig
 from loopjax.errors import ModelCheckError, UserError
 from loopjax.protocols import run_protocols
 from loopjax.store import Embeddings, read_embeddings
-from loopjax.trained import check_params, fit_model, split_rows
+from loopjax.trained import check_params, fit_models, split_rows
 
 LABELLED = ("P1", "P3")
 UNLABELLED = ("threshold", "median", "gap_ratio", "robust_z_top5", "dynamic_range_log10")
@@ -46,7 +47,7 @@ def reproduce(config: ExperimentConfig, out: Path, log: Log) -> dict[str, Any]:
         raise UserError("evaluate.protocols needs data.sets: {name: embeddings file}")
     for detector in config.detectors:
         check_params(detector)
-    methods = {d.name: {"kind": d.kind, "params": d.params} for d in config.detectors}
+    methods = {d.name: dataclasses.asdict(d) for d in config.detectors}
     tables: list[dict[str, Any]] = []
     measured: list[Row] = []
     labelled_rows: dict[str, list[Row]] = {}
@@ -253,7 +254,7 @@ def _figures(
     for detector in _drawn(config.detectors):
         log(f"{set_name}: fitting {detector.name} for the figures")
         try:
-            models[detector.name] = [fit_model(embeddings, train, detector, seed=config.seeds[0])]
+            models[detector.name] = fit_models(embeddings, train, detector, config.seeds[:1])
         except ModelCheckError as error:
             log(f"{set_name}: {detector.name} is left out of the figures: {error}")
     scores = {

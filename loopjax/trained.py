@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from loopjax.config import DetectorConfig, SplitConfig, nearest
-from loopjax.detectors import KINDS, Detector, load_detector, make_detector
+from loopjax.detectors import (
+    KINDS,
+    DeepSVDD,
+    Detector,
+    fit_heads,
+    load_detector,
+    make_detector,
+)
 from loopjax.errors import UserError, WriteError
 from loopjax.store import Embeddings, Scores
 
@@ -119,37 +127,50 @@ def held_out_rows(split: SplitConfig, train: np.ndarray, labels: np.ndarray | No
     return ~train
 
 
-def fit_model(
+def fit_models(
     embeddings: Embeddings,
     train: np.ndarray,
     config: DetectorConfig,
+    seeds: Sequence[int] = (0,),
     *,
-    seed: int = 0,
     calibration: np.ndarray | None = None,
     embeddings_path: str | None = None,
     extra: dict[str, Any] | None = None,
-) -> TrainedModel:
-    """Fits one detector on the training rows and calibrates it on the rest.
+) -> list[TrainedModel]:
+    """Fits one detector per seed on the training rows and calibrates them on the rest.
+
+    Deep SVDD heads of all seeds train in one compiled call.
 
     Args:
         embeddings: the matrix and its row table.
         train: bool [N] from `split_rows`.
         config: kind and hyper-parameters.
-        seed: becomes `random_state` where the detector has one.
+        seeds: become `random_state` where the detector has one.
         calibration: bool [N], held-out rows taken as normal; default: all that do not train.
         embeddings_path: recorded for `explain`.
         extra: run-time arguments of the constructor (callbacks, checkpoint folder).
     """
     check_params(config)
-    params = {"random_state": seed} | config.params | (extra or {})
     known = KINDS[config.kind]().get_params()
-    detector = make_detector(config.kind, **{k: v for k, v in params.items() if k in known})
-    detector.fit(embeddings.matrix[train])
+    detectors = []
+    for seed in seeds:
+        params = {"random_state": seed} | config.params | (extra or {})
+        params = {key: value for key, value in params.items() if key in known}
+        detectors.append(make_detector(config.kind, **params))
+    if config.kind == DeepSVDD.kind:
+        fit_heads(detectors, embeddings.matrix[train])
+    else:
+        for detector in detectors:
+            detector.fit(embeddings.matrix[train])
     held_out = embeddings.matrix[~train if calibration is None else calibration]
     if len(held_out):
-        detector.calibrate(held_out)
+        for detector in detectors:
+            detector.calibrate(held_out)
     ids = tuple(np.asarray(_text(embeddings.table, "id"), object)[train])
-    return TrainedModel(detector, config.name, embeddings.metadata, embeddings_path, ids)
+    return [
+        TrainedModel(detector, config.name, embeddings.metadata, embeddings_path, ids)
+        for detector in detectors
+    ]
 
 
 def score_embeddings(

@@ -59,13 +59,16 @@ class Objective(Protocol):
 class Hyper(NamedTuple):
     """Per-head numbers; scalars or arrays with one entry per head.
 
-    The learning rate of epoch e is low + (high - low) (1 + cos(pi e / period)) / 2.
+    The learning rate of epoch e is low + (high - low) (1 + cos(pi e / period)) / 2. A head stops
+    after `max_epochs`, or after `patience` epochs without a strictly lower validation loss.
     """
 
     learning_rate: Any
     min_learning_rate: Any
     period_epochs: Any
     weight_decay: Any
+    max_epochs: Any
+    patience: Any
 
 
 class Split(NamedTuple):
@@ -87,8 +90,6 @@ class Recipe:
     Attributes:
         objective: the loss.
         batch_size: rows per step; a short last batch is masked, a last batch of one row dropped.
-        max_epochs: upper limit.
-        patience: stop after this many epochs without a strictly lower validation loss.
         momentum: share of a batch in the running statistics.
         mesh: spread every batch over its "data" axis; None for one device.
         serial_heads: train heads one after another (CPU) instead of side by side.
@@ -96,8 +97,6 @@ class Recipe:
 
     objective: Objective
     batch_size: int
-    max_epochs: int
-    patience: int
     momentum: float = 0.1
     mesh: Mesh | None = None
     serial_heads: bool = True
@@ -207,7 +206,7 @@ def eval_block(
 
 
 def close_epoch(
-    recipe: Recipe, state: State, train_loss: jax.Array, val_loss: jax.Array, has_val: jax.Array
+    state: State, hyper: Hyper, train_loss: jax.Array, val_loss: jax.Array, has_val: jax.Array
 ) -> State:
     """Keep the weights if they are the best so far and decide whether to go on.
 
@@ -226,8 +225,8 @@ def close_epoch(
         best_loss=jnp.where(better, watched, state.best_loss),
         best_epoch=best_epoch,
         epoch=epoch,
-        stopped=(waited >= recipe.patience)
-        | (epoch >= recipe.max_epochs)
+        stopped=(waited >= hyper.patience)
+        | (epoch >= hyper.max_epochs)
         | ~(jnp.isfinite(train_loss) & jnp.isfinite(watched)),
     )
 
@@ -271,7 +270,7 @@ def _one_epoch(recipe, state: State, X, split: Split, hyper: Hyper):
     val_sum = eval_block(recipe, state, X, split.val, split.n_val)
     val_loss = jnp.where(has_val, val_sum / jnp.maximum(split.n_val, 1), jnp.nan)
     metrics = jnp.stack([train_loss, val_loss, rate])
-    return close_epoch(recipe, state, train_loss, val_loss, has_val), metrics
+    return close_epoch(state, hyper, train_loss, val_loss, has_val), metrics
 
 
 def _advance_one(recipe, epochs: int, state: State, X, split: Split, hyper: Hyper):
@@ -356,7 +355,7 @@ def advance_epoch(
     total = eval_block(recipe, state, val, jnp.arange(len(val)), n_val)
     val_loss = jnp.where(n_val > 0, total / jnp.maximum(n_val, 1), jnp.nan)
     metrics = jnp.stack([train_loss, val_loss, rate])
-    return close_epoch(recipe, state, train_loss, val_loss, n_val > 0), metrics
+    return close_epoch(state, hyper, train_loss, val_loss, n_val > 0), metrics
 
 
 @partial(jax.jit, static_argnames=("recipe", "passes"))

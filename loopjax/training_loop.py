@@ -44,17 +44,20 @@ def place(tree: Tree, mesh: Mesh | None) -> Tree:
 
 
 def pad_split(train: list[np.ndarray], val: list[np.ndarray], batch_size: int) -> Split:
-    """Row numbers per head as one padded `Split`; sizes are rounded up so that programs recur."""
+    """Row numbers per head as one padded `Split`; sizes are rounded up so that programs recur.
 
-    def padded(parts: list[np.ndarray], multiple: int) -> tuple[np.ndarray, np.ndarray]:
-        longest = max(max(len(p) for p in parts), 1)
+    A second of compiling costs more than what small sets lose by padding.
+    """
+
+    def padded(parts: list[np.ndarray], least: int, multiple: int) -> tuple[np.ndarray, np.ndarray]:
+        longest = max(max(len(p) for p in parts), least)
         size = -(-_rounded(longest) // multiple) * multiple
         table = np.zeros((len(parts), size), np.int32)
         for row, part in zip(table, parts, strict=True):
             row[: len(part)] = part
         return table, np.array([len(p) for p in parts], np.int32)
 
-    return Split(*padded(train, batch_size), *padded(val, 1))
+    return Split(*padded(train, 512, batch_size), *padded(val, 128, 1))
 
 
 def pad_rows(X: np.ndarray) -> np.ndarray:
@@ -98,7 +101,8 @@ def run(
     """
     n_heads = state.epoch.shape[0]
     per_call = epochs_per_call(int(np.max(split.n_train)), recipe.batch_size)
-    history = np.full((n_heads, recipe.max_epochs, len(METRICS)), np.nan, np.float32)
+    longest = int(np.max(hyper.max_epochs))
+    history = np.full((n_heads, longest, len(METRICS)), np.nan, np.float32)
     if checkpoints is not None:
         saved = checkpoints.restore({"state": state, "history": history})
         if saved is not None:
@@ -107,7 +111,7 @@ def run(
     last_saved = done
     while not np.all(state.stopped):
         state, log = advance(state, X, split, hyper, recipe=recipe, epochs=per_call)
-        width = min(per_call, recipe.max_epochs - done)
+        width = min(per_call, longest - done)
         history[:, done : done + width] = np.asarray(log)[:, :width]
         if on_epoch is not None:
             _report(on_epoch, history, done, width)
@@ -146,7 +150,7 @@ def run_streamed(
     Returns:
         The final state and metrics [1, E, 3].
     """
-    history = np.full((1, recipe.max_epochs, len(METRICS)), np.nan, np.float32)
+    history = np.full((1, int(hyper.max_epochs), len(METRICS)), np.nan, np.float32)
     if checkpoints is not None:
         saved = checkpoints.restore({"state": state, "history": history})
         if saved is not None:

@@ -60,6 +60,19 @@ def model(store, tmp_path_factory):
     return out
 
 
+def test_several_seeds_train_together_as_each_would_alone(store, tmp_path, capsys):
+    small = ("--set", "params.hidden_dims=[8,4]", "--set", "params.pretrain_epochs=1")
+    small += ("--set", "params.epochs=2")
+    assert run("fit", store, "-o", tmp_path / "both", "--seeds", "0..1", *small) == 0
+    assert run("fit", store, "-o", tmp_path / "alone", "--seeds", "1..1", *small) == 0
+    first, second, alone = map(json.loads, capsys.readouterr().out.splitlines()[-3:])
+    assert [row["model"] for row in (first, second)] == [
+        str(tmp_path / "both" / f"seed-{seed}") for seed in (0, 1)
+    ]
+    assert first["threshold"] != second["threshold"]
+    assert alone["threshold"] == pytest.approx(second["threshold"], rel=1e-5)
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:

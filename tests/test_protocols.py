@@ -48,6 +48,14 @@ def test_other_settings_are_computed_anew(tmp_path):
     assert [r["threshold"] for r in first] != [r["threshold"] for r in second]
 
 
+def test_a_method_may_have_seeds_of_its_own():
+    methods = {"own": METHODS["knn"] | {"protocol_seeds": {"P3": [7]}}, "other": METHODS["knn"]}
+    found = run_protocols(X, GROUPS, methods, ("P1", "P3"), (0, 1))
+    seeds = {(r["method"], r["protocol"], r["seed"]) for r in found}
+    assert {s for s in seeds if s[:2] == ("own", "P3")} == {("own", "P3", 7)}
+    assert len(seeds) == 5
+
+
 def test_collapsed_heads_are_rows_with_a_reason():
     methods = {"broken": {"kind": "deep-svdd", "params": {**TINY, "pretrain_learning_rate": 1e30}}}
     found = run_protocols(X, GROUPS, methods, ("P1",), (0,))

@@ -36,8 +36,10 @@ X = np.random.default_rng(0).normal(size=(N_ROWS, 1)).astype(np.float32)
 DATA = np.concatenate([X, 3 * X, np.arange(N_ROWS)[:, None]], axis=1).astype(np.float32)
 
 
-def setup(n_heads=1, n_train=29, val=True, aux=None, slopes=None, **recipe):
-    recipe = training.Recipe(Line(), **{"batch_size": 8, "max_epochs": 6, "patience": 10, **recipe})
+def setup(
+    n_heads=1, n_train=29, val=True, aux=None, slopes=None, max_epochs=6, patience=10, **recipe
+):
+    recipe = training.Recipe(Line(), **{"batch_size": 8, **recipe})
     slopes = slopes or [0.0] * n_heads
     start = [
         training.start(
@@ -50,7 +52,9 @@ def setup(n_heads=1, n_train=29, val=True, aux=None, slopes=None, **recipe):
     split = training_loop.pad_split(
         [rows[:n_train]] * n_heads, [rows[n_train:] if val else rows[:0]] * n_heads, 8
     )
-    hyper = training.Hyper(*(np.full(n_heads, v, np.float32) for v in (0.1, 0.01, 6, 0.0)))
+    rates = (np.full(n_heads, v, np.float32) for v in (0.1, 0.01, 6, 0.0))
+    limits = (np.full(n_heads, v, np.int32) for v in (max_epochs, patience))
+    hyper = training.Hyper(*rates, *limits)
     return recipe, state, training_loop.place(training_loop.pad_rows(DATA), None), split, hyper
 
 

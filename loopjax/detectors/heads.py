@@ -101,7 +101,7 @@ def _train_stages(
         detector.history_, detector.best_epochs_ = {}, {}
     stage = partial(_stage, detectors, source, mesh)
     if first.compat is None and first.batch_norm and first.bn_warmup_passes:
-        recipe = _recipe(first, Reconstruction(network), 0, mesh)
+        recipe = _recipe(first, Reconstruction(network), mesh)
         starts = _starts(detectors, params, stats, [{} for _ in detectors], "pretrain")
         settled = source.settled(recipe, starts, first.bn_warmup_passes)
         stats = jax.tree.map(np.asarray, settled)
@@ -147,7 +147,7 @@ def _stage(
     first = detectors[0]
     epochs = first.pretrain_epochs if name == "pretrain" else first.epochs
     state, curves = source.train(
-        _recipe(first, objective, epochs, mesh),
+        _recipe(first, objective, mesh),
         _starts(detectors, params, stats, aux, name),
         _hyper(detectors, name == "pretrain", epochs),
         _checkpoints(detectors, name, source),
@@ -165,13 +165,11 @@ def _stage(
 
 
 def _recipe(
-    detector: "DeepSVDD", objective: training.Objective, epochs: int, mesh: Mesh | None
+    detector: "DeepSVDD", objective: training.Objective, mesh: Mesh | None
 ) -> training.Recipe:
     return training.Recipe(
         objective=objective,
         batch_size=detector.batch_size,
-        max_epochs=epochs,
-        patience=detector.patience,
         mesh=mesh,
         serial_heads=jax.default_backend() == "cpu",
     )
@@ -200,7 +198,9 @@ def _hyper(detectors: Sequence["DeepSVDD"], pretrain: bool, epochs: int) -> trai
         [period for _ in detectors],
         [d.weight_decay for d in detectors],
     ]
-    return training.Hyper(*(np.array(column, np.float32) for column in columns))
+    rates = (np.array(column, np.float32) for column in columns)
+    limits = (np.full(len(detectors), n, np.int32) for n in (epochs, detectors[0].patience))
+    return training.Hyper(*rates, *limits)
 
 
 def _check_alike(detectors: Sequence["DeepSVDD"]) -> None:

@@ -32,8 +32,6 @@ def loopjax_epoch(X: np.ndarray, batch: int, heads: int) -> Callable[[], Any]:
     recipe = training.Recipe(
         Reconstruction(network),
         batch,
-        max_epochs=10**6,
-        patience=10**6,
         serial_heads=jax.default_backend() == "cpu",
     )
     starts = []
@@ -43,7 +41,8 @@ def loopjax_epoch(X: np.ndarray, batch: int, heads: int) -> Callable[[], Any]:
     state = training_loop.place(training_loop.stack(starts), None)
     rows = np.arange(len(X))
     split = training_loop.pad_split([rows] * heads, [rows[:0]] * heads, batch)
-    hyper = training.Hyper(*(np.full(heads, v, np.float32) for v in (1e-5, 5e-6, 1000, 1e-5)))
+    rates = (np.full(heads, v, np.float32) for v in (1e-5, 5e-6, 1000, 1e-5))
+    hyper = training.Hyper(*rates, *(np.full(heads, 10**6, np.int32) for _ in range(2)))
     data = training_loop.place(training_loop.pad_rows(X), None)
 
     def run() -> Any:
