@@ -5,20 +5,15 @@
 Both sides run one architecture with the same random weights on the same log-mel in float32; their
 embeddings must agree before anything is timed. Each side is quoted at its best batch size, and
 `torch.compile`, with its weights frozen into the program, at one, because it compiles for minutes.
-"YNNPACK off" is loopjax in a second process that starts with
-XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type= (CPU only; a process cannot change it later).
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from measure import Times, arguments, emit, peer, rounded, seconds, take_turns
+from measure import Times, arguments, emit, peer, rounded, take_turns
 
-YNNPACK_OFF = "--xla_cpu_experimental_ynn_fusion_type="
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {},
     "base": {"patch_embeds_hidden_size": 128, "hidden_size": 1024, "depths": [2, 2, 12, 2]},
@@ -79,30 +74,6 @@ def their_step(tower: Any, batch: int) -> Callable[[], Any]:
     return run
 
 
-def serve(batch: int) -> None:
-    """In the second process: one step of tiny for every line read."""
-    run = our_step(untrained("tiny"), batch)
-    for _ in sys.stdin:
-        print(seconds(run), flush=True)
-
-
-def without_ynnpack(batch: int) -> Callable[[], Any]:
-    """A step in a second process that runs under other XLA flags."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {YNNPACK_OFF}"
-    command = [sys.executable, __file__, "--serve", str(batch)]
-    pipe = subprocess.PIPE
-    child = subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, text=True, env=os.environ | {"XLA_FLAGS": flags}
-    )
-
-    def run() -> None:
-        print(file=child.stdin, flush=True)
-        if not child.stdout.readline():
-            raise SystemExit(f"the process without YNNPACK ended with code {child.wait()}")
-
-    return run
-
-
 def check_same(encoder: Any, tower: Any) -> None:
     """Ends the program when the two towers disagree."""
     ours, theirs = np.asarray(our_step(encoder, 2)()), their_step(tower, 2)()
@@ -150,11 +121,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile-batch", type=int, default=8, help="0 leaves torch.compile out")
     parser.add_argument("--base-batch", type=int, default=4, help="0 leaves base out")
-    parser.add_argument("--serve", type=int, metavar="BATCH", help="the second process")
     args = parser.parse_args()
-    if args.serve:
-        serve(args.serve)
-        return
     peer("torch").set_num_threads(len(os.sched_getaffinity(0)))
     model = their_tower("tiny")
     tiny, nano, tower = same_weights(model), untrained("nano"), model.audio_model
@@ -163,7 +130,6 @@ def main() -> None:
     for batch in args.batches:
         steps[f"tiny {batch}"] = our_step(tiny, batch)
         steps[f"eager {batch}"] = their_step(tower, batch)
-        steps[f"YNNPACK off {batch}"] = without_ynnpack(batch)
     steps |= {f"nano {batch}": our_step(nano, batch) for batch in args.nano_batches}
     if args.compile_batch:
         peer("torch._inductor.config", "torch").freezing = True
@@ -175,7 +141,6 @@ def main() -> None:
     if args.compile_batch:
         name = "transformers, torch.compile"
         compare("tiny, compiled", times, "tiny", "torch.compile", name, ">= 1.2x")
-    compare("tiny, YNNPACK off", times, "YNNPACK off", "tiny", "loopjax, XLA's default")
     compare("nano", times, "nano", "tiny", "loopjax, tiny", ">= 10x")
     if args.base_batch:
         base = their_tower("base")

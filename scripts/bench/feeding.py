@@ -1,13 +1,15 @@
 """How well the host hides behind the device: embedding files against the encoder alone.
 
-    python scripts/bench/feeding.py AUDIO_FOLDER --files 500 --encoder loopjax-nano --rounds 5
+    python scripts/bench/feeding.py AUDIO_FOLDER --files 500 --encoders tiny loopjax-nano
 
-The files of the folder are taken as they are; when there are fewer than asked for, the rest are
-excerpts of them (cut at another place, so that every file has its own content), written as FLAC.
+The files of the folder (the bundled loops by default) are taken as they are; when there are fewer
+than asked for, the rest are excerpts of them (cut at another place, so that every file has its own
+content), written as FLAC.
 "Alone" runs the same batches, decoded beforehand, through front end and encoder. Both are timed
 after one warming run, in turns; medians of the rounds are compared.
 """
 
+import argparse
 import itertools
 import os
 import tempfile
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from measure import arguments, emit
+from measure import REPOSITORY, arguments, emit
 
 from loopjax.audio.batching import Batch, Feeder, make_buckets
 from loopjax.audio.decode import DecodeOptions
@@ -29,6 +31,7 @@ from loopjax.embedding import embed_corpus
 from loopjax.htsat.frontend import DEVICE_RATES_HZ
 
 MIN_EXCERPT_S = 0.2
+DEMO = REPOSITORY / "loopjax" / "data" / "demo"
 
 
 def gather(folder: Path, n_files: int, extra: Path) -> list[Path]:
@@ -108,13 +111,18 @@ def alone(encoder: Any, batches: list[Batch], batch_size: int) -> None:
 def main() -> None:
     """Measures in turns; the first round compiles and does not count."""
     parser = arguments(__doc__)
-    parser.add_argument("folder", type=Path, help="of audio files")
+    parser.add_argument("folder", type=Path, nargs="?", default=DEMO, help="of audio files")
     parser.add_argument("--files", type=int, default=500)
-    parser.add_argument("--encoder", default="loopjax-nano", help="tiny, or a name")
+    parser.add_argument("--encoders", nargs="+", default=["tiny"], help="tiny, or names")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    encoder = load(args.encoder)
+    for name in args.encoders:
+        compare(load(name), args)
+
+
+def compare(encoder: Any, args: argparse.Namespace) -> None:
+    """Times one encoder and prints its line."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         (root / "extra").mkdir()

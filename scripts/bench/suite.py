@@ -21,6 +21,8 @@ COMMANDS: dict[str, list[str]] = {
     "encoder": [],
     "frontend": [],
     "end_to_end": [],
+    "feeding": ["--files", "200", "--encoders", "tiny", "loopjax-nano", "--rounds", "2"],
+    "memory": [],
     "heads": [],
     "baselines": [],
     "decoding": [],
