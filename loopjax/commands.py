@@ -149,7 +149,8 @@ def evaluate_command(target: str, out: str | None, *, overrides: Sequence[str], 
     config = load_config(target, overrides)
     if quick:
         ladder = () if config.evaluate.ladder == "none" else ("evaluate.ladder=quick",)
-        config = load_config(target, [*overrides, *QUICK, *ladder])
+        own_seeds = (f"detectors.{d.name}.protocol_seeds={{}}" for d in config.detectors)
+        config = load_config(target, [*overrides, *QUICK, *ladder, *own_seeds])
     folder = _run_folder(config, out)
     if config.evaluate.protocols:
         from loopjax.reproduction import reproduce
