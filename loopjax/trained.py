@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from loopjax.comparison import MIN_TRAIN
 from loopjax.config import DetectorConfig, SplitConfig, nearest
 from loopjax.detectors import (
     KINDS,
@@ -22,8 +23,6 @@ from loopjax.detectors import (
 )
 from loopjax.errors import UserError, WriteError
 from loopjax.store import Embeddings, Scores
-
-MIN_TRAINING_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,10 @@ def split_rows(embeddings: Embeddings, split: SplitConfig) -> np.ndarray:
     )
     if "flags" in table.column_names:
         train &= np.array(["silence" not in (f or ()) for f in _text(table, "flags")])
-    if train.sum() < MIN_TRAINING_ROWS:
+    if train.sum() < MIN_TRAIN:
         raise UserError(
             f"{int(train.sum())} of {len(train)} embeddings are left for training and at least "
-            f"{MIN_TRAINING_ROWS} are needed; embed more loops or raise split.train_fraction"
+            f"{MIN_TRAIN} are needed; embed more loops or raise split.train_fraction"
         )
     return train
 
