@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from loopjax.detectors.base import DataError, Detector, score_in_blocks
-from loopjax.detectors.spectrum import HIGHEST, Spectrum, compute_spectrum, double_precision
+from loopjax.detectors.spectrum import (
+    HIGHEST,
+    Spectrum,
+    compute_spectrum,
+    double_precision,
+    fourth_moment,
+)
 from loopjax.errors import UserError
 
 
@@ -43,7 +49,9 @@ class Mahalanobis(Detector):
             raise DataError("all rows are identical: there is no variance to learn from")
         width = self.n_features_in_
         share = (
-            _ledoit_wolf(found, width) if self.shrinkage == "ledoit-wolf" else float(self.shrinkage)
+            _ledoit_wolf(found, fourth_moment(rows, found.mean))
+            if self.shrinkage == "ledoit-wolf"
+            else float(self.shrinkage)
         )
         floor = share * found.total_variance / width
         keep = found.eigenvalues > found.eigenvalues[0] * 1e-12
@@ -75,10 +83,11 @@ def _distance(rows, mean, axes, gain, rest):
     return jnp.sum(inside**2 * gain[None, :], axis=1) + rest * jnp.sum(outside**2, axis=1)
 
 
-def _ledoit_wolf(found: Spectrum, width: int) -> float:
-    """Optimal shrinkage towards the mean variance, from the first moments of the spectrum."""
+def _ledoit_wolf(found: Spectrum, fourth: float) -> float:
+    """Optimal shrinkage towards the mean variance (Ledoit and Wolf 2004)."""
+    width = len(found.mean)
     mean_variance = found.total_variance / width
     squared_norm = float(np.sum(found.eigenvalues**2))
     spread = (squared_norm - width * mean_variance**2) / width
-    noise = (found.fourth_moment - squared_norm) / (width * found.n_rows)
+    noise = (fourth - squared_norm) / (width * found.n_rows)
     return 0.0 if spread <= 0.0 else float(min(noise, spread) / spread)

@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import numpy as np
 from loopjax.detectors.base import RowBlocks, iter_blocks, len_rows
 
 BLOCK_ROWS = 8192
-_COLUMN_BLOCKS = 4
+_SLICE_ROWS = 512
+_BANDS = 4
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -24,7 +26,6 @@ class Spectrum:
         eigenvalues: [K] variances (divisor n) along `axes`, descending.
         axes: [D, K] orthonormal columns.
         total_variance: trace of the covariance.
-        fourth_moment: mean over rows of the squared squared length, for shrinkage.
         n_rows: how many rows were seen.
     """
 
@@ -33,7 +34,6 @@ class Spectrum:
     eigenvalues: np.ndarray
     axes: np.ndarray
     total_variance: float
-    fourth_moment: float
     n_rows: int
 
 
@@ -62,7 +62,7 @@ def compute_spectrum(
 def _by_gram(rows: np.ndarray, standardize: bool) -> Spectrum:
     n = len(rows)
     padded, weights = _pad_rows(rows)
-    mean, scale, values, axes, fourth = _gram_core(padded, weights, n, standardize=standardize)
+    mean, scale, values, axes = _gram_core(padded, weights, n, standardize=standardize)
     keep = n - 1
     values = np.maximum(np.asarray(values[:keep]), 0.0)
     return Spectrum(
@@ -71,7 +71,6 @@ def _by_gram(rows: np.ndarray, standardize: bool) -> Spectrum:
         eigenvalues=values,
         axes=np.asarray(axes[:, :keep]),
         total_variance=float(values.sum()),
-        fourth_moment=float(fourth),
         n_rows=n,
     )
 
@@ -89,8 +88,7 @@ def _gram_core(rows, weights, n, *, standardize):
     # Axes of vanishing variance are never used; the floor only keeps them finite.
     lengths = jnp.sqrt(jnp.maximum(values * n, jnp.finfo(x.dtype).tiny))
     axes = jnp.matmul(z.T, vectors, precision=HIGHEST) / lengths[None, :]
-    fourth = jnp.sum(jnp.sum(z**2, axis=1) ** 2) / n
-    return mean, scale, values, axes, fourth
+    return mean, scale, values, axes
 
 
 def _by_covariance(rows: np.ndarray | RowBlocks, standardize: bool) -> Spectrum:
@@ -98,7 +96,6 @@ def _by_covariance(rows: np.ndarray | RowBlocks, standardize: bool) -> Spectrum:
     mean, covariance = _mean_and_covariance(rows)
     scale = _scale_of(jnp.diag(covariance), mean, n, standardize)
     values, axes = _decompose(covariance / scale[None, :] / scale[:, None])
-    fourth = _fourth_moment(rows, mean, scale)
     values = np.maximum(np.asarray(values), 0.0)
     return Spectrum(
         mean=np.asarray(mean),
@@ -106,7 +103,6 @@ def _by_covariance(rows: np.ndarray | RowBlocks, standardize: bool) -> Spectrum:
         eigenvalues=values,
         axes=np.asarray(axes),
         total_variance=float(values.sum()),
-        fourth_moment=fourth,
         n_rows=n,
     )
 
@@ -125,21 +121,40 @@ def _mean_and_covariance(rows):
 
 @jax.jit
 def _block_sums(rows, weights, shift):
-    x = (jnp.asarray(rows, jnp.result_type(float)) - shift[None, :]) * weights[:, None]
-    return jnp.sum(x, axis=0), _products(x)
+    """Sums [D] and products [D, D] of rows minus `shift`."""
+    width = rows.shape[1]
+    # A CPU multiplies slices that stay in its cache 1.6 times faster.
+    by_slices = jax.default_backend() == "cpu" and len(rows) % _SLICE_ROWS == 0
+    size = _SLICE_ROWS if by_slices else len(rows)
+
+    def add(sums, part):
+        total, upper = sums
+        x = (jnp.asarray(part[0], total.dtype) - shift[None, :]) * part[1][:, None]
+        upper = jax.tree.map(jnp.add, upper, _upper_products(x))
+        return (total + jnp.sum(x, axis=0), upper), None
+
+    shapes = jax.eval_shape(_upper_products, jnp.zeros((size, width)))
+    zeros = (jnp.zeros(width), jax.tree.map(lambda a: jnp.zeros(a.shape), shapes))
+    parts = (rows.reshape(-1, size, width), weights.reshape(-1, size))
+    total, upper = jax.lax.scan(add, zeros, parts)[0]
+    return total, _mirror(upper)
 
 
-def _products(x: jax.Array) -> jax.Array:
-    """x^T x, [D, D]; blocks below the diagonal are copied, which saves nearly half of the work."""
-    parts = jnp.array_split(x, min(_COLUMN_BLOCKS, x.shape[1]), axis=1)
-    upper = {
-        (i, j): jnp.matmul(a.T, b, precision=HIGHEST)
-        for i, a in enumerate(parts)
-        for j, b in enumerate(parts)
-        if i <= j
-    }
-    count = range(len(parts))
-    return jnp.block([[upper[i, j] if i <= j else upper[j, i].T for j in count] for i in count])
+def _upper_products(x: jax.Array) -> list[jax.Array]:
+    """x^T x by bands of rows from the diagonal on, which saves nearly half of the work."""
+    columns = jax.lax.optimization_barrier(x.T)
+    edges = np.linspace(0, len(columns), min(_BANDS, len(columns)) + 1).astype(int)
+    return [
+        jnp.matmul(columns[start:stop], x[:, start:], precision=HIGHEST)
+        for start, stop in pairwise(edges)
+    ]
+
+
+def _mirror(bands: list[jax.Array]) -> jax.Array:
+    """The whole symmetric matrix [D, D] of `_upper_products`."""
+    width = bands[0].shape[1]
+    upper = jnp.concatenate([jnp.pad(b, ((0, 0), (width - b.shape[1], 0))) for b in bands])
+    return jnp.triu(upper) + jnp.triu(upper, 1).T
 
 
 @jax.jit
@@ -148,17 +163,18 @@ def _decompose(covariance):
     return values[::-1], axes[:, ::-1]
 
 
-def _fourth_moment(rows, mean, scale) -> float:
-    total = 0.0
-    for block in iter_blocks(rows, BLOCK_ROWS):
-        total += float(_block_fourth(*_pad_rows(block), mean, scale))
-    return total / len_rows(rows)
+def fourth_moment(rows: np.ndarray | RowBlocks, mean: np.ndarray) -> float:
+    """Mean over rows [N, D] of the squared squared distance to `mean` [D]."""
+    with double_precision():
+        return sum(
+            float(_block_fourth(*_pad_rows(block), mean)) for block in iter_blocks(rows, BLOCK_ROWS)
+        ) / len_rows(rows)
 
 
 @jax.jit
-def _block_fourth(rows, weights, mean, scale):
-    z = _standardise(rows, weights, mean, scale)
-    return jnp.sum(jnp.sum(z**2, axis=1) ** 2)
+def _block_fourth(rows, weights, mean):
+    x = jnp.asarray(rows, mean.dtype) - mean[None, :]
+    return jnp.sum(jnp.sum(x**2, axis=1) ** 2 * weights)
 
 
 def _by_iteration(rows, standardize: bool, rank: int, seed: int, passes: int = 7) -> Spectrum:
@@ -178,7 +194,6 @@ def _by_iteration(rows, standardize: bool, rank: int, seed: int, passes: int = 7
         eigenvalues=np.maximum(np.asarray(values[:rank]), 0.0),
         axes=np.asarray(axes[:, :rank]),
         total_variance=float(jnp.sum(variance / scale**2)),
-        fourth_moment=_fourth_moment(rows, mean, scale),
         n_rows=n,
     )
 
@@ -207,18 +222,14 @@ def _covariance_times(rows, mean, scale, basis):
 
 @jax.jit
 def _block_covariance_times(rows, weights, mean, scale, basis):
-    z = _standardise(rows, weights, mean, scale)
+    x = jnp.asarray(rows, jnp.result_type(float)) - mean[None, :]
+    z = x / scale[None, :] * weights[:, None]
     return jnp.matmul(z.T, jnp.matmul(z, basis, precision=HIGHEST), precision=HIGHEST)
 
 
 @jax.jit
 def _orthonormal(matrix):
     return jnp.linalg.qr(matrix)[0]
-
-
-def _standardise(rows, weights, mean, scale):
-    x = jnp.asarray(rows, jnp.result_type(float))
-    return (x - mean[None, :]) / scale[None, :] * weights[:, None]
 
 
 def _scale_of(variance, mean, n, standardize: bool):
