@@ -126,7 +126,11 @@ def _embed(verbs) -> None:
     )
     verb.add_argument("-o", "--out", required=True, help="folder of the embedding store")
     verb.add_argument("--encoder", help="bundled name, known name or converted folder")
-    verb.add_argument("--precision", choices=("fp32", "bf16"))
+    verb.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "bf16-fused"),
+        help="bf16-fused: attention as one kernel, for GPUs (default: fp32)",
+    )
     verb.add_argument("--crops", help="long clips: deterministic (default) or seeded:K")
     verb.add_argument("--resample", choices=("auto", "host", "device"))
     verb.add_argument("--mono", choices=("mean", "left", "mid"))

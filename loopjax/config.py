@@ -36,7 +36,7 @@ class EmbedConfig:
     """How audio becomes embeddings; everything that changes a number enters the store's hash."""
 
     encoder: str = "loopjax-nano"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "bf16-fused"] = "fp32"  # fused: one attention kernel, GPU
     crops: str = "deterministic"  # or seeded:K
     resample: Literal["auto", "host", "device"] = "auto"
     mono: Literal["mean", "left", "mid"] = "mean"

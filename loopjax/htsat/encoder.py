@@ -1,6 +1,7 @@
 """An encoder ready for use: architecture, front end and weights behind two compiled programs."""
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Iterator
@@ -11,22 +12,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from loopjax.htsat import fusion
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import Htsat, HtsatConfig
 
-Precision = Literal["fp32", "bf16"]
+# "bf16-fused" is bf16 with window attention as one kernel, for GPUs.
+Precision = Literal["fp32", "bf16", "bf16-fused"]
 
 
 @lru_cache(maxsize=16)
 def abstract_model(config: HtsatConfig, precision: Precision = "fp32") -> tuple[Any, Any]:
     """The model's graph and shapes, (graphdef, abstract state), without allocating weights."""
-    dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
+    dtype = jnp.float32 if precision == "fp32" else jnp.bfloat16
 
     def build() -> Htsat:
         model = Htsat(config, dtype=dtype, rngs=nnx.Rngs(0))
         model.eval()
+        for stage in model.stages:
+            for block in stage.blocks:
+                block.fused = precision == "bf16-fused"
         return model
 
     return nnx.split(nnx.eval_shape(build))
@@ -90,8 +96,8 @@ class Encoder:
         self.weights_sha256 = weights_sha256 or weights_digest(weights)
         self._graphdef, abstract = abstract_model(config, precision)
         self.params = _fill(abstract, weights)
-        self._batch_sharding: jax.sharding.Sharding | None = None
-        self._encode = jax.jit(self._apply)
+        self._mesh: Mesh | None = None
+        self._encode = jax.jit(self._apply_split, static_argnames="mesh")
         self._outputs = jax.jit(partial(self._apply, everything=True))
 
     @property
@@ -119,14 +125,12 @@ class Encoder:
         """Everything about the front end that changes numbers; part of a store's hash."""
         return dataclasses.asdict(self.mel_config) | {"fusion": self.fusion}
 
-    def replicate(self, mesh: jax.sharding.Mesh) -> "Encoder":
+    def replicate(self, mesh: Mesh) -> "Encoder":
         """Copies the weights to every device of a one-axis mesh; batches split along that axis."""
-        copy = object.__new__(Encoder)
-        copy.__dict__.update(self.__dict__)
-        spec = jax.sharding.PartitionSpec
-        copy.params = jax.device_put(self.params, jax.sharding.NamedSharding(mesh, spec()))
-        copy._batch_sharding = jax.sharding.NamedSharding(mesh, spec(mesh.axis_names[0]))
-        return copy
+        replicated = copy.copy(self)
+        replicated._mesh = mesh
+        replicated.params = jax.device_put(self.params, NamedSharding(mesh, PartitionSpec()))
+        return replicated
 
     def front_end(
         self,
@@ -155,19 +159,35 @@ class Encoder:
             else:
                 crop_starts = fusion.waveform_starts(lengths, self.mel_config, crop_fractions)
         arrays = (samples, signal, lengths, np.asarray(crop_starts, np.int32))
-        if self._batch_sharding is not None:
-            arrays = jax.device_put(arrays, self._batch_sharding)
+        if self._mesh is not None:
+            split = NamedSharding(self._mesh, PartitionSpec(*self._mesh.axis_names))
+            arrays = jax.device_put(arrays, split)
         return _front_end(
             *arrays, rate_hz=sample_rate_hz, config=self.mel_config, fusion=self.fusion
         )
 
     def encode(self, mel: jax.Array, longer: jax.Array) -> jax.Array:
         """Mel views -> embeddings, float32 [B, embedding_dim]; not normalised."""
-        return self._encode(self.params, mel, longer)
+        return self._encode(self.params, mel, longer, mesh=self._mesh)
 
     def outputs(self, mel: jax.Array, longer: jax.Array) -> dict[str, jax.Array]:
         """Mel views -> every output the weights have; see `Htsat.outputs`."""
         return self._outputs(self.params, mel, longer)
+
+    def _apply_split(
+        self, params: Any, mel: jax.Array, longer: jax.Array, mesh: Mesh | None
+    ) -> jax.Array:
+        """Every device runs the program of one: XLA could not split the attention kernel."""
+        if mesh is None:
+            return self._apply(params, mel, longer)
+        whole, split = PartitionSpec(), PartitionSpec(*mesh.axis_names)
+        return jax.shard_map(
+            self._apply,
+            mesh=mesh,
+            in_specs=(whole, split, split),
+            out_specs=split,
+            check_vma=False,
+        )(params, mel, longer)
 
     def _apply(self, params: Any, mel: jax.Array, longer: jax.Array, everything: bool = False):
         with _matmul_precision(self.precision):
@@ -178,7 +198,7 @@ class Encoder:
 @contextlib.contextmanager
 def _matmul_precision(precision: Precision) -> Iterator[None]:
     """Full float32 products for fp32: accelerators would silently use TF32 or bfloat16."""
-    if precision == "bf16":
+    if precision != "fp32":
         yield
     else:
         with jax.default_matmul_precision("highest"):

@@ -28,13 +28,15 @@ class LogMelStatistics(Encoder):
             encoder_id=STATISTICS,
             precision=precision,
         )
-        self._encode = jax.jit(lambda _, mel, longer: band_statistics(mel))
-        self._outputs = jax.jit(lambda _, mel, longer: {"embedding": band_statistics(mel)})
 
     @property
     def embedding_dim(self) -> int:
         """Twice the number of mel bands."""
         return 2 * self.config.mel_bins
+
+    def _apply(self, params: Any, mel: jax.Array, longer: jax.Array, everything: bool = False):
+        statistics = band_statistics(mel)
+        return {"embedding": statistics} if everything else statistics
 
 
 def band_statistics(mel: jax.Array) -> jax.Array:

@@ -80,7 +80,7 @@ class WindowAttention(nnx.Module):
         qkv = self.qkv(x).reshape(b, w, n, 3, self.heads, width // self.heads)
         q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
         q = q * (width // self.heads) ** -0.5
-        bias = self.rel_bias[...][relative_index(self.window)].transpose(2, 0, 1)
+        bias = self._bias()
         bias = bias[None] if mask is None else bias[None] + mask[:, None]
         # XLA's CPU backend reduces down columns with vectors, along rows of 64 number by number.
         order = "kq" if jax.default_backend() == "cpu" else "qk"
@@ -90,6 +90,26 @@ class WindowAttention(nnx.Module):
         weights = jax.nn.softmax(scores, axis=keys).astype(self.dtype)
         mixed = jnp.einsum(f"bwh{order},bwkhd->bwqhd", weights, v)
         return self.proj(mixed.reshape(b, w, n, width))
+
+    def fused(self, x: jax.Array, side: int, shift: int) -> jax.Array:
+        """The same for whole grids [B, side**2, width] in one kernel, shift and mask included."""
+        from loopjax.htsat.window_kernel import window_attention
+
+        interpret = jax.default_backend() != "gpu"
+        return self.proj(
+            window_attention(
+                self.qkv(x),
+                self._bias(),
+                side=side,
+                window=self.window,
+                shift=shift,
+                interpret=interpret,
+            )
+        )
+
+    def _bias(self) -> jax.Array:
+        """Relative position bias [heads, n, n] of (query, key)."""
+        return self.rel_bias[...][relative_index(self.window)].transpose(2, 0, 1)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -114,7 +134,10 @@ class Mlp(nnx.Module):
 
 
 class SwinBlock(nnx.Module):
-    """Pre-norm Swin v1 block; odd blocks shift their windows by half a window."""
+    """Pre-norm Swin v1 block; odd blocks shift their windows by half a window.
+
+    With `fused` set, attention is one GPU kernel, which has no gradient.
+    """
 
     def __init__(
         self,
@@ -129,7 +152,7 @@ class SwinBlock(nnx.Module):
         *,
         rngs: nnx.Rngs,
     ):
-        self.side, self.window, self.drop_path = side, window, drop_path
+        self.side, self.window, self.drop_path, self.fused = side, window, drop_path, False
         self.shift = window // 2 if shifted and side > window else 0
         self.norm1 = layer_norm(width, dtype, rngs)
         self.attn = WindowAttention(width, heads, window, dtype, rngs=rngs)
@@ -145,6 +168,8 @@ class SwinBlock(nnx.Module):
     def _attend(self, x: jax.Array) -> jax.Array:
         b, n, width = x.shape
         side, window, shift = self.side, self.window, self.shift
+        if self.fused:
+            return self.attn.fused(x, side, shift)
         image = x.reshape(b, side, side, width)
         if shift:
             image = jnp.roll(image, (-shift, -shift), axis=(1, 2))

@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from loopjax.errors import UserError
 from loopjax.htsat.convert import Converted, convert_encoder, file_sha256
 from loopjax.htsat.encoder import Encoder, Precision
@@ -24,8 +26,14 @@ def load_encoder(name: str | Path, precision: Precision = "fp32") -> Encoder:
     """Loads an encoder by name or from a folder written by `loopjax convert`.
 
     Raises:
-        UserError: no such encoder, not fetched yet, or its folder is damaged; says what to do.
+        UserError: no such encoder, not fetched yet, its folder is damaged, or "bf16-fused" without
+            a GPU; says what to do.
     """
+    if precision == "bf16-fused" and jax.default_backend() != "gpu":
+        raise UserError(
+            f"precision bf16-fused needs a GPU, and JAX found {jax.default_backend()} only: "
+            "use bf16, whose embeddings differ in rounding alone"
+        )
     if str(name) in REFERENCES:
         return REFERENCES[str(name)](precision)
     return read_encoder(_locate(name), precision)
