@@ -1,18 +1,21 @@
 """Training speed of one Deep SVDD head against PyTorch, and of several heads in one call.
 
-    python scripts/bench/heads.py --rows 2000 --width 1024 --batch 32 --rounds 5
+    python scripts/bench/heads.py --rows 2000 --width 1024 --batch 32 --rounds 15
 
-Every round runs every contender once over one epoch of reconstruction (512-256-128, BatchNorm, ELU,
-dropout 0.2, AdamW). PyTorch's rows lie on the device already, without a DataLoader and without
-reading the loss. The last line sets several seeds in one call beside as many calls.
+Every round runs every contender once over one epoch (512-256-128, BatchNorm, ELU, dropout 0.2,
+AdamW) of a stage: reconstruction by the autoencoder, then the one-class objective, which trains the
+encoder alone. PyTorch's rows lie on the device already, without a DataLoader and without reading
+the loss. The last line sets several seeds in one call beside as many calls.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from measure import arguments, emit, peer, rounded, take_turns
 
+WIDTHS = (512, 256, 128)
 TORCH_VARIANTS: dict[str, dict[str, Any]] = {
     "torch AdamW": {},
     "torch AdamW foreach": {"foreach": True},
@@ -20,24 +23,29 @@ TORCH_VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def loopjax_epoch(X: np.ndarray, batch: int, heads: int) -> Callable[[], Any]:
+def loopjax_epoch(X: np.ndarray, batch: int, heads: int, stage: str) -> Callable[[], Any]:
     """One epoch of `heads` seeds in one compiled call."""
     import jax
 
     from loopjax import training, training_loop
-    from loopjax.detectors.autoencoder import NetworkConfig, initialise
-    from loopjax.detectors.objectives import Reconstruction
+    from loopjax.detectors.autoencoder import NetworkConfig, encoder_part, initialise
+    from loopjax.detectors.objectives import OneClass, Reconstruction
 
-    network = NetworkConfig(X.shape[1], (512, 256, 128))
+    network = NetworkConfig(X.shape[1], WIDTHS)
+    one_class = stage == "one-class"
     recipe = training.Recipe(
-        Reconstruction(network),
+        OneClass(network) if one_class else Reconstruction(network),
         batch,
         serial_heads=jax.default_backend() == "cpu",
     )
     starts = []
     for seed in range(heads):
-        params, stats = initialise(network, np.random.default_rng(seed))
-        starts.append(training.start(params, stats, {}, seed))
+        arrays = initialise(network, np.random.default_rng(seed))
+        aux: dict[str, Any] = {}
+        if one_class:
+            arrays = [encoder_part(part) for part in arrays]
+            aux = {"center": np.full(WIDTHS[-1], 0.1, np.float32)}
+        starts.append(training.start(*arrays, aux, seed))
     state = training_loop.place(training_loop.stack(starts), None)
     rows = np.arange(len(X))
     split = training_loop.pad_split([rows] * heads, [rows[:0]] * heads, batch)
@@ -54,7 +62,7 @@ def loopjax_epoch(X: np.ndarray, batch: int, heads: int) -> Callable[[], Any]:
 
 
 def torch_epoch(
-    X: np.ndarray, batch: int, device: str, options: dict[str, Any]
+    X: np.ndarray, batch: int, stage: str, device: str, options: dict[str, Any]
 ) -> Callable[[], None]:
     """One epoch of the same training in eager PyTorch."""
     torch = peer("torch")
@@ -65,24 +73,24 @@ def torch_epoch(
             nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.ELU(), nn.Dropout(0.2)
         )
 
-    width = X.shape[1]
-    model = nn.Sequential(
-        block(width, 512),
-        block(512, 256),
-        nn.Linear(256, 128, bias=False),
-        block(128, 256),
-        block(256, 512),
-        nn.Linear(512, width, bias=False),
-    ).to(device)
+    def chain(widths: tuple[int, ...]) -> list[Any]:
+        blocks = [block(*pair) for pair in pairwise(widths[:-1])]
+        return [*blocks, nn.Linear(*widths[-2:], bias=False)]
+
+    down = (X.shape[1], *WIDTHS)
+    layers = chain(down) if stage == "one-class" else chain(down) + chain(down[::-1])
+    model = nn.Sequential(*layers).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=1e-5, **options)
     rows = torch.from_numpy(X).to(device)
+    center = torch.full((WIDTHS[-1],), 0.1, device=device)
 
     def run() -> None:
         order = torch.randperm(len(rows), device=device)
         for start in range(0, len(rows), batch):
             x = rows[order[start : start + batch]]
             optimizer.zero_grad()
-            loss = nn.functional.mse_loss(model(x), x)
+            target = center if stage == "one-class" else x
+            loss = ((model(x) - target) ** 2).mean()
             loss.backward()
             optimizer.step()
         if device == "cuda":
@@ -97,7 +105,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--heads", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     args = parser.parse_args()
@@ -109,30 +117,31 @@ def main() -> None:
     device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
     X = np.random.default_rng(0).normal(size=(args.rows, args.width)).astype(np.float32)
     steps = -(-args.rows // args.batch)
-    contenders = {"loopjax": loopjax_epoch(X, args.batch, 1)}
-    for name, options in TORCH_VARIANTS.items():
-        contenders[name] = torch_epoch(X, args.batch, device, options)
-    times = take_turns(contenders, args.rounds)
-    ours = times["loopjax"]
-    for name in TORCH_VARIANTS:
-        emit(
-            "heads",
-            f"one head, {args.rows} x {args.width}, batch {args.batch}, against {name}",
-            ours=steps / ours.median_s,
-            unit="steps/s",
-            peer=steps / times[name].median_s,
-            peer_name=name,
-            target={"torch AdamW": ">= 3x", "torch AdamW fused": ">= 1.3x"}.get(name),
-            spread={"ours": rounded(ours.spread), "peer": rounded(times[name].spread)},
-            compile_s=rounded(ours.compile_s),
-        )
-    one = contenders["loopjax"]
+    for stage in ("reconstruction", "one-class"):
+        contenders = {"loopjax": loopjax_epoch(X, args.batch, 1, stage)}
+        for name, options in TORCH_VARIANTS.items():
+            contenders[name] = torch_epoch(X, args.batch, stage, device, options)
+        times = take_turns(contenders, args.rounds)
+        ours = times["loopjax"]
+        for name in TORCH_VARIANTS:
+            emit(
+                "heads",
+                f"{stage}, {args.rows} x {args.width}, batch {args.batch}, against {name}",
+                ours=steps / ours.median_s,
+                unit="steps/s",
+                peer=steps / times[name].median_s,
+                peer_name=name,
+                target={"torch AdamW": ">= 3x", "torch AdamW fused": ">= 1.3x"}.get(name),
+                spread={"ours": rounded(ours.spread), "peer": rounded(times[name].spread)},
+                compile_s=rounded(ours.compile_s),
+            )
+    one = loopjax_epoch(X, args.batch, 1, "reconstruction")
     seeds = {
-        "one call": loopjax_epoch(X, args.batch, args.heads),
+        "one call": loopjax_epoch(X, args.batch, args.heads, "reconstruction"),
         "serial": lambda: [one() for _ in range(args.heads)][-1],  # waits for the last
         "alone": one,
     }
-    times = take_turns(seeds, args.rounds)
+    times = take_turns(seeds, max(1, args.rounds // 3))
     together, serial = times["one call"], times["serial"]
     emit(
         "heads",

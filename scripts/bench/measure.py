@@ -136,6 +136,7 @@ def circumstances() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
     return {
         "command": " ".join(["python", str(name), *sys.argv[1:]]),
+        "platform": sys.modules["jax"].default_backend() if "jax" in sys.modules else "cpu",
         "device": device(),
         "load": rounded(os.getloadavg()[0]),  # runnable processes, this one included
         "versions": versions,

@@ -1,11 +1,12 @@
-"""Runs the CPU benchmarks one after the other and keeps their results in the repository.
+"""Runs the benchmarks one after the other and keeps their results in the repository.
 
     python scripts/bench/suite.py                     # everything, under 30 minutes on two cores
     python scripts/bench/suite.py encoder startup     # these alone; the other results stay
 
 Each script runs in its own process with the arguments below. Its JSON lines replace the kept ones
-of the same script in `scripts/bench/results/cpu.jsonl`; then the README's section is rewritten. A
-script that fails is named at the end, exit code 1, and its kept results stay as they were.
+of the same script in `scripts/bench/results/`, a file per platform (cpu, gpu, tpu); then the
+README's section is rewritten. A script that fails is named at the end, exit code 1, and its kept
+results stay as they were.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import time
 
 from table import FOLDER, README, read_results, section, with_section
 
-RESULTS = FOLDER / "results" / "cpu.jsonl"
+RESULTS = FOLDER / "results"
 COMMANDS: dict[str, list[str]] = {
     "encoder": [],
     "frontend": [],
@@ -48,12 +49,13 @@ def run(name: str) -> list[str] | None:
 
 def keep(name: str, lines: list[str]) -> None:
     """Replaces one script's kept lines, in the order of COMMANDS."""
-    kept = RESULTS.read_text().splitlines(keepends=True) if RESULTS.exists() else []
+    path = RESULTS / f"{json.loads(lines[0])['platform']}.jsonl"
+    kept = path.read_text().splitlines(keepends=True) if path.exists() else []
     kept = [line for line in kept if json.loads(line)["bench"] != name] + lines
     order = list(COMMANDS)
     kept.sort(key=lambda line: order.index(json.loads(line)["bench"]))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("".join(kept))
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text("".join(kept))
 
 
 def main() -> int:

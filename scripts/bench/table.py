@@ -73,7 +73,9 @@ def section(results: list[dict[str, Any]]) -> str:
         where = f"{rows[0]['device']}, load {load:.1f}, {rows[0]['date']}"
         parts.append(f"`{command}`: {where}, {listed}\n")
         parts.append(table(rows))
-    return "\n".join([*parts, NOT_RUN])
+    if all(row["platform"] == "cpu" for row in results):
+        parts.append(NOT_RUN)
+    return "\n".join(parts)
 
 
 def with_section(readme: str, text: str) -> str:

@@ -20,6 +20,7 @@ ROW = {
     "ratio": 1.39,
     "target": ">= 1.3x",
     "command": "python scripts/bench/encoder.py",
+    "platform": "cpu",
     "device": "2 cores",
     "load": 1.96,
     "versions": {"jax": "0.10.2"},
@@ -52,6 +53,11 @@ def test_section_shows_command_figures_and_circumstances():
     assert "| tiny alone | 8.2 clips/s |  |  | >= 1.3x |" in text
 
 
+def test_section_says_what_did_not_run_until_an_accelerator_has():
+    assert "for want of an accelerator" in table.section([ROW])
+    assert "for want of an accelerator" not in table.section([ROW, ROW | {"platform": "gpu"}])
+
+
 def test_a_readme_without_markers_is_refused():
     with pytest.raises(ValueError, match="lacks"):
         table.with_section("# loopjax", "text")
@@ -65,12 +71,15 @@ def test_contenders_take_turns_and_the_first_call_is_kept_apart():
 
 
 def test_new_results_replace_those_of_the_same_script_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(suite, "RESULTS", tmp_path / "cpu.jsonl")
+    monkeypatch.setattr(suite, "RESULTS", tmp_path)
     suite.keep("startup", [json.dumps(ROW | {"bench": "startup"}) + "\n"])
     suite.keep("encoder", [json.dumps(ROW) + "\n"])
     suite.keep("encoder", [json.dumps(ROW | {"ours": 9.0}) + "\n"])
     kept = [json.loads(line) for line in (tmp_path / "cpu.jsonl").read_text().splitlines()]
     assert [(row["bench"], row["ours"]) for row in kept] == [("encoder", 9.0), ("startup", 8.2)]
+    suite.keep("encoder", [json.dumps(ROW | {"platform": "gpu", "ours": 9e3}) + "\n"])
+    assert len((tmp_path / "cpu.jsonl").read_text().splitlines()) == 2
+    assert json.loads((tmp_path / "gpu.jsonl").read_text())["ours"] == 9e3
 
 
 def test_the_line_says_who_is_ahead(capsys):
