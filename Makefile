@@ -16,7 +16,7 @@ faults:
 parity:
 	python -m pytest -m parity
 
-bench:
+bench: # pip install -e ".[bench]"
 	python scripts/bench/suite.py
 
 golden:

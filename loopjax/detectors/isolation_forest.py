@@ -18,7 +18,7 @@ from loopjax.detectors.base import (
 from loopjax.errors import UserError
 
 # Rows scored together; small enough for their transposed copy to stay in cache.
-_TILE = 256
+_TILE = 512
 # Features tried per node before the exact search over all of them.
 _TRIES = 4
 _FIT_BYTES = 64 * 2**20
@@ -149,7 +149,7 @@ class IsolationForest(Detector):
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
         trees = self._trees()
-        total = score_in_blocks(lambda block: _paths_sum(block, *trees), rows, _TILE, 32 * _TILE)
+        total = score_in_blocks(lambda block: _paths_sum(block, *trees), rows, _TILE, 16 * _TILE)
         mean = total.astype(np.float64) / self.feature_.shape[0]
         return np.exp2(-mean / average_path(self.max_samples_))
 
@@ -337,11 +337,19 @@ def _paths_each(rows, feature, cut, path):
 
 
 def _descend(columns, feature, cut, path):
-    """Path length of every row of a transposed tile [D, B] in one tree."""
+    """Path length of every row of a transposed tile [D, B] in one tree.
+
+    Unsigned indices that are promised to lie inside spare the checks, half of a CPU's time.
+    """
+
+    def look_up(table, index):
+        return table.at[index].get(mode="promise_in_bounds")
+
     width = columns.shape[1]
-    flat, lane = columns.reshape(-1), jnp.arange(width)
-    node = jnp.zeros(width, jnp.int32)
+    flat, lane = columns.reshape(-1), jnp.arange(width, dtype=jnp.uint32)
+    start = feature.astype(jnp.uint32) * width
+    node = jnp.zeros(width, jnp.uint32)
     for _ in range(int(math.log2(len(path)))):
-        value = flat[feature[node] * width + lane]
-        node = 2 * node + 1 + (value > cut[node]).astype(jnp.int32)
-    return path[node - len(feature)]
+        value = look_up(flat, look_up(start, node) + lane)
+        node = 2 * node + 1 + (value > look_up(cut, node)).astype(jnp.uint32)
+    return look_up(path, node - len(feature))

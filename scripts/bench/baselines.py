@@ -1,24 +1,26 @@
 """Isolation Forest and PCA against scikit-learn, on one core.
 
-    python scripts/bench/baselines.py --rows 100000 --width 768 --rounds 3
+    python scripts/bench/baselines.py --shapes 100000x768 1000000x64 --rounds 3
 
 The process keeps to one core, so that rates compare per core (`--all-cores` lifts that). Fits
 include the scores of the training rows, which a threshold needs; "trees" leaves them out. Rows are
 noise, on which trees are deepest and no cut is lucky.
 """
 
+import argparse
 import os
 from typing import Any
 
 import numpy as np
 from measure import arguments, emit, peer, rounded, take_turns
 
+TARGET_SHAPE = "100000x768"
+
 
 def main() -> None:
     """Times everything in turns and prints one line per comparison."""
     parser = arguments(__doc__)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--shapes", nargs="+", default=[TARGET_SHAPE, "1000000x64"])
     parser.add_argument("--trees", type=int, default=100)
     parser.add_argument("--components", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
@@ -26,6 +28,13 @@ def main() -> None:
     args = parser.parse_args()
     if not args.all_cores:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    for shape in args.shapes:
+        time_shape(shape, args)
+
+
+def time_shape(shape: str, args: argparse.Namespace) -> None:
+    """Compares everything on noise of one shape."""
+    n_rows, width = map(int, shape.split("x"))
     ensemble, decomposition = peer("sklearn.ensemble"), peer("sklearn.decomposition")
     scaling = peer("sklearn.preprocessing")
     from loopjax.detectors import PCA, IsolationForest
@@ -38,16 +47,17 @@ def main() -> None:
 
     def sk_pca_fit() -> Any:
         scaler = scaling.StandardScaler().fit(X)
-        return scaler, decomposition.PCA(args.components).fit(scaler.transform(X))
+        return scaler, decomposition.PCA(n_components).fit(scaler.transform(X))
 
     def sk_pca_score(model: Any) -> np.ndarray:
         z = model[0].transform(X)
         return ((z - model[1].inverse_transform(model[1].transform(z))) ** 2).sum(axis=1)
 
-    X = np.random.default_rng(0).normal(size=(args.rows, args.width)).astype(np.float32)
+    n_components = min(args.components, width // 2)
+    X = np.random.default_rng(0).normal(size=(n_rows, width)).astype(np.float32)
     forest = IsolationForest(args.trees).fit(X)
     sk_forest = ensemble.IsolationForest(n_estimators=args.trees, random_state=0).fit(X)
-    pca, sk_pca = PCA(args.components).fit(X), sk_pca_fit()
+    pca, sk_pca = PCA(n_components).fit(X), sk_pca_fit()
     # scikit-learn's fit scores the training rows only when contamination is a number.
     sk_options = {"n_estimators": args.trees, "contamination": 0.05, "random_state": 0}
     comparisons = {
@@ -67,7 +77,7 @@ def main() -> None:
             ">= 2x",
         ),
         "PCA, fit": (
-            lambda: PCA(args.components).fit(X),
+            lambda: PCA(n_components).fit(X),
             lambda: sk_pca_score(sk_pca_fit()),
             ">= 0.7x",
         ),
@@ -82,12 +92,12 @@ def main() -> None:
         mine, other = times["ours"], times["sklearn"]
         emit(
             "baselines",
-            f"{row}, {args.rows} x {args.width}",
-            ours=args.rows / mine.median_s,
+            f"{row}, {n_rows} x {width}",
+            ours=n_rows / mine.median_s,
             unit="rows/s",
-            peer=args.rows / other.median_s,
+            peer=n_rows / other.median_s,
             peer_name="scikit-learn",
-            target=target,
+            target=target if shape == TARGET_SHAPE else None,
             spread={"ours": rounded(mine.spread), "peer": rounded(other.spread)},
             compile_s=rounded(mine.compile_s),
         )

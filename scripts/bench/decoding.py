@@ -1,10 +1,10 @@
 """Cost of one loop on the host, by format: child process and parent, in milliseconds of CPU.
 
-    python scripts/bench/decoding.py --loops 200
+    python scripts/bench/decoding.py --loops 100
 
 Four-second stereo loops at 44.1 kHz from the page cache, one decoder process, rows copied into a
-batch array as the feeder does. CPU time is what counts for sizing a host: cores / seconds = loops
-per second.
+batch array as the feeder does; beside it librosa, which most scripts load audio with, to mono at
+the file's rate. CPU time is what counts for sizing a host: cores / seconds = loops per second.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from measure import arguments, emit
+from measure import arguments, emit, peer
 
 from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.manifest import scan
@@ -38,7 +38,7 @@ def write_loops(folder: Path, n_loops: int, extension: str, subtype: str | None)
 def main() -> None:
     """Measures one format after the other."""
     parser = arguments(__doc__)
-    parser.add_argument("--loops", type=int, default=200)
+    parser.add_argument("--loops", type=int, default=100)
     args = parser.parse_args()
     options = DecodeOptions(device_rates_hz=(44_100, 48_000))
     row = np.zeros(4 * 48_000, np.float32)
@@ -57,6 +57,7 @@ def main() -> None:
             parent = time.process_time() - parent_before
             child = child_cpu_s(process) - child_before
             process.close()
+            theirs_ms = librosa_ms([folder / f"{i:04d}.{extension}" for i in range(args.loops)])
             wall_ms, child_ms, parent_ms = (
                 1000 * seconds / len(loops) for seconds in (wall, child, parent)
             )
@@ -65,10 +66,23 @@ def main() -> None:
                 f"one 4-s stereo loop, {extension} {subtype or ''}".strip(),
                 ours=child_ms + parent_ms,
                 unit="ms of one core",
+                peer=theirs_ms,
+                peer_name="librosa",
+                higher_is_better=False,
                 child_ms=round(child_ms, 2),
                 parent_ms=round(parent_ms, 2),
                 wall_ms=round(wall_ms, 2),
             )
+
+
+def librosa_ms(files: list[Path]) -> float:
+    """CPU milliseconds per file of librosa.load."""
+    librosa = peer("librosa")
+    librosa.load(files[0], sr=None)  # imports its parts
+    started = time.process_time()
+    for file in files:
+        librosa.load(file, sr=None)
+    return 1000 * (time.process_time() - started) / len(files)
 
 
 def child_cpu_s(process: DecoderProcess) -> float:

@@ -1,21 +1,23 @@
 """Training speed of one Deep SVDD head against PyTorch, and of several heads in one call.
 
-    python scripts/bench/heads.py --rows 2000 --width 1024 --batch 32 --rounds 15
+    python scripts/bench/heads.py --rows 2000 --width 1024 --batch 32 --rounds 12
 
 Every round runs every contender once over one epoch (512-256-128, BatchNorm, ELU, dropout 0.2,
 AdamW) of a stage: reconstruction by the autoencoder, then the one-class objective, which trains the
 encoder alone. PyTorch's rows lie on the device already, without a DataLoader and without reading
-the loss. The last line sets several seeds in one call beside as many calls.
+the loss. Then come batches of 4,096 rows, several seeds in one call beside as many calls, and a
+whole `fit` beside PyOD's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from measure import arguments, emit, peer, rounded, take_turns
+from measure import Times, arguments, emit, peer, rounded, take_turns
 
 WIDTHS = (512, 256, 128)
+EPOCHS = 10
 TORCH_VARIANTS: dict[str, dict[str, Any]] = {
     "torch AdamW": {},
     "torch AdamW foreach": {"foreach": True},
@@ -99,13 +101,57 @@ def torch_epoch(
     return run
 
 
+def stage_times(
+    X: np.ndarray, batch: int, stage: str, device: str, rounds: int, variants: Iterable[str]
+) -> dict[str, Times]:
+    """Epochs of one stage by loopjax and variants of PyTorch in turns."""
+    contenders = {"ours": loopjax_epoch(X, batch, 1, stage)}
+    for name in variants:
+        contenders[name] = torch_epoch(X, batch, stage, device, TORCH_VARIANTS[name])
+    return take_turns(contenders, rounds)
+
+
+def our_fit(X: np.ndarray, batch: int) -> Callable[[], Any]:
+    """A fit of the one-class stage alone."""
+    from loopjax.detectors import DeepSVDD
+
+    options: dict[str, Any] = {"hidden_dims": WIDTHS, "batch_size": batch, "pretrain_epochs": 0}
+    return lambda: DeepSVDD(**options, epochs=EPOCHS).fit(X).decision_scores_
+
+
+def pyod_fit(X: np.ndarray, batch: int) -> Callable[[], Any]:
+    """The same by PyOD, whose objective has no pretraining by default."""
+    detector = peer("pyod.models.deep_svdd", "pyod").DeepSVDD
+    options = {"hidden_neurons": list(WIDTHS), "batch_size": batch, "verbose": 0}
+    return lambda: detector(X.shape[1], **options, epochs=EPOCHS).fit(X).decision_scores_
+
+
+def compare(
+    row: str, times: dict[str, Times], name: str, count: int, unit: str, target: str | None = None
+) -> None:
+    """Prints our rate of `count` per run against a contender's."""
+    ours, theirs = times["ours"], times[name]
+    emit(
+        "heads",
+        row,
+        ours=count / ours.median_s,
+        unit=unit,
+        peer=count / theirs.median_s,
+        peer_name=name,
+        target=target,
+        spread={"ours": rounded(ours.spread), "peer": rounded(theirs.spread)},
+        compile_s=rounded(ours.compile_s),
+    )
+
+
 def main() -> None:
     """Times everything in turns and prints one line per comparison."""
     parser = arguments(__doc__)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--large-rows", type=int, default=50_000)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--heads", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     args = parser.parse_args()
@@ -118,30 +164,25 @@ def main() -> None:
     X = np.random.default_rng(0).normal(size=(args.rows, args.width)).astype(np.float32)
     steps = -(-args.rows // args.batch)
     for stage in ("reconstruction", "one-class"):
-        contenders = {"loopjax": loopjax_epoch(X, args.batch, 1, stage)}
-        for name, options in TORCH_VARIANTS.items():
-            contenders[name] = torch_epoch(X, args.batch, stage, device, options)
-        times = take_turns(contenders, args.rounds)
-        ours = times["loopjax"]
+        times = stage_times(X, args.batch, stage, device, args.rounds, TORCH_VARIANTS)
         for name in TORCH_VARIANTS:
-            emit(
-                "heads",
+            compare(
                 f"{stage}, {args.rows} x {args.width}, batch {args.batch}, against {name}",
-                ours=steps / ours.median_s,
-                unit="steps/s",
-                peer=steps / times[name].median_s,
-                peer_name=name,
-                target={"torch AdamW": ">= 3x", "torch AdamW fused": ">= 1.3x"}.get(name),
-                spread={"ours": rounded(ours.spread), "peer": rounded(times[name].spread)},
-                compile_s=rounded(ours.compile_s),
-            )
+                times, name, steps, "steps/s",
+                {"torch AdamW": ">= 3x", "torch AdamW fused": ">= 1.3x"}.get(name),
+            )  # fmt: skip
+    large = np.random.default_rng(0).normal(size=(args.large_rows, 768)).astype(np.float32)
+    few, fused = max(1, args.rounds // 5), "torch AdamW fused"
+    times = stage_times(large, 4096, "reconstruction", device, few, [fused])
+    row = f"reconstruction, {args.large_rows} x 768, batch 4096, against {fused}"
+    compare(row, times, fused, args.large_rows, "rows/s")
     one = loopjax_epoch(X, args.batch, 1, "reconstruction")
     seeds = {
         "one call": loopjax_epoch(X, args.batch, args.heads, "reconstruction"),
         "serial": lambda: [one() for _ in range(args.heads)][-1],  # waits for the last
         "alone": one,
     }
-    times = take_turns(seeds, max(1, args.rounds // 3))
+    times = take_turns(seeds, few)
     together, serial = times["one call"], times["serial"]
     emit(
         "heads",
@@ -155,6 +196,8 @@ def main() -> None:
         spread={"ours": rounded(together.spread), "peer": rounded(serial.spread)},
         compile_s=rounded(together.compile_s),
     )
+    times = take_turns({"ours": our_fit(X, args.batch), "PyOD": pyod_fit(X, args.batch)}, few)
+    compare(f"fit, {EPOCHS} epochs of the one-class objective", times, "PyOD", EPOCHS, "epochs/s")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ VERSIONED = {
     "transformers": "transformers",
     "sklearn": "scikit-learn",
     "pyod": "pyod",
+    "librosa": "librosa",
     "soxr": "soxr",
     "soundfile": "soundfile",
 }
