@@ -219,7 +219,9 @@ def _evaluate(verbs) -> None:
     def handler(args) -> int:
         from loopjax.commands import evaluate_command
 
-        return evaluate_command(args.target, args.out, overrides=args.set, quick=args.quick)
+        return evaluate_command(
+            args.target, args.out, overrides=args.set, quick=args.quick, seeds=args.seeds
+        )
 
     verb = _verb(
         verbs,
@@ -231,6 +233,9 @@ def _evaluate(verbs) -> None:
     verb.add_argument("target", metavar="CONFIG|RUN", help="experiment file, or a run folder")
     verb.add_argument("-o", "--out", help="run folder (default: out/NAME, the config's name)")
     verb.add_argument("--quick", action="store_true", help="one seed, fewer strengths")
+    verb.add_argument(
+        "--seeds", metavar="A..B", help="the same seeds for every detector, e.g. 0..4"
+    )
     _add_set(verb, "seeds=[0,1]")
 
 

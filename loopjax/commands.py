@@ -139,18 +139,32 @@ def score_command(
     return SOME_REJECTED if len(embeddings.failures) else DONE
 
 
-def evaluate_command(target: str, out: str | None, *, overrides: Sequence[str], quick: bool) -> int:
-    """Evaluates an experiment file (running it where needed), or a finished run again."""
+def evaluate_command(
+    target: str,
+    out: str | None,
+    *,
+    overrides: Sequence[str],
+    quick: bool = False,
+    seeds: str | None = None,
+) -> int:
+    """Evaluates an experiment file (running it where needed), or a finished run again.
+
+    Both `quick` and `seeds` also replace the seeds that single detectors ask for.
+    """
     if Path(target).is_dir():
         from loopjax.assessment import evaluate_run
 
         print_evaluation(evaluate_run(Path(target), log=_say))
         return DONE
     config = load_config(target, overrides)
-    if quick:
-        ladder = () if config.evaluate.ladder == "none" else ("evaluate.ladder=quick",)
+    changes = list(QUICK) if quick else []
+    if quick and config.evaluate.ladder != "none":
+        changes.append("evaluate.ladder=quick")
+    if seeds is not None:
+        changes.append(f"seeds={_seed_list(seeds)}")
+    if changes:
         own_seeds = (f"detectors.{d.name}.protocol_seeds={{}}" for d in config.detectors)
-        config = load_config(target, [*overrides, *QUICK, *ladder, *own_seeds])
+        config = load_config(target, [*overrides, *changes, *own_seeds])
     folder = _run_folder(config, out)
     if config.evaluate.protocols:
         from loopjax.reproduction import reproduce

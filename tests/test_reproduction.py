@@ -70,16 +70,18 @@ def test_losses_of_the_heads_are_named(evaluation):
         assert row["difference"] == pytest.approx(head - max(cheap.values()))
 
 
-def test_quick_is_one_seed_whatever_a_detector_asks_for(tmp_path):
+def test_seeds_of_the_command_line_hold_whatever_a_detector_asks_for(tmp_path):
     matrix = np.concatenate([rows(30), odd_rows(20)])
     np.savez(tmp_path / "set.npz", embeddings=matrix, group=np.repeat(["a", "b"], [30, 20]))
     knn = {"name": "k-nn", "kind": "knn", "protocol_seeds": {"P1": [3, 4]}}
     config = {"name": "x", "detectors": [knn], "seeds": [0, 1], "evaluate": {"protocols": ["P1"]}}
     config["data"] = {"sets": {"set": str(tmp_path / "set.npz")}}
     (tmp_path / "config.yaml").write_text(json.dumps(config), "utf-8")
-    for quick, seeds in ((True, [0]), (False, [3, 4])):
-        out = tmp_path / str(quick)
-        evaluate_command(str(tmp_path / "config.yaml"), str(out), overrides=(), quick=quick)
+    for i, (asked, seeds) in enumerate(
+        [({}, [3, 4]), ({"quick": True}, [0]), ({"seeds": "1..2"}, [1, 2])]
+    ):
+        out = tmp_path / str(i)
+        evaluate_command(str(tmp_path / "config.yaml"), str(out), overrides=(), **asked)
         lines = (out / "protocols-set.jsonl").read_text("utf-8").splitlines()
         assert sorted({json.loads(line)["row"]["seed"] for line in lines}) == seeds
 

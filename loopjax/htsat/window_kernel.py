@@ -2,7 +2,8 @@
 
 What XLA does in seven passes over device memory (shift, partition, scores, bias and mask, softmax,
 product, and both rearrangements back) happens here on one read of the packed qkv and one write: a
-program handles one head of one window and finds its tokens by index arithmetic.
+program handles one head of one window and finds its tokens by index arithmetic. The mathematics is
+`swin.WindowAttention`'s (Liu et al. 2021, arXiv 2103.14030).
 """
 
 import jax

@@ -23,9 +23,10 @@ low. The lines behind them, with spread, batch sizes and compile seconds, stand 
 """
 
 NOT_RUN = """Not run, for want of an accelerator (targets for one H100): tiny in bfloat16 at 1.3x
-transformers and 7,000 clips/s, 12,000 with a fused attention kernel, 18,000 with a fused MLP; the
-front end in 12 % of the encoder's time; heads at 10x PyTorch; files to embeddings at 80 % of
-the encoder alone.
+transformers and 7,000 clips/s, 12,000 with the fused attention kernel (`--precision bf16-fused`,
+which tests only interpret and lower), 18,000 with a fused MLP, which is not written; the front end
+in 12 % of the encoder's time; heads at 10x PyTorch; files to embeddings at 80 % of the encoder
+alone. `make bench` on an accelerator keeps its rows beside these.
 """
 
 
