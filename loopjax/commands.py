@@ -157,7 +157,7 @@ def evaluate_command(
         print_evaluation(evaluate_run(Path(target), log=_say))
         return DONE
     config = load_config(target, overrides)
-    changes = list(QUICK) if quick else []
+    changes: list[str] = [*QUICK] if quick else []
     if quick and config.evaluate.ladder != "none":
         changes.append("evaluate.ladder=quick")
     if seeds is not None:
