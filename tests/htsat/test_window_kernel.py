@@ -20,14 +20,14 @@ from tests.htsat.synthetic import clip
 
 @pytest.mark.parametrize(
     ("width", "heads", "side", "shifted"),
-    [(96, 4, 16, True), (96, 4, 16, False), (48, 2, 32, True), (64, 2, 24, True), (64, 2, 8, True)],
+    [(48, 2, 16, True), (32, 2, 16, False), (24, 1, 24, True), (32, 2, 8, True)],
 )
 def test_equals_the_plain_path(width, heads, side, shifted):
     block = SwinBlock(width, heads, side, shifted, 0.0, 8, 4, jnp.float32, rngs=nnx.Rngs(0))
     # Biases and tokens large enough that a wrong mask or order shows.
     table = block.attn.rel_bias
     table[...] = 40.0 * table[...]
-    x = 3.0 * jax.random.normal(jax.random.key(1), (2, side**2, width))
+    x = 3.0 * jax.random.normal(jax.random.key(1), (1, side**2, width))
     plain = np.asarray(block._attend(x))
     block.fused = True
     np.testing.assert_allclose(block._attend(x), plain, atol=1e-6 * np.abs(plain).max())
