@@ -5,7 +5,7 @@ check:
 	ruff check . && ruff format --check . && pyright loopjax
 
 test:
-	python -m pytest
+	python -m pytest -n 2 --dist loadscope
 
 slow:
 	python -m pytest -m "slow and not gpu"

@@ -178,9 +178,7 @@ def _fit(verbs) -> None:
         choices=("deep-svdd", "isolation-forest", "pca", "knn", "mahalanobis", "mean-cosine"),
     )
     verb.add_argument("--network", choices=("standard", "residual"), help="deep-svdd only")
-    verb.add_argument(
-        "--seeds", metavar="A..B", help="several seeds in one compiled call, e.g. 0..9"
-    )
+    verb.add_argument("--seeds", metavar="A..B", help="several seeds trained together, e.g. 0..9")
     verb.add_argument("--config", help="take the detector of this experiment file")
     _add_set(verb, "params.hidden_dims=[512,256,128]")
 

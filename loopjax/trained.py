@@ -138,7 +138,7 @@ def fit_models(
 ) -> list[TrainedModel]:
     """Fits one detector per seed on the training rows and calibrates them on the rest.
 
-    Deep SVDD heads of all seeds train in one compiled call.
+    Deep SVDD heads of all seeds train together.
 
     Args:
         embeddings: the matrix and its row table.

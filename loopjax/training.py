@@ -92,14 +92,12 @@ class Recipe:
         batch_size: rows per step; a short last batch is masked, a last batch of one row dropped.
         momentum: share of a batch in the running statistics.
         mesh: spread every batch over its "data" axis; None for one device.
-        serial_heads: train heads one after another (CPU) instead of side by side.
     """
 
     objective: Objective
     batch_size: int
     momentum: float = 0.1
     mesh: Mesh | None = None
-    serial_heads: bool = True
 
 
 class State(NamedTuple):
@@ -231,10 +229,11 @@ def close_epoch(
     )
 
 
+@partial(jax.jit, static_argnames=("recipe", "passes"))
 def warm_up(
     recipe: Recipe, state: State, X: jax.Array, rows: jax.Array, count: jax.Array, passes: int
 ) -> Tree:
-    """BatchNorm statistics averaged over `passes` epochs of batches without any update."""
+    """One head's BatchNorm statistics averaged over `passes` epochs that update no weight."""
     size = recipe.batch_size
     steps = jnp.maximum(count // size, 1)
     lane = jnp.arange(size, dtype=jnp.int32)
@@ -294,7 +293,7 @@ def _advance_one(recipe, epochs: int, state: State, X, split: Split, hyper: Hype
 def advance(
     state: State, X: jax.Array, split: Split, hyper: Hyper, *, recipe: Recipe, epochs: int
 ) -> tuple[State, jax.Array]:
-    """Up to `epochs` more epochs of every head that has not stopped, in one compiled call.
+    """Up to `epochs` more epochs of every head that has not stopped, heads side by side.
 
     Args:
         state: stacked over heads, leading axis H.
@@ -308,19 +307,11 @@ def advance(
         The new state and metrics [H, epochs, 3] in the order of `METRICS`.
     """
     one = partial(_advance_one, recipe, epochs)
-    n_heads = state.epoch.shape[0]
-    if not recipe.serial_heads and n_heads > 1:
+    if len(state.epoch) > 1:
         return jax.vmap(one, in_axes=(0, None, 0, 0))(state, X, split, hyper)
-
-    def head(h, carry):
-        states, logs = carry
-        pick = partial(jax.tree.map, lambda a: jax.lax.dynamic_index_in_dim(a, h, keepdims=False))
-        new, log = one(pick(states), X, pick(split), pick(hyper))
-        put = partial(jax.lax.dynamic_update_index_in_dim, index=h, axis=0)
-        return jax.tree.map(put, states, new), put(logs, log)
-
-    logs = jnp.zeros((n_heads, epochs, len(METRICS)), jnp.float32)
-    return jax.lax.fori_loop(0, n_heads, head, (state, logs))
+    only = partial(jax.tree.map, lambda a: a[0])
+    new, log = one(only(state), X, only(split), only(hyper))
+    return jax.tree.map(lambda a: a[None], new), log[None]
 
 
 @partial(jax.jit, static_argnames="recipe", donate_argnames="state")
@@ -356,15 +347,6 @@ def advance_epoch(
     val_loss = jnp.where(n_val > 0, total / jnp.maximum(n_val, 1), jnp.nan)
     metrics = jnp.stack([train_loss, val_loss, rate])
     return close_epoch(state, hyper, train_loss, val_loss, n_val > 0), metrics
-
-
-@partial(jax.jit, static_argnames=("recipe", "passes"))
-def warm_up_heads(state: State, X: jax.Array, split: Split, *, recipe: Recipe, passes: int) -> Tree:
-    """`warm_up` for a stacked state; the stacked statistics."""
-    return jax.lax.map(
-        lambda one: warm_up(recipe, one[0], X, one[1].train, one[1].n_train, passes),
-        (state, split),
-    )
 
 
 def _permutation(key: jax.Array, size: int, count: jax.Array) -> jax.Array:

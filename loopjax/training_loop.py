@@ -1,6 +1,8 @@
 """The host's side of training: call after call of compiled epochs, progress, checkpoints."""
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from loopjax.training import (
     advance,
     advance_block,
     advance_epoch,
+    warm_up,
 )
 
 # Steps that one call should hold at least, so that dispatch costs nothing beside the work.
@@ -41,6 +44,18 @@ def place(tree: Tree, mesh: Mesh | None) -> Tree:
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def settle(
+    recipe: Recipe, states: Sequence[State], X: jax.Array, split: Split, passes: int
+) -> Tree:
+    """BatchNorm statistics of every head, stacked, averaged over passes that change no weight."""
+    return stack(
+        [
+            warm_up(recipe, state, X, split.train[h], split.n_train[h], passes)
+            for h, state in enumerate(states)
+        ]
+    )
 
 
 def pad_split(train: list[np.ndarray], val: list[np.ndarray], batch_size: int) -> Split:
@@ -82,6 +97,7 @@ def run(
     checkpoints: Checkpoints | None = None,
     every_epochs: int = 25,
     on_epoch: OnEpoch | None = None,
+    heads_per_call: int | None = None,
 ) -> tuple[State, np.ndarray]:
     """Train every head until it stops; resumes from `checkpoints` to the same curve.
 
@@ -95,11 +111,17 @@ def run(
             random key, epoch) every `every_epochs` epochs and at the end.
         every_epochs: how much work a kill may cost.
         on_epoch: called with the epoch and its metrics, averaged over the heads still training.
+        heads_per_call: heads side by side in one call; None for all of them on an accelerator and
+            on several devices, and for one on a CPU, where threads take head after head.
 
     Returns:
         The final state and metrics [H, E, 3], NaN after a head stopped.
     """
-    n_heads = state.epoch.shape[0]
+    n_heads = len(state.epoch)
+    if heads_per_call is None:
+        one_by_one = recipe.mesh is None and jax.default_backend() == "cpu"
+        heads_per_call = 1 if one_by_one else n_heads
+    groups = [slice(h, h + heads_per_call) for h in range(0, n_heads, heads_per_call)]
     per_call = epochs_per_call(int(np.max(split.n_train)), recipe.batch_size)
     longest = int(np.max(hyper.max_epochs))
     history = np.full((n_heads, longest, len(METRICS)), np.nan, np.float32)
@@ -109,17 +131,30 @@ def run(
             state, history = saved["state"], np.array(saved["history"])
     done = int(np.max(state.epoch))
     last_saved = done
-    while not np.all(state.stopped):
-        state, log = advance(state, X, split, hyper, recipe=recipe, epochs=per_call)
-        width = min(per_call, longest - done)
-        history[:, done : done + width] = np.asarray(log)[:, :width]
-        if on_epoch is not None:
-            _report(on_epoch, history, done, width)
-        done += width
-        finished = bool(np.all(state.stopped))
-        if checkpoints is not None and (finished or done - last_saved >= every_epochs):
-            checkpoints.save(done, {"state": state, "history": history})
-            last_saved = done
+    states = [_cut(state, heads) for heads in groups]
+
+    def call(number: int) -> np.ndarray:
+        heads = groups[number]
+        states[number], log = advance(
+            states[number], X, _cut(split, heads), _cut(hyper, heads),
+            recipe=recipe, epochs=per_call,
+        )  # fmt: skip
+        return np.asarray(log)
+
+    with ThreadPoolExecutor(min(len(groups), os.cpu_count() or 1)) as threads:
+        while not _all_stopped(states):
+            width = min(per_call, longest - done)
+            for heads, log in zip(groups, threads.map(call, range(len(groups))), strict=True):
+                history[heads, done : done + width] = log[:, :width]
+            if on_epoch is not None:
+                _report(on_epoch, history, done, width)
+            done += width
+            if checkpoints is not None and (
+                _all_stopped(states) or done - last_saved >= every_epochs
+            ):
+                checkpoints.save(done, {"state": _join(states), "history": history})
+                last_saved = done
+    state = _join(states)
     return state, history[:, : int(np.max(state.epoch))]
 
 
@@ -175,6 +210,20 @@ def run_streamed(
         if checkpoints is not None and (stopped or (epoch + 1) % every_epochs == 0):
             checkpoints.save(epoch + 1, {"state": state, "history": history})
     return state, history[:, : int(state.epoch)]
+
+
+def _cut(tree: Tree, heads: slice) -> Tree:
+    return jax.tree.map(lambda leaf: leaf[heads], tree)
+
+
+def _join(states: list[State]) -> State:
+    if len(states) == 1:
+        return states[0]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
+
+
+def _all_stopped(states: list[State]) -> bool:
+    return all(bool(np.all(state.stopped)) for state in states)
 
 
 def _report(on_epoch, history: np.ndarray, first: int, count: int) -> None:

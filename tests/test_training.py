@@ -37,15 +37,15 @@ DATA = np.concatenate([X, 3 * X, np.arange(N_ROWS)[:, None]], axis=1).astype(np.
 
 
 def setup(
-    n_heads=1, n_train=29, val=True, aux=None, slopes=None, max_epochs=6, patience=10, **recipe
+    n_train=29, val=True, aux=None, slopes=(0.0,), seed=0, max_epochs=6, patience=10, **recipe
 ):
     recipe = training.Recipe(Line(), **{"batch_size": 8, **recipe})
-    slopes = slopes or [0.0] * n_heads
+    n_heads = len(slopes)
     start = [
         training.start(
-            {"slope": np.float32(slope)}, {"seen": np.zeros(64, np.float32)}, dict(aux or {}), seed
+            {"slope": np.float32(slope)}, {"seen": np.zeros(64, np.float32)}, dict(aux or {}), s
         )
-        for seed, slope in enumerate(slopes)
+        for s, slope in enumerate(slopes, seed)
     ]
     state = training_loop.place(training_loop.stack(start), None)
     rows = np.arange(N_ROWS)
@@ -137,19 +137,25 @@ def test_a_loss_that_is_not_finite_stops():
     assert history.shape[1] == 1 and int(state.best_epoch[0]) == -1
 
 
-@pytest.mark.parametrize("serial", [True, False])
-def test_heads_train_as_if_alone(serial):
-    alone = [
-        training_loop.run(*setup(slopes=[0.0] * h + [s])) for h, s in enumerate([0.0, 2.9, -4.0])
-    ]
-    state, history = training_loop.run(*setup(3, slopes=[0.0, 2.9, -4.0], serial_heads=serial))
+@pytest.mark.parametrize("heads_per_call", [1, 2, 3])
+def test_heads_train_as_if_alone(heads_per_call):
+    slopes = [0.0, 2.9, -4.0]
+    alone = [training_loop.run(*setup(slopes=[s], seed=h)) for h, s in enumerate(slopes)]
+    state, history = training_loop.run(*setup(slopes=slopes), heads_per_call=heads_per_call)
     for h, (one, curve) in enumerate(alone):
-        np.testing.assert_allclose(history[h], curve[-1], rtol=1e-5, atol=1e-7)
-        np.testing.assert_allclose(state.params["slope"][h], one.params["slope"][-1], rtol=1e-6)
+        np.testing.assert_allclose(history[h], curve[0], rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(state.params["slope"][h], one.params["slope"][0], rtol=1e-6)
+
+
+def test_one_program_serves_any_number_of_heads_on_a_cpu():
+    training_loop.run(*setup(slopes=[1.0, 2.0]))
+    compiled = training.advance._cache_size()
+    training_loop.run(*setup(slopes=[1.0, 2.0, 4.0]))
+    assert training.advance._cache_size() == compiled
 
 
 def test_a_stopped_head_waits_for_the_others():
-    recipe, state, data, split, hyper = setup(2, slopes=[3.0, 0.0], max_epochs=12, patience=1)
+    recipe, state, data, split, hyper = setup(slopes=[3.0, 0.0], max_epochs=12, patience=1)
     # Head 0 starts at the optimum and cannot improve.
     state, history = training_loop.run(recipe, state, data, split, hyper)
     assert np.isnan(history[0, -1]).all() and not np.isnan(history[1, -1, 0])

@@ -219,7 +219,7 @@ class DeepSVDD(Detector):
         return self
 
     def fit_seeds(self, X: Any, seeds: Sequence[int]) -> list["DeepSVDD"]:
-        """Detectors that differ only in `random_state`, trained in one compiled call."""
+        """Detectors that differ only in `random_state`, trained together."""
         rows = self._validate(X, reset=True)
         heads = [type(self)(**{**self.get_params(), "random_state": seed}) for seed in seeds]
         return fit_heads(heads, rows)

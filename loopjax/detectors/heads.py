@@ -66,7 +66,7 @@ def fit_heads(
 
 
 def group_size(network: NetworkConfig) -> int:
-    """How many heads may train in one call without more than a gigabyte of state."""
+    """How many heads may train together without more than a gigabyte of state."""
     n_weights = sum(int(np.prod(leaf.shape)) for leaf in skeleton(network)[1].values())
     return max(1, _STATE_BYTES // (n_weights * 4 * 5))
 
@@ -101,10 +101,9 @@ def _train_stages(
         detector.history_, detector.best_epochs_ = {}, {}
     stage = partial(_stage, detectors, source, mesh)
     if first.compat is None and first.batch_norm and first.bn_warmup_passes:
-        recipe = _recipe(first, Reconstruction(network), mesh)
+        recipe = training.Recipe(Reconstruction(network), first.batch_size, mesh=mesh)
         starts = _starts(detectors, params, stats, [{} for _ in detectors], "pretrain")
-        settled = source.settled(recipe, starts, first.bn_warmup_passes)
-        stats = jax.tree.map(np.asarray, settled)
+        stats = source.settled(recipe, starts, first.bn_warmup_passes)
     if first.pretrain_epochs:
         state = stage("pretrain", Reconstruction(network), params, stats, [{} for _ in detectors])
         last = first.compat is not None
@@ -147,7 +146,7 @@ def _stage(
     first = detectors[0]
     epochs = first.pretrain_epochs if name == "pretrain" else first.epochs
     state, curves = source.train(
-        _recipe(first, objective, mesh),
+        training.Recipe(objective, first.batch_size, mesh=mesh),
         _starts(detectors, params, stats, aux, name),
         _hyper(detectors, name == "pretrain", epochs),
         _checkpoints(detectors, name, source),
@@ -162,17 +161,6 @@ def _stage(
         }
         detector.best_epochs_[name] = int(state.best_epoch[h])
     return jax.tree.map(np.asarray, state)
-
-
-def _recipe(
-    detector: "DeepSVDD", objective: training.Objective, mesh: Mesh | None
-) -> training.Recipe:
-    return training.Recipe(
-        objective=objective,
-        batch_size=detector.batch_size,
-        mesh=mesh,
-        serial_heads=jax.default_backend() == "cpu",
-    )
 
 
 def _starts(

@@ -63,8 +63,7 @@ class ResidentRows:
         self, recipe: training.Recipe, starts: Sequence[training.State], passes: int
     ) -> Arrays:
         """BatchNorm statistics, stacked, averaged over passes that change no weight."""
-        state = training_loop.place(training_loop.stack(list(starts)), self._mesh)
-        return training.warm_up_heads(state, self._data, self._split, recipe=recipe, passes=passes)
+        return training_loop.settle(recipe, starts, self._data, self._split, passes)
 
     def train(
         self,
@@ -127,8 +126,7 @@ class StreamedRows:
         block, rows = next(self._parts())
         split = training_loop.pad_split([rows], [rows[:0]], recipe.batch_size)
         data = jnp.asarray(training_loop.pad_rows(block))
-        state = training_loop.stack(list(starts))
-        return training.warm_up_heads(state, data, split, recipe=recipe, passes=passes)
+        return training_loop.settle(recipe, starts, data, split, passes)
 
     def train(
         self,

@@ -120,7 +120,7 @@ def test_compat_takes_the_centre_from_the_last_weights():
     assert not np.allclose(last.center_, best.center_, rtol=0.05)
 
 
-def test_seeds_in_one_call_equal_serial_fits(fitted):
+def test_seeds_together_equal_serial_fits(fitted):
     heads = DeepSVDD(**TINY).fit_seeds(rows(), [0, 1, 2])
     np.testing.assert_allclose(heads[0].decision_scores_, fitted.decision_scores_, rtol=1e-5)
     alone = DeepSVDD(**TINY, random_state=2).fit(rows())
