@@ -4,7 +4,6 @@ Joins `trained`, `evaluate`, `figures`, `protocols` and `ladder`; writes evaluat
 report and the command line print.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from loopjax import evaluate, figures
-from loopjax.config import ExperimentConfig, from_dict
+from loopjax.atomic_files import write_json
+from loopjax.config import ExperimentConfig
 from loopjax.detectors import DeepSVDD
-from loopjax.errors import UserError
-from loopjax.store import Embeddings, write_atomically
+from loopjax.store import Embeddings
 from loopjax.trained import TrainedModel, fit_models, held_out_rows
 
 Log = Callable[[str], None]
@@ -83,26 +82,6 @@ def judged_rows(
         return np.zeros(len(train), bool)
     known = labels >= 0
     return known & ~train if config.split.train_on == "normal" else known
-
-
-def evaluate_run(run: Path, log: Log) -> dict[str, Any]:
-    """Judges a finished run folder again.
-
-    Raises:
-        UserError: no run there.
-    """
-    from loopjax.experiment import fit_all, read_labels, read_run_embeddings, training_rows
-
-    try:
-        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        config = from_dict(ExperimentConfig, record["config"], str(run / "run.json"))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{run} is no run folder ({error}); make one with `loopjax run`") from None
-    embeddings = read_run_embeddings(config, run)
-    labels = read_labels(config, embeddings)
-    train = training_rows(config, embeddings, labels)
-    models = fit_all(config, embeddings, train, labels, run, log)
-    return assess(config, models, embeddings, train, labels, run, log)
 
 
 def _comparison(
@@ -309,9 +288,3 @@ def draw(
     curves = {panel: c for panel, c in curves.items() if c}
     if curves:
         figures.training_curves(curves, folder / f"{prefix}training-curves.svg")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically."""
-    text = json.dumps(value, indent=1) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -15,13 +15,12 @@ from loopjax.config import (
     DetectorConfig,
     EmbedConfig,
     ExperimentConfig,
-    ReportConfig,
     SplitConfig,
     from_dict,
     load_config,
 )
 from loopjax.errors import UserError
-from loopjax.store import Scores
+from loopjax.scores import Scores
 
 DONE, SOME_REJECTED = 0, 3
 PRINTED_TABLES = 3  # the rest is in evaluation.json and the report
@@ -117,13 +116,15 @@ def score_command(
     top: int,
 ) -> int:
     """Scores a store of embeddings, or audio directly with the encoder that the model knows."""
-    from loopjax.store import part_files, read_embeddings, write_csv, write_scores
+    from loopjax.embedding_files import SUFFIXES
+    from loopjax.scores import write_csv, write_scores
+    from loopjax.store import part_files, read_embeddings
     from loopjax.trained import TrainedModel, score_embeddings
 
     model = TrainedModel.load(model_path)
     first = Path(sources[0])
     is_store = first.is_dir() and (part_files(first) or part_files(first / "embeddings"))
-    is_file = first.suffix in (".parquet", ".npy", ".npz", ".pkl")
+    is_file = first.suffix in (".parquet", *SUFFIXES)
     if len(sources) == 1 and (is_store or is_file):
         embeddings = read_embeddings(first)
     else:
@@ -152,7 +153,7 @@ def evaluate_command(
     Both `quick` and `seeds` also replace the seeds that single detectors ask for.
     """
     if Path(target).is_dir():
-        from loopjax.assessment import evaluate_run
+        from loopjax.experiment import evaluate_run
 
         print_evaluation(evaluate_run(Path(target), log=_say))
         return DONE
@@ -199,15 +200,10 @@ def explain_command(model_path: str, file: str, out: str, *, neighbours: str | N
 def report_command(run: str, *, audio: str | None, top: int | None) -> int:
     """Writes the report of a run folder again."""
     from loopjax.report import write_report
+    from loopjax.run_record import recorded_config
 
-    record = Path(run) / "run.json"
-    if not record.is_file():
-        raise UserError(
-            f"{run} is no run folder (run.json is missing); make one with `loopjax run`"
-        )
-    saved = json.loads(record.read_text(encoding="utf-8"))["config"]["report"]
     given = {k: v for k, v in (("audio", audio), ("top", top)) if v is not None}
-    config = from_dict(ReportConfig, saved | given, "command line")
+    config = dataclasses.replace(recorded_config(Path(run)).report, **given)
     print(write_report(Path(run), config=config))  # noqa: T201
     return DONE
 

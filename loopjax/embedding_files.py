@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 
 from loopjax.errors import UserError
-from loopjax.store import SCHEMA_VERSION, Embeddings, require_finite
 
 MAX_PICKLE_BYTES = 4 << 30
 MAX_EASY_BYTES = 64 << 20  # compressed members beyond this must not expand more than
@@ -19,15 +18,15 @@ MAX_EXPANSION = 100  # fold; embeddings hardly compress at all
 ROW_NAMES = ("id", "path", "group", "family")
 
 
-def read_embedding_file(path: Path) -> Embeddings:
-    """Reads a matrix and, where the file has them, ids, paths and groups.
+def read_embedding_file(path: Path) -> tuple[np.ndarray, pa.Table, dict[str, str]]:
+    """A float32 matrix [N, D], its row table (id, path and group if there) and metadata.
 
     `.npz` needs an array `embeddings` (or exactly one two-dimensional array) and may hold `id`,
     `path` and `group` (or `family`); `.pkl` may hold a matrix, a mapping like that, or a list of
     mappings with `embedding`. Rows keep the file's order.
 
     Raises:
-        UserError: unreadable, not a matrix of finite numbers, or columns of different lengths.
+        UserError: unreadable, not a matrix of numbers, or columns of different lengths.
     """
     try:
         arrays = SUFFIXES[path.suffix](path)
@@ -39,12 +38,16 @@ def read_embedding_file(path: Path) -> Embeddings:
             f"{path}: expected a matrix [rows, width], found {matrix.dtype} {matrix.shape}"
         )
     matrix = np.ascontiguousarray(matrix, np.float32)
-    require_finite(matrix, str(path))
     columns = {name: np.asarray(value) for name, value in arrays.items() if name in ROW_NAMES}
     for name, values in columns.items():
         if values.shape != (len(matrix),):
             raise UserError(f"{path}: {name!r} has shape {values.shape}, expected ({len(matrix)},)")
-    return Embeddings(matrix, _row_table(columns, len(matrix)), _metadata(path, matrix))
+    metadata = {
+        "encoder": "external",
+        "source": path.name,
+        "embedding_dim": str(matrix.shape[1]),
+    }
+    return matrix, _row_table(columns, len(matrix)), metadata
 
 
 def _row_table(columns: dict[str, np.ndarray], n_rows: int) -> pa.Table:
@@ -58,15 +61,6 @@ def _row_table(columns: dict[str, np.ndarray], n_rows: int) -> pa.Table:
     if groups is not None:
         table["group"] = pa.array([str(g) for g in groups.tolist()])
     return pa.table(table)
-
-
-def _metadata(path: Path, matrix: np.ndarray) -> dict[str, str]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "encoder": "external",
-        "source": path.name,
-        "embedding_dim": str(matrix.shape[1]),
-    }
 
 
 def _read_npy(path: Path) -> dict[str, Any]:

@@ -1,13 +1,7 @@
 """One experiment from one config: embed, fit, score, evaluate, report; a killed run continues."""
 
 import csv
-import datetime
-import hashlib
-import importlib.metadata
 import json
-import platform
-import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from loopjax.config import ExperimentConfig, to_dict
+from loopjax.assessment import assess
+from loopjax.atomic_files import write_json
+from loopjax.config import ExperimentConfig
 from loopjax.errors import UserError
-from loopjax.store import Embeddings, Scores, read_embeddings, write_atomically, write_scores
+from loopjax.run_record import claim, recorded_config
+from loopjax.scores import Scores, write_scores
+from loopjax.store import Embeddings, read_embeddings
 from loopjax.trained import (
     TrainedModel,
     check_params,
@@ -59,29 +57,56 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
         UserError: mistakes in the config or its inputs, or `out` holds a run of another config.
         ModelCheckError: a detector collapsed.
     """
-    from loopjax.assessment import assess, write_json
     from loopjax.report import write_report
 
     if not config.detectors:
         raise UserError(f"config {config.name!r} lists no detectors")
     for detector in config.detectors:
         check_params(detector)
-    _claim(out, config, restart)
+    claim(out, config, restart)
     embeddings, n_rejected = embed_or_read(config, out, log)
     labels = read_labels(config, embeddings)
     train = training_rows(config, embeddings, labels)
     models = fit_all(config, embeddings, train, labels, out, log)
     scores = rank(config, models, embeddings, labels)
     write_scores(scores, out / "scores.parquet", csv=out / "scores.csv")
+    evaluation = _judge(config, models, embeddings, train, labels, out, log)
+    report = write_report(out, config=config.report)
+    log(f"report: {report}")
+    return RunResult(scores, evaluation, report, n_rejected)
+
+
+def evaluate_run(run: Path, log: Log) -> dict[str, Any]:
+    """Judges a finished run folder again: evaluation.json and figures/ anew, as {headline, tables}.
+
+    Raises:
+        UserError: no run there.
+    """
+    config = recorded_config(run)
+    embeddings = read_run_embeddings(config, run)
+    labels = read_labels(config, embeddings)
+    train = training_rows(config, embeddings, labels)
+    models = fit_all(config, embeddings, train, labels, run, log)
+    return _judge(config, models, embeddings, train, labels, run, log)
+
+
+def _judge(
+    config: ExperimentConfig,
+    models: dict[str, list[TrainedModel]],
+    embeddings: Embeddings,
+    train: np.ndarray,
+    labels: np.ndarray | None,
+    out: Path,
+    log: Log,
+) -> dict[str, Any]:
+    """All tables and figures of a run, with the variation ladder if the config asks for it."""
     log("evaluating")
     evaluation = assess(config, models, embeddings, train, labels, out, log)
     if config.evaluate.ladder != "none":
         held_out = ~train if labels is None else ~train & (labels == 0)
         evaluation["tables"][:0] = climb(config, models, embeddings, held_out, out, log)
         write_json(out / "evaluation.json", evaluation)
-    report = write_report(out, config=config.report)
-    log(f"report: {report}")
-    return RunResult(scores, evaluation, report, n_rejected)
+    return evaluation
 
 
 def climb(
@@ -242,57 +267,6 @@ def rank(
         known = labels[order]
         table = table.append_column("is_labelled", pa.array(known == 1, mask=known < 0))
     return Scores(table, scores.metadata)
-
-
-def environment() -> dict[str, Any]:
-    """Versions and devices, for run.json."""
-    import jax
-
-    packages = ("loopjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "versions": versions | {"python": platform.python_version()},
-        "platform": platform.platform(),
-        "devices": [device.device_kind for device in jax.devices()],
-    }
-
-
-def _claim(out: Path, config: ExperimentConfig, restart: bool) -> None:
-    """Writes run.json, or checks that the run found there is this one."""
-    resolved = to_dict(config)
-    record_file = out / "run.json"
-    if restart and record_file.exists():
-        shutil.rmtree(out)
-    if record_file.exists():
-        try:
-            earlier = json.loads(record_file.read_text(encoding="utf-8"))["config"]
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(f"{record_file} is damaged ({error}); --restart begins anew") from None
-        # The report may be drawn differently; everything else would mix two experiments.
-        changed = [k for k in resolved if k != "report" and earlier.get(k) != resolved[k]]
-        if changed:
-            pairs = "; ".join(f"{k}: was {earlier.get(k)}, now {resolved[k]}" for k in changed)
-            raise UserError(
-                f"{out} holds a run of another config ({pairs}); choose another -o or --restart"
-            )
-        return
-    elif out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and is no run folder; choose another -o")
-    record = {
-        "command": sys.argv,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": resolved,
-        "config_sha256": hashlib.sha256(json.dumps(resolved).encode()).hexdigest(),
-        "seeds": list(config.seeds),
-        **environment(),
-    }
-    text = json.dumps(record, indent=2) + "\n"
-    write_atomically(record_file, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def _epoch_log(path: Path, detector: str, seeds: list[int]) -> Callable[..., None]:

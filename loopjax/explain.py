@@ -5,18 +5,18 @@ gradients, no surrogate model. A picture and a JSON file say the same thing.
 """
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loopjax.atomic_files import write_json
 from loopjax.audio.decode import Decoded
 from loopjax.config import EmbedConfig
 from loopjax.embedding_arrays import as_float, embed_arrays, read_samples
 from loopjax.errors import UserError
-from loopjax.store import Embeddings, write_atomically
+from loopjax.store import Embeddings
 
 N_SEGMENTS = 8
 N_BANDS = 8
@@ -267,5 +267,4 @@ def _write(
     }
     picture = explanation(parts, out_dir / "explain.svg", title=Path(result["file"]).name)
     result["picture"], result["json"] = str(picture), str(out_dir / "explain.json")
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    write_atomically(out_dir / "explain.json", lambda path: path.write_text(text, "utf-8"))
+    write_json(out_dir / "explain.json", result, allow_nan=False)

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from loopjax.atomic_files import write_atomically, write_json
 from loopjax.audio.variations import VARIATIONS, Variation, vary
 from loopjax.config import EmbedConfig
 from loopjax.embedding_arrays import as_float, embed_arrays, read_samples
 from loopjax.errors import UserError
-from loopjax.store import write_atomically
 
 FORMAT = 1  # of the cache; raised when a variation changes
 MAX_LOOPS, QUICK_LOOPS = 60, 16
@@ -111,8 +111,7 @@ def run_ladder(
         "rows": rows,
         "tables": [_by_strength(wins, weights, list(models)), _by_variation(rows, list(models))],
     }
-    text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-    write_atomically(out_dir / "ladder.json", lambda path: path.write_text(text, "utf-8"))
+    write_json(out_dir / "ladder.json", result, allow_nan=False)
     try:
         from loopjax.figures import ladder
     except ImportError:
@@ -213,13 +212,13 @@ def _rung(
         for i, loop in enumerate(loops)
     ]
     matrix = _embed(loops, arrays, encoder, options)
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.save(file, matrix)
-
-    write_atomically(path, write)
+    write_atomically(path, lambda temporary: _save(temporary, matrix))
     return matrix
+
+
+def _save(path: Path, matrix: np.ndarray) -> None:
+    with path.open("wb") as file:  # given a name, NumPy would append ".npy"
+        np.save(file, matrix)
 
 
 def _scores(detectors: Sequence[Any], matrix: np.ndarray) -> np.ndarray:

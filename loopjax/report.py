@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from loopjax import __version__
+from loopjax.atomic_files import write_text
 from loopjax.config import ReportConfig
-from loopjax.errors import UserError, WriteError
+from loopjax.errors import UserError
 from loopjax.report_loops import (
     WAVE_COLUMNS,
     PageLoop,
@@ -87,13 +88,7 @@ def write_report(
     page.add_map_points()
     page.add_audio([*listed, *typical, *nearest], len(listed), config.audio, out.parent, notes)
     html = _render(page, listed, typical, run, evaluation, run_dir, config, notes)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(out.name + ".tmp")
-        temporary.write_text(html, encoding="utf-8")
-        temporary.replace(out)
-    except OSError as error:
-        raise WriteError(f"cannot write {out}: {error.strerror}") from None
+    write_text(out, html)
     return out
 
 

@@ -15,7 +15,8 @@ from loopjax.audio import preview
 from loopjax.audio.containers import DecodeError
 from loopjax.errors import UserError
 from loopjax.evaluate import principal_plane
-from loopjax.store import read_embeddings, read_scores
+from loopjax.scores import read_scores
+from loopjax.store import read_embeddings
 
 MAX_EMBEDDED = 200
 MAX_EMBEDDED_BYTES = 8_000_000

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from loopjax.assessment import draw, write_json
+from loopjax.assessment import draw
+from loopjax.atomic_files import write_json
 from loopjax.comparison import compare_with_published
 from loopjax.config import DetectorConfig, ExperimentConfig
 from loopjax.errors import ModelCheckError, UserError

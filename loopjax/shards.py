@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loopjax import store
+from loopjax.atomic_files import write_json
 from loopjax.errors import UserError, WriteError
 
 LOCK_NAME = ".embed.lock"
@@ -106,15 +107,8 @@ def prepare(
             if changed:
                 raise UserError(_difference(folder, changed))
     _merge_failures(folder)
-    record = json.dumps({"identity": metadata, "settings": settings}, indent=2, sort_keys=True)
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(record + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    store.write_atomically(folder / SETTINGS_NAME, write)
+    record = {"identity": metadata, "settings": settings}
+    write_json(folder / SETTINGS_NAME, record, sort_keys=True)
 
 
 def _verified_metadata(part: Path) -> dict[str, str] | None:

@@ -1,11 +1,9 @@
-"""Embeddings and scores as open columnar files: what a store holds and how to read it back.
+"""Embeddings as open columnar files: what a store holds and how to read it back.
 
 A store is a folder of `part-*.parquet` shards (`shards.py` writes them) with one row per loop and
 the encoder's identity in the file metadata. Shards of different encoders or settings never mix.
 """
 
-import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from loopjax.errors import UserError, WriteError
+from loopjax.atomic_files import write_atomically
+from loopjax.embedding_files import SUFFIXES, read_embedding_file
+from loopjax.errors import UserError
 
 SCHEMA_VERSION = "1"
 PREFIX = "loopjax."  # of our keys in the Parquet metadata
@@ -80,27 +80,14 @@ class Embeddings:
         return len(self.matrix)
 
 
-@dataclass(frozen=True)
-class Scores:
-    """One detector's scores.
-
-    Attributes:
-        table: columns id, path, score, percentile, p_value, is_anomaly, rank (+ group).
-        metadata: model, score convention and the like, as text.
-    """
-
-    table: pa.Table
-    metadata: dict[str, str]
-
-
 def shard_schema(embedding_dim: int, metadata: dict[str, str]) -> pa.Schema:
     """Schema of a shard, with its metadata."""
     width = pa.list_(pa.float32(), embedding_dim)
-    return pa.schema([*ROW_FIELDS, (EMBEDDING, width)], metadata=_with_prefix(metadata))
+    return pa.schema([*ROW_FIELDS, (EMBEDDING, width)], metadata=with_prefix(metadata))
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """Writes a table under a temporary name, syncs it, and renames it into place.
+    """Writes a table atomically.
 
     Raises:
         WriteError: disk full, no permission and the like; nothing is left behind.
@@ -114,48 +101,16 @@ def write_parquet(table: pa.Table, path: Path) -> None:
     }
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            pq.write_table(
-                table,
-                file,
-                compression="zstd",
-                row_group_size=1024,  # more would only buffer more while it is written
-                write_page_checksum=True,
-                **encodings,
-            )
-            file.flush()
-            os.fsync(file.fileno())
+        pq.write_table(
+            table,
+            temporary,
+            compression="zstd",
+            row_group_size=1024,  # more would only buffer more while it is written
+            write_page_checksum=True,
+            **encodings,
+        )
 
     write_atomically(path, write)
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Runs `write(temporary path)` beside `path`, then renames and syncs the folder.
-
-    Raises:
-        WriteError: the file could not be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def read_embeddings(path: str | Path) -> Embeddings:
@@ -182,12 +137,12 @@ def read_embeddings(path: str | Path) -> Embeddings:
         raise UserError(f"{path}: no such store or embedding file")
     if path.suffix == ".parquet":
         return _read_parts([path])
-    from loopjax.embedding_files import SUFFIXES, read_embedding_file
-
     if path.suffix not in SUFFIXES:
         known = ", ".join([".parquet", *SUFFIXES])
         raise UserError(f"{path} is neither a store folder nor one of {known}")
-    return read_embedding_file(path)
+    matrix, table, metadata = read_embedding_file(path)
+    require_finite(matrix, str(path))
+    return Embeddings(matrix, table, {"schema_version": SCHEMA_VERSION, **metadata})
 
 
 def part_files(folder: Path) -> list[Path]:
@@ -224,7 +179,7 @@ def open_part(part: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(part, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{part} is damaged: {_first_line(error)}; {_REPAIR}") from None
+        raise UserError(f"{part} is damaged: {first_line(error)}; {_REPAIR}") from None
 
 
 def read_matrix(part: Path, file: pq.ParquetFile) -> np.ndarray:
@@ -245,7 +200,7 @@ def _read_columns(part: Path, file: pq.ParquetFile, names: list[str]) -> pa.Tabl
     try:
         return file.read(columns=names).replace_schema_metadata(None)
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{part} is damaged: {_first_line(error)}; {_REPAIR}") from None
+        raise UserError(f"{part} is damaged: {first_line(error)}; {_REPAIR}") from None
 
 
 def require_finite(matrix: np.ndarray, where: str) -> None:
@@ -327,62 +282,11 @@ def _require_same(
         )
 
 
-def write_scores(scores: Scores, path: str | Path, csv: str | Path | None = None) -> None:
-    """Writes scores as Parquet and, if asked, as CSV (binary columns left out).
-
-    Raises:
-        WriteError: a file could not be written.
-    """
-    table = scores.table.replace_schema_metadata(_with_prefix(scores.metadata))
-    write_parquet(table, Path(path))
-    if csv is not None:
-        write_csv(scores.table, Path(csv))
-
-
-def read_scores(path: str | Path) -> Scores:
-    """Reads scores written by `write_scores`.
-
-    Raises:
-        UserError: no such file, a damaged one, or one without a score column.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "scores.parquet"
-    if not path.is_file():
-        raise UserError(f"{path}: no such score file; make one with `loopjax score`")
-    try:
-        table = pq.ParquetFile(path, page_checksum_verification=True).read()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} is damaged: {_first_line(error)}; score again") from None
-    if "score" not in table.schema.names:
-        raise UserError(f"{path} has no column 'score'; columns: {table.schema.names}")
-    return Scores(table.replace_schema_metadata(None), read_metadata(table.schema))
-
-
-def write_csv(table: pa.Table, path: Path) -> None:
-    """Writes a table as UTF-8 CSV; quotes, newlines and separators in names are safe.
-
-    Raises:
-        WriteError: the file could not be written.
-    """
-    names = [f.name for f in table.schema if not pa.types.is_binary(f.type)]
-    columns = [table[name].to_pylist() for name in names]
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(names)
-            for row in zip(*columns, strict=True):
-                writer.writerow([";".join(v) if isinstance(v, list) else v for v in row])
-            file.flush()
-            os.fsync(file.fileno())
-
-    write_atomically(path, write)
-
-
-def _with_prefix(metadata: dict[str, str]) -> dict[str, str]:
+def with_prefix(metadata: dict[str, str]) -> dict[str, str]:
+    """Metadata under the keys that `read_metadata` finds in a file."""
     return {PREFIX + key: str(value) for key, value in metadata.items()}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of a library's message, which may be long."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -22,7 +22,8 @@ from loopjax.detectors import (
     make_detector,
 )
 from loopjax.errors import UserError, WriteError
-from loopjax.store import Embeddings, Scores
+from loopjax.scores import Scores
+from loopjax.store import Embeddings
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "loopjax"
 ROOMS = {"audio", "htsat", "detectors"}
-HALL = {"store", "evaluate", "comparison", "training", "checkpoints"}  # import no room
+HALL = {
+    "atomic_files",
+    "store",
+    "scores",
+    "evaluate",
+    "comparison",
+    "training",
+    "checkpoints",
+}  # import no room
 MAX_LINES = 400
 
 

@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, exit codes, and the main job on real audio."""
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import soundfile
 
 from loopjax import __version__
 from loopjax.cli import main
+from loopjax.store import read_embeddings
 
 VERBS = [
     "demo",
@@ -117,6 +119,14 @@ def test_score_a_store_and_a_file_agree(model, store, loops, tmp_path, capsys):
     assert alone["score"] == pytest.approx(top["score"], rel=1e-4)
 
 
+@pytest.mark.parametrize("suffix", [".pkl", ".pickle"])
+def test_pickled_rows_of_another_encoder_are_refused(model, store, tmp_path, capsys, suffix):
+    with (tmp_path / f"rows{suffix}").open("wb") as file:
+        pickle.dump(read_embeddings(store).matrix, file)
+    assert run("score", model, tmp_path / f"rows{suffix}") == 2
+    assert "come from another space" in capsys.readouterr().err
+
+
 def test_a_bad_file_among_good_ones_is_named_and_exits_3(loops, tmp_path, capsys):
     for name in ("tone_00.wav", "tone_01.wav"):
         (tmp_path / name).write_bytes((loops / name).read_bytes())
@@ -140,6 +150,8 @@ def test_a_bad_file_among_good_ones_is_named_and_exits_3(loops, tmp_path, capsys
         (("run", "/nonexistent.yaml", "-o", "x"), "/nonexistent.yaml"),
         (("run", DEMO, "--set", "detectr.x=1"), "unknown key 'detectr'"),
         (("report", "/nonexistent"), "/nonexistent"),
+        (("report", "broken"), "broken is no run folder"),
+        (("evaluate", "broken"), "broken is no run folder"),
         (("evaluate", "/nonexistent.yaml", "-o", "x"), "/nonexistent.yaml"),
         (("embed", "pyproject.toml", "-o", "x", "--encoder", ENCODER), "pyproject.toml"),
         (("embed", "/nonexistent", "-o", "x", "--encoder", ENCODER), "/nonexistent"),
@@ -154,6 +166,8 @@ def test_mistakes_exit_2_and_name_the_thing(args, message, capsys, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pyproject.toml").write_text("[project]\n")
     (tmp_path / "tests").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
     assert run(*args) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -1,12 +1,14 @@
 """A whole run from one config: repeatable, resumable, refusing to mix."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from loopjax import experiment
 from loopjax.config import load_config
 from loopjax.errors import UserError
 from loopjax.experiment import run
@@ -93,6 +95,24 @@ def test_a_finished_run_repeats_nothing_and_another_folder_gives_the_same(
     assert pq.read_table(out / "scores.parquet").equals(before)
     run(load_config(corpus), tmp_path / "r2", log=lines.append)
     assert pq.read_table(tmp_path / "r2" / "scores.parquet").equals(before)
+
+
+def test_judging_a_run_again_gives_the_same_tables(finished, tmp_path, monkeypatch):
+    out, result, _ = finished
+    lines: list[str] = []
+    again = experiment.evaluate_run(out, lines.append)
+    assert json.dumps(again) == json.dumps(result.evaluation)
+    assert not any("fitting" in line for line in lines)
+    shutil.copytree(out, tmp_path / "copy")
+    record = json.loads((out / "run.json").read_text())
+    record["config"]["evaluate"]["ladder"] = "quick"
+    (tmp_path / "copy" / "run.json").write_text(json.dumps(record))
+    rungs = {"title": "Ladder", "note": "", "rows": []}
+    monkeypatch.setattr(experiment, "climb", lambda *args: [rungs])
+    tables = experiment.evaluate_run(tmp_path / "copy", lines.append)["tables"]
+    assert tables == [rungs, *again["tables"]]
+    written = json.loads((tmp_path / "copy" / "evaluation.json").read_text())
+    assert written["tables"][0] == rungs
 
 
 def test_a_changed_config_refuses_to_mix(finished, corpus):

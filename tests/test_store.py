@@ -8,16 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from loopjax.errors import UserError, WriteError
+from loopjax.scores import Scores, read_scores, write_scores
 from loopjax.shards import ShardWriter, StoreRow
 from loopjax.store import (
     FAILURE_SCHEMA,
     ROW_FIELDS,
-    Scores,
     part_files,
     read_embeddings,
-    read_scores,
     write_parquet,
-    write_scores,
 )
 
 METADATA = {
@@ -180,7 +178,7 @@ def test_failed_writes_leave_nothing_and_keep_the_old_file(scores, tmp_path, mon
 
 def test_write_is_synced_before_it_is_renamed(scores, tmp_path, monkeypatch):
     order: list[str] = []
-    monkeypatch.setattr("loopjax.store.os.fsync", lambda fd: order.append("fsync"))
+    monkeypatch.setattr("loopjax.atomic_files.os.fsync", lambda fd: order.append("fsync"))
     plain = type(tmp_path).replace
     monkeypatch.setattr(
         type(tmp_path), "replace", lambda self, to: (order.append("rename"), plain(self, to))[1]

@@ -14,7 +14,8 @@ from loopjax.audio.decode import decode_file
 from loopjax.audio.manifest import Failure, Loop, scan
 from loopjax.config import EmbedConfig
 from loopjax.embedding import embed_corpus
-from loopjax.store import read_embeddings, write_csv
+from loopjax.scores import write_csv
+from loopjax.store import read_embeddings
 from tests.audio_files import write_tone
 from tests.faults.conftest import assert_healthy_rows_equal, run_and_read
 
