@@ -103,7 +103,7 @@ def run(
 
     Args:
         recipe: static.
-        state: stacked over heads; donated.
+        state: stacked over heads; may be donated.
         X: [N, D] on the device.
         split: stacked over heads.
         hyper: stacked over heads.
@@ -131,7 +131,7 @@ def run(
             state, history = saved["state"], np.array(saved["history"])
     done = int(np.max(state.epoch))
     last_saved = done
-    states = [_cut(state, heads) for heads in groups]
+    states = [state] if len(groups) == 1 else [_cut(state, heads) for heads in groups]
 
     def call(number: int) -> np.ndarray:
         heads = groups[number]
