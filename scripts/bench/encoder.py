@@ -181,7 +181,7 @@ def time_tiny(precision: str, args: argparse.Namespace) -> None:
         nano = untrained("nano")
         steps |= {f"nano {batch}": our_step(nano, batch) for batch in args.nano_batches}
     if args.compile_batch:
-        peer("torch._inductor.config", "torch").freezing = True
+        peer("torch._inductor.config").freezing = True
         steps[f"torch.compile {args.compile_batch}"] = their_step(
             torch.compile(tower), args.compile_batch
         )

@@ -136,7 +136,7 @@ def our_fit(X: np.ndarray, batch: int) -> Callable[[], Any]:
 
 def pyod_fit(X: np.ndarray, batch: int) -> Callable[[], Any]:
     """The same by PyOD, whose objective has no pretraining by default."""
-    detector = peer("pyod.models.deep_svdd", "pyod").DeepSVDD
+    detector = peer("pyod.models.deep_svdd").DeepSVDD
     options = {"hidden_neurons": list(WIDTHS), "batch_size": batch, "verbose": 0}
     return lambda: detector(X.shape[1], **options, epochs=EPOCHS).fit(X).decision_scores_
 

@@ -158,14 +158,13 @@ def device() -> str:
     return f"{count} core{'s' if count > 1 else ''} of {model}"
 
 
-def peer(module: str, package: str | None = None) -> Any:
+def peer(module: str) -> Any:
     """Imports a contender late; a missing one ends the program with what to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise SystemExit(
-            f"{Path(sys.argv[0]).name} compares with {package or module}: "
-            f"pip install {package or module} ({error})"
+            f"{Path(sys.argv[0]).name} compares with {module}: pip install -e '.[bench]' ({error})"
         ) from error
 
 

@@ -14,10 +14,12 @@ import json
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 from table import FOLDER, README, read_results, section, with_section
 
 RESULTS = FOLDER / "results"
+NEEDED = ("jax", "torch", "transformers", "sklearn", "pyod", "librosa")
 COMMANDS: dict[str, list[str]] = {
     "encoder": [],
     "frontend": [],
@@ -64,8 +66,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", choices=[*COMMANDS, []], metavar="NAME")
+    names = parser.parse_args().names or list(COMMANDS)
+    if missing := [module for module in NEEDED if find_spec(module) is None]:
+        parser.error(f"{', '.join(missing)} not installed: pip install -e '.[bench]'")
     failed = []
-    for name in parser.parse_args().names or COMMANDS:
+    for name in names:
         lines = run(name)
         if lines is None:
             failed.append(name)

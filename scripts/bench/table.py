@@ -16,10 +16,10 @@ FOLDER = Path(__file__).resolve().parent
 README = FOLDER.parents[1] / "README.md"
 BEGIN, END = "<!-- benchmarks: written by make bench -->", "<!-- end of benchmarks -->"
 HEAD = """Medians of turns taken in one run, so that ratios compare like with like; above 1 loopjax
-is ahead. `make bench` repeats everything in under 30 minutes, each command below one table. "Load"
-counts runnable processes: above the number of cores the machine was busy and absolute figures are
-low. The lines behind them, with spread, batch sizes and compile seconds, stand in
-[scripts/bench/results](scripts/bench/results).
+is ahead. After `pip install -e ".[bench]"`, `make bench` repeats everything in under 30 minutes,
+each command below one table. "Load" counts runnable processes: above the number of cores the
+machine was busy and absolute figures are low. The lines behind them, with spread, batch sizes and
+compile seconds, stand in [scripts/bench/results](scripts/bench/results).
 """
 
 NOT_RUN = """Not run, for want of an accelerator (targets for one H100): tiny in bfloat16 at 1.3x
