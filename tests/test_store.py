@@ -1,21 +1,17 @@
-"""Reading and writing embeddings and scores."""
-
-import csv
+"""Reading embeddings back, whoever wrote them."""
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from loopjax.errors import UserError, WriteError
-from loopjax.scores import Scores, read_scores, write_scores
+from loopjax.errors import UserError
 from loopjax.shards import ShardWriter, StoreRow
 from loopjax.store import (
     FAILURE_SCHEMA,
     ROW_FIELDS,
     part_files,
     read_embeddings,
-    write_parquet,
 )
 
 METADATA = {
@@ -119,69 +115,3 @@ def test_parquet_of_other_origin(tmp_path):
     pq.write_table(pa.table({"embedding": [[1.0], None]}), tmp_path / "null.parquet")
     with pytest.raises(UserError, match="row 1 has no embedding"):
         read_embeddings(tmp_path / "null.parquet")
-
-
-@pytest.fixture
-def scores():
-    table = pa.table(
-        {
-            "id": ["a", "b"],
-            "path": ['say "hi",\nfolks.wav', "<b>;=1+1.wav"],
-            "score": [0.5, 1.5],
-            "is_anomaly": [False, True],
-            "flags": [["dc", "silence"], []],
-            "path_bytes": [b"\xff", b"b"],
-        }
-    )
-    return Scores(table, {"model": "m", "score_convention": "higher_is_anomalous"})
-
-
-def test_scores_round_trip(scores, tmp_path):
-    write_scores(scores, tmp_path / "out" / "scores.parquet", csv=tmp_path / "scores.csv")
-    for place in (tmp_path / "out" / "scores.parquet", tmp_path / "out"):
-        back = read_scores(place)
-        assert back.table.equals(scores.table)
-        assert back.metadata == scores.metadata
-    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["path"] for row in rows] == scores.table["path"].to_pylist()
-    assert [row["flags"] for row in rows] == ["dc;silence", ""]
-    assert "path_bytes" not in rows[0]
-
-
-def test_score_mistakes(scores, tmp_path):
-    with pytest.raises(UserError, match="loopjax score"):
-        read_scores(tmp_path / "none.parquet")
-    write_parquet(scores.table.drop_columns(["score"]), tmp_path / "x.parquet")
-    with pytest.raises(UserError, match="no column 'score'"):
-        read_scores(tmp_path / "x.parquet")
-    raw = (tmp_path / "x.parquet").read_bytes()
-    (tmp_path / "x.parquet").write_bytes(raw[: len(raw) // 2])
-    with pytest.raises(UserError, match="damaged"):
-        read_scores(tmp_path / "x.parquet")
-
-
-def test_failed_writes_leave_nothing_and_keep_the_old_file(scores, tmp_path, monkeypatch):
-    path = tmp_path / "scores.parquet"
-    write_parquet(scores.table, path)
-    before = path.read_bytes()
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("loopjax.store.pq.write_table", full)
-    with pytest.raises(WriteError, match=r"cannot write .*scores.parquet: No space left"):
-        write_parquet(scores.table, path)
-    assert path.read_bytes() == before
-    assert [file.name for file in tmp_path.iterdir()] == ["scores.parquet"]
-
-
-def test_write_is_synced_before_it_is_renamed(scores, tmp_path, monkeypatch):
-    order: list[str] = []
-    monkeypatch.setattr("loopjax.atomic_files.os.fsync", lambda fd: order.append("fsync"))
-    plain = type(tmp_path).replace
-    monkeypatch.setattr(
-        type(tmp_path), "replace", lambda self, to: (order.append("rename"), plain(self, to))[1]
-    )
-    write_parquet(scores.table, tmp_path / "a.parquet")
-    assert order == ["fsync", "rename", "fsync"]  # file, name, folder
