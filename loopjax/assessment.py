@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from loopjax import evaluate, figures
 from loopjax.atomic_files import write_json
@@ -31,7 +32,7 @@ def assess(
     out: Path,
     log: Log,
 ) -> dict[str, Any]:
-    """Writes evaluation.json and figures/ of a run.
+    """Writes evaluation.json and figures/ of a run, with the ladder if its config asks for it.
 
     Args:
         config: the experiment.
@@ -45,6 +46,7 @@ def assess(
     Returns:
         {"headline": {label: value}, "tables": [{title, note, rows}]}.
     """
+    log("evaluating")
     scores = {
         name: [model.detector.decision_function(embeddings.matrix) for model in seeds]
         for name, seeds in models.items()
@@ -67,7 +69,47 @@ def assess(
         evaluation["headline"]["AUROC"] = own["auroc"]
     draw(models, scores, embeddings, train, labels, out / "figures")
     write_json(out / "evaluation.json", evaluation)
+    if config.evaluate.ladder != "none":  # takes minutes and may fail: the tables are safe by now
+        held_out = ~train if labels is None else ~train & (labels == 0)
+        evaluation["tables"][:0] = _climb(config, models, embeddings, held_out, out, log)
+        write_json(out / "evaluation.json", evaluation)
     return evaluation
+
+
+def _climb(
+    config: ExperimentConfig,
+    models: Models,
+    embeddings: Embeddings,
+    held_out_normal: np.ndarray,
+    out: Path,
+    log: Log,
+) -> list[dict[str, Any]]:
+    """The variation ladder of a run's detectors: its tables; its figure lands in `out`.
+
+    Args:
+        config: the experiment.
+        models: detector name -> one model per seed.
+        embeddings: all rows.
+        held_out_normal: bool [N], the loops to vary.
+        out: run folder.
+        log: receives one line per variation.
+
+    Raises:
+        UserError: too few held-out normal loops, or the extra [eval] is missing.
+    """
+    from loopjax.htsat.zoo import load_encoder
+    from loopjax.ladder import run_ladder
+
+    result = run_ladder(
+        embeddings.table.filter(pa.array(held_out_normal)),
+        {name: [m.detector for m in seeds] for name, seeds in models.items()},
+        load_encoder(config.embed.encoder, config.embed.precision),
+        out,
+        options=config.embed,
+        quick=config.evaluate.ladder == "quick",
+        log=log,
+    )
+    return result["tables"]
 
 
 def judged_rows(

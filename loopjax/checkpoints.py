@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from loopjax.atomic_files import write_json
 from loopjax.errors import UserError, WriteError
 
 
@@ -31,9 +32,7 @@ class Checkpoints:
             if note.exists():
                 _check_same_run(self.folder, json.loads(note.read_text("utf-8")), fingerprint)
             else:
-                draft = note.with_suffix(".tmp")
-                draft.write_text(json.dumps(fingerprint, indent=1, sort_keys=True), "utf-8")
-                draft.replace(note)
+                write_json(note, fingerprint, sort_keys=True)
             self._manager = ocp.CheckpointManager(
                 self.folder / "states",
                 options=ocp.CheckpointManagerOptions(

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 
 from loopjax.assessment import assess
-from loopjax.atomic_files import write_json
 from loopjax.config import ExperimentConfig
 from loopjax.errors import UserError
 from loopjax.run_record import claim, recorded_config
@@ -70,7 +69,7 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
     models = fit_all(config, embeddings, train, labels, out, log)
     scores = rank(config, models, embeddings, labels)
     write_scores(scores, out / "scores.parquet", csv=out / "scores.csv")
-    evaluation = _judge(config, models, embeddings, train, labels, out, log)
+    evaluation = assess(config, models, embeddings, train, labels, out, log)
     report = write_report(out, config=config.report)
     log(f"report: {report}")
     return RunResult(scores, evaluation, report, n_rejected)
@@ -87,62 +86,7 @@ def evaluate_run(run: Path, log: Log) -> dict[str, Any]:
     labels = read_labels(config, embeddings)
     train = training_rows(config, embeddings, labels)
     models = fit_all(config, embeddings, train, labels, run, log)
-    return _judge(config, models, embeddings, train, labels, run, log)
-
-
-def _judge(
-    config: ExperimentConfig,
-    models: dict[str, list[TrainedModel]],
-    embeddings: Embeddings,
-    train: np.ndarray,
-    labels: np.ndarray | None,
-    out: Path,
-    log: Log,
-) -> dict[str, Any]:
-    """All tables and figures of a run, with the variation ladder if the config asks for it."""
-    log("evaluating")
-    evaluation = assess(config, models, embeddings, train, labels, out, log)
-    if config.evaluate.ladder != "none":
-        held_out = ~train if labels is None else ~train & (labels == 0)
-        evaluation["tables"][:0] = climb(config, models, embeddings, held_out, out, log)
-        write_json(out / "evaluation.json", evaluation)
-    return evaluation
-
-
-def climb(
-    config: ExperimentConfig,
-    models: Mapping[str, list[TrainedModel]],
-    embeddings: Embeddings,
-    held_out_normal: np.ndarray,
-    out: Path,
-    log: Log,
-) -> list[dict[str, Any]]:
-    """The variation ladder of a run's detectors: its tables; its figure lands in `out`.
-
-    Args:
-        config: the experiment.
-        models: detector name -> one model per seed.
-        embeddings: all rows.
-        held_out_normal: bool [N], the loops to vary.
-        out: run folder.
-        log: receives one line per variation.
-
-    Raises:
-        UserError: too few held-out normal loops, or the extra [eval] is missing.
-    """
-    from loopjax.htsat.zoo import load_encoder
-    from loopjax.ladder import run_ladder
-
-    result = run_ladder(
-        embeddings.table.filter(pa.array(held_out_normal)),
-        {name: [m.detector for m in seeds] for name, seeds in models.items()},
-        load_encoder(config.embed.encoder, config.embed.precision),
-        out,
-        options=config.embed,
-        quick=config.evaluate.ladder == "quick",
-        log=log,
-    )
-    return result["tables"]
+    return assess(config, models, embeddings, train, labels, run, log)
 
 
 def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embeddings, int]:

@@ -142,16 +142,16 @@ def run(
         return np.asarray(log)
 
     with ThreadPoolExecutor(min(len(groups), os.cpu_count() or 1)) as threads:
-        while not _all_stopped(states):
+        finished = _all_stopped(states)
+        while not finished:
             width = min(per_call, longest - done)
             for heads, log in zip(groups, threads.map(call, range(len(groups))), strict=True):
                 history[heads, done : done + width] = log[:, :width]
             if on_epoch is not None:
                 _report(on_epoch, history, done, width)
             done += width
-            if checkpoints is not None and (
-                _all_stopped(states) or done - last_saved >= every_epochs
-            ):
+            finished = _all_stopped(states)
+            if checkpoints is not None and (finished or done - last_saved >= every_epochs):
                 checkpoints.save(done, {"state": _join(states), "history": history})
                 last_saved = done
     state = _join(states)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from loopjax import experiment
+from loopjax import assessment, experiment
 from loopjax.config import load_config
 from loopjax.errors import UserError
 from loopjax.experiment import run
@@ -108,7 +108,7 @@ def test_judging_a_run_again_gives_the_same_tables(finished, tmp_path, monkeypat
     record["config"]["evaluate"]["ladder"] = "quick"
     (tmp_path / "copy" / "run.json").write_text(json.dumps(record))
     rungs = {"title": "Ladder", "note": "", "rows": []}
-    monkeypatch.setattr(experiment, "climb", lambda *args: [rungs])
+    monkeypatch.setattr(assessment, "_climb", lambda *args: [rungs])
     tables = experiment.evaluate_run(tmp_path / "copy", lines.append)["tables"]
     assert tables == [rungs, *again["tables"]]
     written = json.loads((tmp_path / "copy" / "evaluation.json").read_text())

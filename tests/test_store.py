@@ -5,13 +5,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from loopjax.errors import UserError
+from loopjax.errors import UserError, WriteError
 from loopjax.shards import ShardWriter, StoreRow
 from loopjax.store import (
     FAILURE_SCHEMA,
     ROW_FIELDS,
     part_files,
     read_embeddings,
+    write_parquet,
 )
 
 METADATA = {
@@ -115,3 +116,18 @@ def test_parquet_of_other_origin(tmp_path):
     pq.write_table(pa.table({"embedding": [[1.0], None]}), tmp_path / "null.parquet")
     with pytest.raises(UserError, match="row 1 has no embedding"):
         read_embeddings(tmp_path / "null.parquet")
+
+
+def test_a_failed_shard_leaves_nothing_and_keeps_the_old_file(tmp_path, monkeypatch):
+    path, table = tmp_path / "a.parquet", pa.table({"a": [1]})
+    write_parquet(table, path)
+    before = path.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("loopjax.store.pq.write_table", full)
+    with pytest.raises(WriteError, match=r"cannot write .*a.parquet: No space left"):
+        write_parquet(table, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

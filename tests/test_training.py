@@ -36,10 +36,8 @@ X = np.random.default_rng(0).normal(size=(N_ROWS, 1)).astype(np.float32)
 DATA = np.concatenate([X, 3 * X, np.arange(N_ROWS)[:, None]], axis=1).astype(np.float32)
 
 
-def setup(
-    n_train=29, val=True, aux=None, slopes=(0.0,), seed=0, max_epochs=6, patience=10, **recipe
-):
-    recipe = training.Recipe(Line(), **{"batch_size": 8, **recipe})
+def setup(n_train=29, val=True, aux=None, slopes=(0.0,), seed=0, max_epochs=6, patience=10):
+    recipe = training.Recipe(Line(), batch_size=8)
     n_heads = len(slopes)
     start = [
         training.start(
