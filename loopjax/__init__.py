@@ -7,15 +7,15 @@ __version__ = "0.1.0"
 
 # Public name -> module; resolved on first use so that `import loopjax` stays free of jax.
 _HOME = {
-    "load_encoder": "loopjax.htsat.zoo",
-    "embed": "loopjax.embedding",
+    "load_encoder": "loopjax.encoders.load",
+    "embed": "loopjax.embedding.corpus",
     "DeepSVDD": "loopjax.detectors",
     "IsolationForest": "loopjax.detectors",
     "PCA": "loopjax.detectors",
     "KNN": "loopjax.detectors",
     "Mahalanobis": "loopjax.detectors",
     "load_detector": "loopjax.detectors",
-    "read_embeddings": "loopjax.store",
+    "read_embeddings": "loopjax.store.read",
     "load_config": "loopjax.config",
 }
 

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from loopjax.embedding import embed
-from loopjax.embedding_arrays import embed_arrays
-from loopjax.htsat.zoo import load_encoder
-from loopjax.protocols import run_protocols
+from loopjax.embedding.arrays import embed_arrays
+from loopjax.embedding.corpus import embed
+from loopjax.encoders.load import load_encoder
+from loopjax.experiment.protocols import run_protocols
 
 ENCODERS = ("loopjax-nano", "untrained-nano", "log-mel-statistics")
 METHODS = {

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from loopjax.store import part_files, read_embeddings
+from loopjax.store.read import part_files, read_embeddings
 
 RATE_HZ = 44_100
 SHARD_ROWS = 16
@@ -57,8 +57,8 @@ def start(corpus: Path, out: Path, encoder: str) -> subprocess.Popen:
 def child(corpus: str, out: str, encoder: str) -> None:
     """One run: what `loopjax embed` does, with small shards so that every kill finds some."""
     from loopjax.config import EmbedConfig
-    from loopjax.embedding import embed_corpus
-    from loopjax.htsat.zoo import load_encoder
+    from loopjax.embedding.corpus import embed_corpus
+    from loopjax.encoders.load import load_encoder
     from loopjax.parallel import enable_compilation_cache
 
     enable_compilation_cache()

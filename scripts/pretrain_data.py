@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from loopjax.htsat.encoder import Encoder, random_weights
+from loopjax.encoders.encoder import Encoder, random_weights
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
 

@@ -33,10 +33,10 @@ from pretrain_data import LoopMels, Task, augment, play_backwards
 from rich.console import Console
 
 from loopjax.config import read_config
-from loopjax.htsat.encoder import flatten_state
+from loopjax.encoders.encoder import flatten_state
+from loopjax.encoders.load import load_encoder, save_encoder
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import Htsat, HtsatConfig
-from loopjax.htsat.zoo import load_encoder, save_encoder
 
 
 @dataclass(frozen=True)

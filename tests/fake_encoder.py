@@ -14,7 +14,7 @@ PARTS = 88  # energies of this many equal parts of the clip, as a "mel" of 11 fr
 
 
 class FakeEncoder:
-    """See `loopjax.htsat.encoder.Encoder` for the interface."""
+    """See `loopjax.encoders.encoder.Encoder` for the interface."""
 
     sample_rate_hz = 48_000
     clip_samples = 480_000

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loopjax import evaluate
 from loopjax.detectors import make_detector
+from loopjax.evaluation import metrics as evaluate
 
 ROOT = Path(__file__).parent.parent
 N_FIT, N_CALIBRATE, N_FRESH = 300, 1000, 2000
@@ -17,8 +17,8 @@ N_FIT, N_CALIBRATE, N_FRESH = 300, 1000, 2000
 
 @pytest.fixture(scope="module")
 def embeddings(tmp_path_factory):
-    from loopjax.embedding import embed
-    from loopjax.htsat.zoo import load_encoder
+    from loopjax.embedding.corpus import embed
+    from loopjax.encoders.load import load_encoder
 
     folder = tmp_path_factory.mktemp("generated") / "loops"
     command = [sys.executable, str(ROOT / "scripts" / "render_loops.py"), "-o", str(folder)]

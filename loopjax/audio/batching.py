@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from loopjax.audio.containers import DecodeError
-from loopjax.audio.manifest import Failure, Loop
+from loopjax.audio.headers import DecodeError
 from loopjax.audio.pool import Decoder, Reply, SharedIterator
+from loopjax.audio.sources.files import Failure, Loop
 
 LONG_BUCKET_GROWTH = 2.0
 HOST_BYTES = 2 << 30  # open batches beyond this are sent partly filled

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import soundfile
 
-from loopjax.audio.containers import DecodeError, read_header
-from loopjax.audio.manifest import os_reason
-from loopjax.audio.mixing import Mixer
+from loopjax.audio.headers import DecodeError, read_header
+from loopjax.audio.mixdown import Mixer
+from loopjax.audio.sources.files import os_reason
 
 BLOCK_SAMPLES = 1 << 16  # samples of all channels decoded at a time; fits the cache
 MP3_PADDING_FRAMES = 4 * 1152  # encoder delay and padding that decoders may trim

@@ -21,9 +21,9 @@ from typing import Protocol
 
 import numpy as np
 
-from loopjax.audio.containers import DecodeError
 from loopjax.audio.decode import DecodeOptions
-from loopjax.audio.manifest import Loop
+from loopjax.audio.headers import DecodeError
+from loopjax.audio.sources.files import Loop
 from loopjax.errors import LoopjaxError
 
 START_TIMEOUT_S = 120.0

@@ -17,8 +17,8 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from loopjax.audio.containers import DecodeError
 from loopjax.audio.decode import Decoded, DecodeOptions, decode_file
+from loopjax.audio.headers import DecodeError
 
 GRACE_S = 5  # the parent's own timeout comes first; this one ends an orphan
 

@@ -3,14 +3,14 @@
 from typing import Any
 
 from loopjax.detectors.base import DataError, Detector, RowBlocks
-from loopjax.detectors.deep_svdd import REFERENCE, DeepSVDD
-from loopjax.detectors.heads import fit_heads
 from loopjax.detectors.isolation_forest import IsolationForest
 from loopjax.detectors.knn import KNN
 from loopjax.detectors.mahalanobis import Mahalanobis
 from loopjax.detectors.mean_cosine import MeanCosine
 from loopjax.detectors.pca import PCA
-from loopjax.detectors.saving import load_detector
+from loopjax.detectors.storage import load_detector
+from loopjax.detectors.svdd.estimator import REFERENCE, DeepSVDD
+from loopjax.detectors.svdd.fit import fit_heads
 from loopjax.errors import UserError
 
 __all__ = [

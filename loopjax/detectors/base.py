@@ -146,7 +146,7 @@ class Detector(BaseEstimator):
 
     def save(self, path: str | Path) -> Path:
         """Write the fitted detector to a folder (Orbax arrays beside config.json); see `store`."""
-        from loopjax.detectors.saving import save_detector
+        from loopjax.detectors.storage import save_detector
 
         check_is_fitted(self, "decision_scores_")
         return save_detector(self, Path(path))

@@ -93,7 +93,7 @@ class WindowAttention(nnx.Module):
 
     def fused(self, x: jax.Array, side: int, shift: int) -> jax.Array:
         """The same for whole grids [B, side**2, width] in one kernel, shift and mask included."""
-        from loopjax.htsat.window_kernel import window_attention
+        from loopjax.htsat.kernels.window_attention import window_attention
 
         interpret = jax.default_backend() != "gpu"
         return self.proj(

@@ -58,9 +58,9 @@ def their_tower(size: str) -> Any:
 
 def same_weights(model: Any, precision: Any = "fp32") -> Any:
     """Our encoder with the weights of a transformers model."""
-    from loopjax.htsat.encoder import Encoder
-    from loopjax.htsat.mapping import map_checkpoint
-    from loopjax.htsat.params import LazyTensor
+    from loopjax.convert.layouts import LazyTensor
+    from loopjax.convert.mapping import map_checkpoint
+    from loopjax.encoders.encoder import Encoder
 
     arrays = {name: value.numpy() for name, value in model.state_dict().items()}
     mapped = map_checkpoint({k: LazyTensor(v.shape, lambda v=v: v) for k, v in arrays.items()})
@@ -71,7 +71,7 @@ def same_weights(model: Any, precision: Any = "fp32") -> Any:
 
 def untrained(size: str) -> Any:
     """Our encoder by size, randomly initialised."""
-    from loopjax.htsat.encoder import Encoder, random_weights
+    from loopjax.encoders.encoder import Encoder, random_weights
     from loopjax.htsat.frontend import LogMelConfig
     from loopjax.htsat.model import HtsatConfig
 

@@ -54,7 +54,7 @@ def write_loops(folder: Path, n_files: int, extension: str) -> list[Path]:
 def our_run(folder: Path, encoder: Any, waits: list[float]) -> Callable[[], None]:
     """Embeds the folder into a new store each time and notes how long the device waited."""
     from loopjax.config import EmbedConfig
-    from loopjax.embedding import embed_corpus
+    from loopjax.embedding.corpus import embed_corpus
 
     def run() -> None:
         store = folder.with_name(f"{folder.name}_store_{len(waits)}")
@@ -97,7 +97,7 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     model = transformers.ClapAudioModelWithProjection(transformers.ClapAudioConfig(**NANO)).eval()
-    from loopjax.htsat.zoo import load_encoder
+    from loopjax.encoders.load import load_encoder
 
     encoder = load_encoder("loopjax-nano")
     with tempfile.TemporaryDirectory() as temporary:

@@ -24,10 +24,10 @@ from measure import REPOSITORY, arguments, emit
 
 from loopjax.audio.batching import Batch, Feeder, make_buckets
 from loopjax.audio.decode import DecodeOptions
-from loopjax.audio.manifest import AUDIO_EXTENSIONS, scan
 from loopjax.audio.pool import DecoderProcess
+from loopjax.audio.sources.files import AUDIO_EXTENSIONS, scan
 from loopjax.config import EmbedConfig
-from loopjax.embedding import embed_corpus
+from loopjax.embedding.corpus import embed_corpus
 from loopjax.htsat.frontend import DEVICE_RATES_HZ
 
 MIN_EXCERPT_S = 0.2
@@ -58,12 +58,12 @@ def gather(folder: Path, n_files: int, extra: Path) -> list[Path]:
 
 def load(name: str) -> Any:
     """An encoder by name; `tiny` is the published architecture with untrained weights."""
-    from loopjax.htsat.encoder import Encoder, random_weights
+    from loopjax.encoders.encoder import Encoder, random_weights
     from loopjax.htsat.frontend import LogMelConfig
     from loopjax.htsat.model import HtsatConfig
 
     if name != "tiny":
-        from loopjax.htsat.zoo import load_encoder
+        from loopjax.encoders.load import load_encoder
 
         return load_encoder(name)
     config = HtsatConfig.tiny(fusion=True)

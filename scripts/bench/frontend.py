@@ -28,7 +28,7 @@ def waves(clips: int, samples: int) -> np.ndarray:
 
 def our_views(samples: np.ndarray, rate_hz: int) -> Callable[[], Any]:
     """Our front end with the four fusion views, compiled."""
-    from loopjax.htsat.encoder import Encoder, random_weights
+    from loopjax.encoders.encoder import Encoder, random_weights
     from loopjax.htsat.frontend import LogMelConfig
     from loopjax.htsat.model import HtsatConfig
 

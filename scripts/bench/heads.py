@@ -27,9 +27,10 @@ TORCH_VARIANTS: dict[str, dict[str, Any]] = {
 
 def setting(X: np.ndarray, batch: int, heads: int, stage: str, epochs: int) -> tuple[Any, ...]:
     """Recipe, stacked state, rows, split and rates of `heads` seeds, ready to train."""
-    from loopjax import training, training_loop
-    from loopjax.detectors.autoencoder import NetworkConfig, encoder_part, initialise
-    from loopjax.detectors.objectives import OneClass, Reconstruction
+    from loopjax.detectors.svdd.network import NetworkConfig, encoder_part, initialise
+    from loopjax.detectors.svdd.objectives import OneClass, Reconstruction
+    from loopjax.training import loop as training_loop
+    from loopjax.training import steps as training
 
     network = NetworkConfig(X.shape[1], WIDTHS)
     one_class = stage == "one-class"
@@ -52,7 +53,8 @@ def setting(X: np.ndarray, batch: int, heads: int, stage: str, epochs: int) -> t
 
 def loopjax_epoch(X: np.ndarray, batch: int, stage: str) -> Callable[[], Any]:
     """One epoch of one head in one compiled call."""
-    from loopjax import training, training_loop
+    from loopjax.training import loop as training_loop
+    from loopjax.training import steps as training
 
     recipe, start, data, split, hyper = setting(X, batch, 1, stage, 10**6)
     state = training_loop.place(start, None)
@@ -67,7 +69,7 @@ def loopjax_epoch(X: np.ndarray, batch: int, stage: str) -> Callable[[], Any]:
 
 def loopjax_seeds(X: np.ndarray, batch: int, stage: str, seeds: int) -> Callable[[], Any]:
     """One epoch of several seeds trained together, from the first weights on."""
-    from loopjax import training_loop
+    from loopjax.training import loop as training_loop
 
     recipe, start, data, split, hyper = setting(X, batch, seeds, stage, 1)
 

@@ -41,14 +41,14 @@ def write_corpus(folder: Path, n_files: int) -> None:
 def measure(listing: str, encoder_name: str) -> None:
     """Embeds the listed files in this process and prints samples of its memory."""
     from loopjax.config import EmbedConfig
-    from loopjax.embedding import embed_corpus
+    from loopjax.embedding.corpus import embed_corpus
 
     if encoder_name == "fake":
         from tests.fake_encoder import FakeEncoder
 
         encoder = FakeEncoder(dim=192)
     else:
-        from loopjax.htsat.zoo import load_encoder
+        from loopjax.encoders.load import load_encoder
 
         encoder = load_encoder(encoder_name)
     samples: list[float] = []

@@ -33,7 +33,7 @@ def run(command: list[str], cache: Path) -> str:
 
 def first_calls(size: str) -> None:
     """In a fresh process: seconds beyond the second call, front end and encoder, as JSON."""
-    from loopjax.htsat.encoder import Encoder, random_weights
+    from loopjax.encoders.encoder import Encoder, random_weights
     from loopjax.htsat.frontend import LogMelConfig
     from loopjax.htsat.model import HtsatConfig
     from loopjax.parallel import enable_compilation_cache

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopjax.audio.batching import Feeder, Row, make_buckets
-from loopjax.audio.containers import DecodeError
-from loopjax.audio.manifest import Failure, Loop
+from loopjax.audio.headers import DecodeError
 from loopjax.audio.pool import Reply
+from loopjax.audio.sources.files import Failure, Loop
 
 EDGES = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
 

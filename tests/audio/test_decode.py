@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from loopjax.audio.containers import DecodeError, sniff
 from loopjax.audio.decode import DecodeOptions, decode_array, decode_file, resample_on_host
+from loopjax.audio.headers import DecodeError, sniff
 from tests.audio_files import tone, write_tone
 
 ALL_RATES = (22_050, 44_100, 48_000, 96_000)

@@ -5,10 +5,10 @@ import os
 import numpy as np
 import pytest
 
-from loopjax.audio.containers import DecodeError
 from loopjax.audio.decode import DecodeOptions, decode_file
-from loopjax.audio.manifest import scan
+from loopjax.audio.headers import DecodeError
 from loopjax.audio.pool import KEEP_BYTES, DecoderProcess
+from loopjax.audio.sources.files import scan
 from tests.audio_files import write_tone
 
 OPTIONS = DecodeOptions(device_rates_hz=(44_100, 48_000, 96_000))

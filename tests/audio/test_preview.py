@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from loopjax.audio import preview
-from loopjax.audio.containers import DecodeError
+from loopjax.audio.headers import DecodeError
 
 RATE = preview.PREVIEW_RATE_HZ
 

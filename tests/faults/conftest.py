@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from loopjax.config import EmbedConfig
-from loopjax.embedding import embed_corpus
-from loopjax.store import Embeddings, read_embeddings
+from loopjax.embedding.corpus import embed_corpus
+from loopjax.store.read import Embeddings, read_embeddings
 from tests.audio_files import write_corpus
 from tests.fake_encoder import FakeEncoder
 from tests.faults.spoiled import write_spoiled_files

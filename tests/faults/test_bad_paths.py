@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from loopjax.audio.decode import decode_file
-from loopjax.audio.manifest import Failure, Loop, scan
+from loopjax.audio.sources.files import Failure, Loop, scan
 from loopjax.config import EmbedConfig
-from loopjax.embedding import embed_corpus
-from loopjax.scores import write_csv
-from loopjax.store import read_embeddings
+from loopjax.embedding.corpus import embed_corpus
+from loopjax.store.read import read_embeddings
+from loopjax.store.scores import write_csv
 from tests.audio_files import write_tone
 from tests.faults.conftest import assert_healthy_rows_equal, run_and_read
 
@@ -105,7 +105,7 @@ def test_row_26_what_is_not_a_regular_file(encoder, healthy, clean, tmp_path):
 
 
 def test_row_26_a_pipe_that_appears_after_the_walk_does_not_hang(tmp_path):
-    from loopjax.audio.containers import DecodeError
+    from loopjax.audio.headers import DecodeError
 
     os.mkfifo(tmp_path / "late.wav")
     with pytest.raises(DecodeError) as caught:
@@ -115,9 +115,9 @@ def test_row_26_a_pipe_that_appears_after_the_walk_does_not_hang(tmp_path):
 
 PERMISSION_SCRIPT = """
 import os, sys
-from loopjax.audio.containers import DecodeError
+from loopjax.audio.headers import DecodeError
 from loopjax.audio.decode import decode_file
-from loopjax.audio.manifest import scan
+from loopjax.audio.sources.files import scan
 if os.getuid() == 0:  # permissions do not bind root
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 for row in scan([sys.argv[1]]):
@@ -168,7 +168,7 @@ def test_row_28_files_that_change_after_the_walk(encoder, healthy, clean, tmp_pa
         os.utime(folder / "touched.wav", ns=(1, 1))
         return iter(rows)
 
-    monkeypatch.setattr("loopjax.embedding.scan", scan_then_change)
+    monkeypatch.setattr("loopjax.embedding.corpus.scan", scan_then_change)
     outcome = run_and_read(encoder, [healthy, folder], tmp_path / "store")
     names = ("deleted.wav", "grown.wav", "touched.wav")
     assert outcome.reasons == dict.fromkeys(names, "changed")

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from loopjax.config import EmbedConfig
-from loopjax.embedding import embed_corpus
+from loopjax.embedding.corpus import embed_corpus
 from loopjax.errors import UserError
-from loopjax.shards import QUARANTINE, SETTINGS_NAME
-from loopjax.store import part_files, read_embeddings, shard_schema
+from loopjax.store.read import part_files, read_embeddings, shard_schema
+from loopjax.store.write import QUARANTINE, SETTINGS_NAME
 from tests.fake_encoder import FakeEncoder
 from tests.faults.conftest import assert_healthy_rows_equal, run_and_read
 

@@ -12,10 +12,10 @@ import pytest
 import soundfile
 
 from loopjax.audio.batching import Feeder, make_buckets
-from loopjax.audio.containers import DecodeError
 from loopjax.audio.decode import DecodeOptions
-from loopjax.audio.manifest import scan
+from loopjax.audio.headers import DecodeError
 from loopjax.audio.pool import DecoderProcess
+from loopjax.audio.sources.files import scan
 from loopjax.errors import LoopjaxError
 from tests.audio_files import wav_bytes, write_tone
 from tests.faults.conftest import assert_healthy_rows_equal, run_and_read
@@ -32,7 +32,7 @@ def crashing(monkeypatch):
     def make(options, timeout_s):
         return DecoderProcess(options, 2.0, module=WORKER)
 
-    monkeypatch.setattr("loopjax.embedding.DecoderProcess", make)
+    monkeypatch.setattr("loopjax.embedding.corpus.DecoderProcess", make)
 
 
 def test_rows_30_to_32_cost_one_row_each(crashing, encoder, healthy, clean, tmp_path):
@@ -124,7 +124,7 @@ def test_stopping_does_not_wait_for_a_hanging_decoder(tmp_path):
 ORPHAN_SCRIPT = """
 import os, sys
 from loopjax.audio.decode import DecodeOptions
-from loopjax.audio.manifest import scan
+from loopjax.audio.sources.files import scan
 from loopjax.audio.pool import DecoderProcess
 process = DecoderProcess(DecodeOptions(), 60.0, module="tests.faults.crashing_worker")
 process._start()

@@ -11,12 +11,12 @@ import pytest
 
 from loopjax.audio.batching import make_buckets
 from loopjax.config import EmbedConfig
-from loopjax.embedding import embed_corpus
-from loopjax.htsat.encoder import random_weights
-from loopjax.htsat.encoder_files import save_encoder
+from loopjax.embedding.corpus import embed_corpus
+from loopjax.encoders.encoder import random_weights
+from loopjax.encoders.storage import save_encoder
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
-from loopjax.store import part_files, read_embeddings
+from loopjax.store.read import part_files, read_embeddings
 from tests.audio_files import write_corpus, write_tone
 from tests.fake_encoder import FakeEncoder
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from loopjax.errors import UserError, WriteError
-from loopjax.shards import LOCK_NAME, locked
-from loopjax.store import part_files, read_embeddings
+from loopjax.store.read import part_files, read_embeddings
+from loopjax.store.write import LOCK_NAME, locked
 from tests.audio_files import write_corpus
 
 pytestmark = pytest.mark.faults

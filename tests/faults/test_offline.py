@@ -5,11 +5,11 @@ import socket
 
 import pytest
 
+from loopjax.encoders.encoder import random_weights
+from loopjax.encoders.load import load_encoder, save_encoder
 from loopjax.errors import UserError
-from loopjax.htsat.encoder import random_weights
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
-from loopjax.htsat.zoo import load_encoder, save_encoder
 
 pytestmark = pytest.mark.faults
 

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from loopjax.htsat.encoder import Encoder, random_weights
+from loopjax.convert.layouts import LazyTensor, Source
+from loopjax.convert.mapping import map_checkpoint
+from loopjax.encoders.encoder import Encoder, random_weights
 from loopjax.htsat.frontend import LogMelConfig
-from loopjax.htsat.mapping import map_checkpoint
 from loopjax.htsat.model import HtsatConfig
-from loopjax.htsat.params import LazyTensor, Source
 from tests.htsat import synthetic
 
 GOLDENS = Path(__file__).parent.parent / "goldens"

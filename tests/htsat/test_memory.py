@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.convert.torch_files import Storage, tensor, write_torch
 from tests.htsat.cases import checkpoint
-from tests.htsat.torch_files import Storage, tensor, write_torch
 
 TEXT_FLOATS, OPTIMIZER_FLOATS = 125_000_000, 310_000_000  # RoBERTa; two moments of everything
 CHUNK = bytes(4_000_000)
@@ -16,7 +16,7 @@ CHUNK = bytes(4_000_000)
 CONVERT = """
 import resource, sys
 from pathlib import Path
-from loopjax.conversion import convert
+from loopjax.convert.checkpoint import convert
 print(convert(Path(sys.argv[1]), Path(sys.argv[2])))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """

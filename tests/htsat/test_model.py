@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from loopjax.htsat.encoder import Encoder, abstract_model, random_weights, weights_digest
+from loopjax.encoders.encoder import Encoder, abstract_model, random_weights, weights_digest
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import Htsat, HtsatConfig, bicubic_taps, stretch_time
 from loopjax.htsat.swin import gelu

@@ -9,9 +9,9 @@ transformers = pytest.importorskip("transformers")
 import jax  # noqa: E402
 from flax import nnx  # noqa: E402
 
-from loopjax.htsat.encoder import Encoder  # noqa: E402
-from loopjax.htsat.mapping import map_checkpoint  # noqa: E402
-from loopjax.htsat.torch_zip import TorchZip  # noqa: E402
+from loopjax.convert.mapping import map_checkpoint  # noqa: E402
+from loopjax.convert.torch_zip import TorchZip  # noqa: E402
+from loopjax.encoders.encoder import Encoder  # noqa: E402
 from tests.htsat import synthetic, tolerances  # noqa: E402
 from tests.htsat.cases import lazy  # noqa: E402
 

@@ -1,0 +1,7 @@
+"""`python -m loopjax`, where the `loopjax` command is not on the path."""
+
+import sys
+
+from loopjax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Where loops come from: folders, lists, prepared data sets."""

@@ -1,0 +1,252 @@
+"""What there is to embed: walks folders, files and lists into `Loop` rows.
+
+Nothing is opened here except explicitly named files, whose first bytes must be audio. What cannot
+be embedded becomes a `Failure` row with a reason; the walk itself never stops.
+"""
+
+# Names that are not UTF-8 must stay bytes, which pathlib does not hold.
+# ruff: noqa: PTH100, PTH112, PTH113, PTH116, PTH118, PTH119, PTH120, PTH122, PTH123
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from loopjax.audio.headers import HEAD_BYTES, sniff
+from loopjax.bundled import DATA
+from loopjax.errors import UserError
+
+AUDIO_EXTENSIONS = frozenset(
+    b".wav .wave .rf64 .bwf .aif .aiff .aifc .flac .ogg .oga .opus .mp3 .au .snd .caf".split()
+)
+LIST_EXTENSIONS = frozenset([b".txt", b".lst"])
+READABLE = "WAV, AIFF, FLAC, Ogg, MP3, AU or CAF"
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One input, identified before it is opened.
+
+    `key` is the first 16 hex digits of sha256(folder name of the source + relative path), so a
+    corpus keeps its identities when its folder moves; explicit files and list entries use their
+    absolute path. `path` is for people (escaped), `path_bytes` opens the file from anywhere.
+    """
+
+    key: str
+    path: str
+    path_bytes: bytes
+    size_bytes: int
+    mtime_ns: int
+    group: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One input that did not become an embedding, and why."""
+
+    key: str
+    path: str
+    path_bytes: bytes
+    stage: str  # "scan" or "decode"
+    reason: str
+    message: str
+    size_bytes: int = 0
+
+
+def display(path: bytes) -> str:
+    """Readable, always valid UTF-8 form of a path; undecodable bytes appear escaped."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+def make_key(identity: bytes) -> str:
+    """First 16 hex digits of the SHA-256 of an identity."""
+    return hashlib.sha256(identity).hexdigest()[:16]
+
+
+def scan(
+    sources: Sequence[str | os.PathLike], process_index: int = 0, process_count: int = 1
+) -> Iterator[Loop | Failure]:
+    """Lists everything under the sources, in a stable order, as a lazy stream.
+
+    Args:
+        sources: folders (walked recursively, links followed, each folder once), audio files,
+            `.txt`/`.lst` lists with one path per line, relative to the list, and `bundled:demo`.
+        process_index: which slice to return; slices depend on the key alone.
+        process_count: number of slices.
+
+    Raises:
+        UserError: a source that does not exist, a named file that is no audio, two folders of the
+            same name, or no source at all.
+    """
+    entries = _entries(_check_sources(sources))
+
+    def slice_of_mine() -> Iterator[Loop | Failure]:
+        for entry in entries:
+            key = make_key(entry.identity)
+            if int(key, 16) % process_count == process_index:
+                yield _row(entry, key)
+
+    return slice_of_mine()
+
+
+def count(sources: Sequence[str | os.PathLike]) -> int:
+    """Number of rows `scan` will yield; reads folder listings only."""
+    return sum(1 for _ in _entries(_check_sources(sources)))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A path that was found: `identity` names it in the key, `shown` on screen."""
+
+    identity: bytes
+    shown: bytes
+    absolute: bytes
+    error: OSError | None = None
+
+
+def _check_sources(sources: Sequence[str | os.PathLike]) -> list[tuple[bytes, bytes, str]]:
+    """Returns (path, name on screen, kind) of each source."""
+    if not sources:
+        raise UserError("no sources given; name a folder, an audio file or a .txt list of paths")
+    found: list[tuple[bytes, bytes, str]] = []
+    folders: dict[bytes, bytes] = {}
+    for source in sources:
+        shown = given = os.fsencode(source)
+        if shown.startswith(b"bundled:"):
+            given = _bundled(shown)
+        extension = os.path.splitext(given)[1].lower()
+        if os.path.isdir(given):
+            _require_distinct(given, folders)
+            folders[os.path.realpath(given)] = given
+            found.append((given, shown, "folder"))
+        elif not os.path.lexists(given):
+            raise UserError(f"{display(given)}: no such file or folder")
+        elif extension in LIST_EXTENSIONS:
+            found.append((given, shown, "list"))
+        else:
+            _require_audio(given)
+            found.append((given, shown, "file"))
+    return found
+
+
+def _bundled(name: bytes) -> bytes:
+    folder = DATA / display(name.removeprefix(b"bundled:"))
+    if not folder.is_dir() or folder.parent != DATA:
+        raise UserError(f"{display(name)}: no such bundled corpus; there is bundled:demo")
+    return os.fsencode(folder)
+
+
+def _require_distinct(given: bytes, folders: dict[bytes, bytes]) -> None:
+    real = os.path.realpath(given)
+    for other, shown in folders.items():
+        inner, outer = (given, shown) if len(real) >= len(other) else (shown, given)
+        if (real + b"/").startswith(other + b"/") or (other + b"/").startswith(real + b"/"):
+            raise UserError(
+                f"{display(inner)} lies inside {display(outer)}: name only the outer folder"
+            )
+        if os.path.basename(other) == os.path.basename(real):
+            raise UserError(
+                f"two folders are called {display(os.path.basename(real))!r}: {display(shown)} and "
+                f"{display(given)}; name their common parent folder, or embed into two stores"
+            )
+
+
+def _require_audio(given: bytes) -> None:
+    """A file named by hand that is no audio at all is a mistake, not a rejected input."""
+    if os.path.splitext(given)[1].lower() in AUDIO_EXTENSIONS or not os.path.isfile(given):
+        return
+    try:
+        with open(given, "rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return  # unreadable files become rows with the system's reason
+    if sniff(head) is None:
+        raise UserError(f"{display(given)} is not an audio file ({READABLE})")
+
+
+def _entries(sources: list[tuple[bytes, bytes, str]]) -> Iterator[_Entry]:
+    for given, shown, kind in sources:
+        absolute = os.path.abspath(given)
+        if kind == "folder":
+            yield from _walk(given, shown, absolute)
+        elif kind == "list":
+            yield from _read_list(given)
+        else:
+            yield _Entry(absolute, shown, absolute)
+
+
+def _walk(root: bytes, shown: bytes, absolute: bytes) -> Iterator[_Entry]:
+    label = os.path.basename(os.path.realpath(root))
+    seen: set[tuple[int, int]] = set()
+    pending = [b""]
+    while pending:
+        relative = pending.pop()
+
+        def entry(inner: bytes, error: OSError | None = None, outer: bytes = relative) -> _Entry:
+            inner = b"/".join(part for part in (outer, inner) if part)
+            bases = (label, shown, absolute)
+            named, read, found = (os.path.join(b, inner) if inner else b for b in bases)
+            return _Entry(named, read, found, error)
+
+        folder = os.path.join(absolute, relative)
+        try:
+            info = os.stat(folder)
+            if (info.st_dev, info.st_ino) in seen:
+                continue
+            seen.add((info.st_dev, info.st_ino))
+            with os.scandir(folder) as listing:
+                names = sorted((item.name, _is_folder(item)) for item in listing)
+        except OSError as error:
+            yield entry(b"", error)
+            continue
+        for name, _ in names:
+            is_audio = os.path.splitext(name)[1].lower() in AUDIO_EXTENSIONS
+            if is_audio and not name.startswith(b"._"):  # AppleDouble companions of real files
+                yield entry(name)
+        pending.extend(os.path.join(relative, name) for name, inside in names[::-1] if inside)
+
+
+def _is_folder(item: os.DirEntry) -> bool:
+    try:
+        return item.is_dir()
+    except OSError:
+        return False  # a link that cannot be followed; as an audio file it becomes a row
+
+
+def _read_list(given: bytes) -> Iterator[_Entry]:
+    base = os.path.dirname(given)
+    seen: set[bytes] = set()
+    with open(given, "rb") as lines:
+        for line in lines:
+            name = line.rstrip(b"\r\n")
+            if not name.strip() or name.startswith(b"#"):
+                continue
+            path = os.path.join(base, name)
+            absolute = os.path.abspath(path)
+            if absolute not in seen:
+                seen.add(absolute)
+                yield _Entry(absolute, path, absolute)
+
+
+def _row(entry: _Entry, key: str) -> Loop | Failure:
+    shown, absolute = display(entry.shown), entry.absolute
+    try:
+        if entry.error is not None:
+            raise entry.error
+        info = os.stat(absolute)
+    except OSError as error:
+        return Failure(key, shown, absolute, "scan", os_reason(error), str(error.strerror))
+    if not stat.S_ISREG(info.st_mode):
+        kind = "folder" if stat.S_ISDIR(info.st_mode) else "device, pipe or socket"
+        return Failure(key, shown, absolute, "scan", "not_regular_file", f"is a {kind}")
+    group = display(os.path.basename(os.path.dirname(absolute)))
+    return Loop(key, shown, absolute, info.st_size, info.st_mtime_ns, group)
+
+
+def os_reason(error: OSError) -> str:
+    """The failure reason of an operating-system error."""
+    if isinstance(error, PermissionError):
+        return "permission"
+    if isinstance(error, FileNotFoundError):
+        return "not_found"
+    return "read_error"

@@ -1,0 +1,1 @@
+"""Published checkpoints to this package's folders, without PyTorch."""

@@ -1,0 +1,181 @@
+"""Published checkpoints to encoder folders: the one place where a PyTorch file is opened.
+
+safetensors and PyTorch zips are both read without PyTorch, tensor by tensor, so that converting
+needs little more memory than the audio tower takes.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from loopjax.convert.hub_config import read_hub_config
+from loopjax.convert.layouts import LazyTensor, Source
+from loopjax.convert.mapping import map_checkpoint
+from loopjax.convert.torch_zip import TorchZip
+from loopjax.encoders.published import HUB_WEIGHTS, known_file
+from loopjax.encoders.storage import save_encoder
+from loopjax.errors import UserError
+
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion did; `str` of it is a summary for people.
+
+    Attributes:
+        folder: where the encoder lies now.
+        layout: laion, hf, retrocirce or msclap.
+        embedding_dim: width of the embedding.
+        fusion: whether long clips are fused from four views.
+        n_tensors: parameters written.
+        notes: remarks that are no errors.
+        ignored: names passed over (text tower, training state).
+    """
+
+    folder: Path
+    layout: str
+    embedding_dim: int
+    fusion: bool
+    n_tensors: int
+    notes: list[str]
+    ignored: list[str] = field(repr=False)
+
+    def __str__(self) -> str:
+        """One line, and one more per remark."""
+        fusion = "with" if self.fusion else "without"
+        return "\n  note: ".join([
+            f"{self.folder}: HTS-AT {fusion} feature fusion, {self.embedding_dim}-wide embeddings, "
+            f"from layout {self.layout}; {self.n_tensors} parameters written, "
+            f"{len(self.ignored)} tensors of other parts ignored by name",
+            *self.notes,
+        ])  # fmt: skip
+
+
+def convert_encoder(
+    source: Path,
+    out: Path,
+    *,
+    encoder_id: str | None = None,
+    fusion: bool | None = None,
+    quantise_int16: bool | None = None,
+) -> Converted:
+    """Converts a checkpoint file or Hugging Face folder to an encoder folder.
+
+    Args:
+        source: `.pt`, `.pth`, `.ckpt`, `.bin`, `.safetensors`, or a folder holding one.
+        out: folder to write; it appears only when it is complete.
+        encoder_id: the name that stores of embeddings record; default the known or the file's name.
+        fusion: True or False to insist; None = as its Hugging Face config or its published name
+            says, else what the file holds.
+        quantise_int16: the int16 round trip; None = as the source's own code does it.
+
+    Raises:
+        UserError: unreadable, refused, or not exactly an HTS-AT; lists every key that is wrong.
+        WriteError: `out` cannot be written.
+    """
+    source, out = Path(source), Path(out)
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"{out} exists; give a folder that does not")
+    file = find_weights(source)
+    hub = read_hub_config(file.parent) if file.name in HUB_WEIGHTS else None
+    tensors = open_tensors(file)
+    sha256 = file_sha256(file)
+    known = known_file(file.name, sha256)
+    if fusion is None and hub is not None:
+        fusion = hub.fusion
+    if fusion is None and known is not None:
+        fusion = known.fusion
+    mapped = map_checkpoint(tensors, fusion)
+    front_end, notes = mapped.front_end, mapped.notes
+    if hub is not None and mapped.layout.name == "hf":
+        front_end, hub_notes = hub.front_end(front_end, mapped.config.fusion)
+        notes = notes + hub_notes
+    if quantise_int16 is not None:
+        front_end = dataclasses.replace(front_end, quantise_int16=quantise_int16)
+    default_id = known.name if known else source.resolve().stem
+    about = {
+        "layout": mapped.layout.name,
+        "source": known.source if known else file.name,
+        "source_file": file.name,
+        "source_sha256": sha256,
+        "source_bytes": file.stat().st_size,
+        "licence": known.licence if known else "unknown: ask whoever published the checkpoint",
+        "notes": notes,
+    }
+    save_encoder(
+        out,
+        mapped.config,
+        front_end,
+        mapped.weights,
+        encoder_id=encoder_id or default_id,
+        about=about,
+    )
+    return Converted(
+        folder=out,
+        layout=mapped.layout.name,
+        embedding_dim=mapped.config.embedding_dim,
+        fusion=mapped.config.fusion,
+        n_tensors=len(mapped.weights),
+        notes=notes,
+        ignored=mapped.ignored,
+    )
+
+
+def find_weights(source: Path) -> Path:
+    """The weights file of a source: itself, or the one in a Hugging Face folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if source.is_file():
+        return source
+    if not source.is_dir():
+        raise UserError(f"{source} does not exist")
+    found = [source / name for name in HUB_WEIGHTS if (source / name).is_file()]
+    if not found:
+        raise UserError(f"{source} holds neither {' nor '.join(HUB_WEIGHTS)}")
+    return found[0]
+
+
+def open_tensors(file: Path) -> Source:
+    """The tensors of a checkpoint by name, read when asked for.
+
+    Raises:
+        UserError: unreadable or refused; says why.
+    """
+    if file.suffix == ".safetensors":
+        return _open_safetensors(file)
+    if file.suffix in TORCH_SUFFIXES:
+        return TorchZip(file).tensors()
+    raise UserError(
+        f"{file}: unknown kind of file; known: {', '.join(TORCH_SUFFIXES)}, .safetensors"
+    )
+
+
+def _open_safetensors(file: Path) -> Source:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        handle = safe_open(file, framework="numpy")
+        names = list(handle.keys())
+        shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{file} is no complete safetensors file ({error}); fetch it again"
+        ) from None
+    if not names:
+        raise UserError(f"{file} holds no tensors")
+    read: Callable[[str], np.ndarray] = handle.get_tensor
+    return {name: LazyTensor(shapes[name], partial(read, name)) for name in names}
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,122 @@
+"""Trained heads of the reference implementation (music-anomalizer) as plain arrays.
+
+Its Lightning checkpoints hold an `encoder` of `layers.N.linear` and `layers.N.bn`; autoencoders a
+`decoder` beside it. The centre vector is a pickled tensor next to the autoencoder's file, and once
+more among the hyper-parameters of the one-class network's.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from loopjax.convert.torch_pickle import RefusedError, TensorView, load
+from loopjax.convert.torch_zip import TorchZip
+from loopjax.errors import UserError
+
+MAX_CENTER_BYTES = 1 << 20
+_LEAVES = {
+    "linear.weight": "linear/kernel",
+    "linear.bias": "linear/bias",
+    "bn.weight": "bn/scale",
+    "bn.bias": "bn/bias",
+    "bn.running_mean": "bn/mean",
+    "bn.running_var": "bn/var",
+}
+
+
+@dataclass(frozen=True)
+class HeadArrays:
+    """One trained head.
+
+    Attributes:
+        encoder: float32 by name, "layers/0/linear/kernel" [n_in, n_out] and so on.
+        center: float32 [Z].
+        residual: whether the file's name says it was pretrained with residual connections.
+        stage: "one-class", or "autoencoder" when one-class training has not happened.
+    """
+
+    encoder: dict[str, np.ndarray]
+    center: np.ndarray
+    residual: bool
+    stage: str
+
+
+def is_head(names: set[str]) -> bool:
+    """Whether a checkpoint's tensor names are those of a head."""
+    return "encoder.layers.0.linear.weight" in names
+
+
+def read_head(source: Path, center: Path | None = None) -> HeadArrays:
+    """Reads a head's Lightning checkpoint.
+
+    Args:
+        source: the `.ckpt`.
+        center: `..._z_vector.pkl` or `.npy`; default the one in or next to the checkpoint.
+
+    Raises:
+        UserError: unreadable, refused, not such a head, or without a centre; names what is wrong.
+    """
+    opened = TorchZip(source)
+    tensors = opened.tensors()
+    encoder: dict[str, np.ndarray] = {}
+    problems = []
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)", name)
+        if match is None or match[2] not in _LEAVES:
+            if not re.fullmatch(r"decoder\..*|encoder\..*\.num_batches_tracked|center", name):
+                problems.append(f"in the file but not used: {name}")
+            continue
+        array = np.asarray(tensor.read(), np.float32)
+        if not np.isfinite(array).all():
+            problems.append(f"not a number: {name} holds NaN or infinity")
+        encoder[f"layers/{match[1]}/{_LEAVES[match[2]]}"] = array.T if array.ndim == 2 else array
+    if not is_head(set(tensors)):
+        problems.append("missing in the file: encoder.layers.0.linear.weight")
+    if problems:
+        raise UserError(f"{source} is no head of the reference: {'; '.join(problems)}")
+    return HeadArrays(
+        encoder=encoder,
+        center=_center(opened, source, center),
+        residual="AEwRES" in source.name,
+        stage="autoencoder" if any(n.startswith("decoder.") for n in tensors) else "one-class",
+    )
+
+
+def _center(opened: TorchZip, source: Path, given: Path | None) -> np.ndarray:
+    beside = source.with_name(f"{source.name.removesuffix(source.suffix)}_z_vector.pkl")
+    content = opened.content if isinstance(opened.content, dict) else {}
+    inside = content.get("hyper_parameters", {})
+    inside = inside.get("center") if isinstance(inside, dict) else None
+    if given is None and isinstance(inside, TensorView):
+        values = opened.read(inside)
+    else:
+        file = given or beside
+        if not file.is_file():
+            raise UserError(
+                f"{source} has no centre vector: give its ..._z_vector.pkl ({beside.name} is not "
+                "there either)"
+            )
+        values = _read_center(file)
+    values = np.array(values, np.float32)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise UserError(f"the centre of {source} is no vector of finite numbers")
+    return values
+
+
+def _read_center(file: Path) -> np.ndarray:
+    if file.stat().st_size > MAX_CENTER_BYTES:
+        raise UserError(f"{file} is too large for a centre vector")
+    if file.suffix == ".npy":
+        try:
+            return np.load(file, allow_pickle=False)
+        except ValueError as error:
+            raise UserError(f"{file} is no NumPy array: {error}") from None
+    try:
+        view = load(file.read_bytes())
+    except RefusedError as error:
+        raise UserError(f"{file} is refused: {error}") from None
+    if not isinstance(view, TensorView) or view.storage.data is None:
+        raise UserError(f"{file} holds no pickled tensor")
+    return view.over(np.frombuffer(view.storage.data, view.storage.dtype))

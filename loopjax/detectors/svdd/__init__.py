@@ -1,0 +1,1 @@
+"""Deep SVDD: network, objectives, training and the estimator."""

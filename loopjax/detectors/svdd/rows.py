@@ -1,0 +1,190 @@
+"""Where training rows come from: a matrix on the device, or blocks that pass through it."""
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from loopjax.detectors.base import RowBlocks, take_rows
+from loopjax.detectors.svdd.encoding import encode_rows
+from loopjax.detectors.svdd.network import Arrays, NetworkConfig
+from loopjax.errors import UserError
+from loopjax.training import loop as training_loop
+from loopjax.training import steps as training
+from loopjax.training.checkpoints import Checkpoints
+
+if TYPE_CHECKING:
+    from loopjax.detectors.svdd.estimator import DeepSVDD
+
+# Held-out rows kept on the device while the others stream.
+_MAX_STREAMED_VALIDATION = 8192
+
+
+class Moments(NamedTuple):
+    """Mean [Z] and mean variance of latents."""
+
+    mean: np.ndarray
+    variance: float
+
+
+class ResidentRows:
+    """A matrix [N, D] on the device(s), of which every head sees its own rows.
+
+    Attributes:
+        train_rows: per head, numbers within its rows that it is trained on.
+    """
+
+    def __init__(
+        self,
+        detectors: Sequence["DeepSVDD"],
+        X: np.ndarray,
+        subsets: Sequence[np.ndarray],
+        mesh: Mesh | None,
+    ):
+        self._X, self._mesh = X, mesh
+        parts = [_split(d, len(rows)) for d, rows in zip(detectors, subsets, strict=True)]
+        self.train_rows = [train for train, _ in parts]
+        self._train = [rows[p[0]] for rows, p in zip(subsets, parts, strict=True)]
+        val = [rows[p[1]] for rows, p in zip(subsets, parts, strict=True)]
+        self._split = training_loop.pad_split(self._train, val, detectors[0].batch_size)
+        self._data = training_loop.place(training_loop.pad_rows(X), mesh)
+
+    def fingerprint(self) -> str:
+        """Hash of the rows and of how they are split."""
+        digest = hashlib.sha256(self._X.tobytes())
+        for part in self._split:
+            digest.update(np.asarray(part).tobytes())
+        return digest.hexdigest()
+
+    def settled(
+        self, recipe: training.Recipe, starts: Sequence[training.State], passes: int
+    ) -> Arrays:
+        """BatchNorm statistics, stacked, averaged over passes that change no weight."""
+        return training_loop.settle(recipe, starts, self._data, self._split, passes)
+
+    def train(
+        self,
+        recipe: training.Recipe,
+        starts: Sequence[training.State],
+        hyper: training.Hyper,
+        checkpoints: Checkpoints | None,
+        **options: Any,
+    ) -> tuple[training.State, np.ndarray]:
+        """Train all heads until they stop; stacked state and metrics [H, E, 3]."""
+        state = training_loop.place(training_loop.stack(list(starts)), self._mesh)
+        return training_loop.run(
+            recipe, state, self._data, self._split, hyper, checkpoints=checkpoints, **options
+        )
+
+    def latent_moments(self, network: NetworkConfig, arrays: Arrays) -> list[Moments]:
+        """Moments of every head's latents of its training rows under its own (stacked) arrays."""
+        latents = (
+            encode_rows(network, training_loop.unstack(arrays, h), self._X[rows])
+            for h, rows in enumerate(self._train)
+        )
+        return [Moments(z.mean(axis=0), float(z.var(axis=0).mean())) for z in latents]
+
+
+class StreamedRows:
+    """Blocks that pass through the device one after another; one head.
+
+    Attributes:
+        train_rows: one array, the numbers of the rows that are trained on.
+    """
+
+    def __init__(self, detector: "DeepSVDD", blocks: RowBlocks):
+        if detector.objective == "soft-boundary" or detector.compat == "reference":
+            raise UserError(
+                "row blocks: objective soft-boundary and compat reference need the whole matrix"
+            )
+        if detector.data_parallel:
+            raise UserError("row blocks: data_parallel needs the whole matrix")
+        self._blocks = blocks
+        n_val = int(blocks.n_rows * detector.validation_fraction)
+        rng = np.random.default_rng([detector.random_state, 0])
+        n_val = min(n_val, _MAX_STREAMED_VALIDATION)
+        self._val_rows = np.sort(rng.choice(blocks.n_rows, n_val, replace=False))
+        self._val = take_rows(blocks, self._val_rows)
+        self.train_rows = [np.setdiff1d(np.arange(blocks.n_rows), self._val_rows)]
+
+    def fingerprint(self) -> str:
+        """Hash of the held-out rows and of the size of the stream."""
+        digest = hashlib.sha256(self._val.tobytes() + self._val_rows.tobytes())
+        digest.update(f"{self._blocks.n_rows} {self._blocks.n_features}".encode())
+        return digest.hexdigest()
+
+    def settled(
+        self, recipe: training.Recipe, starts: Sequence[training.State], passes: int
+    ) -> Arrays:
+        """BatchNorm statistics, stacked, averaged over passes that change no weight.
+
+        The first block stands for all: statistics only have to be of the right size.
+        """
+        block, rows = next(self._parts())
+        split = training_loop.pad_split([rows], [rows[:0]], recipe.batch_size)
+        data = jnp.asarray(training_loop.pad_rows(block))
+        return training_loop.settle(recipe, starts, data, split, passes)
+
+    def train(
+        self,
+        recipe: training.Recipe,
+        starts: Sequence[training.State],
+        hyper: training.Hyper,
+        checkpoints: Checkpoints | None,
+        **options: Any,
+    ) -> tuple[training.State, np.ndarray]:
+        """Train the head until it stops; stacked state and metrics [1, E, 3]."""
+        state = training_loop.place(starts[0], None)
+        one = training.Hyper(*(column[0] for column in hyper))
+        state, curves = training_loop.run_streamed(
+            recipe, state, self._parts, self._val, one, checkpoints=checkpoints, **options
+        )
+        return training_loop.stack([state]), curves
+
+    def latent_moments(self, network: NetworkConfig, arrays: Arrays) -> list[Moments]:
+        """Moments of the latents of the training rows, in a list of one."""
+        own = training_loop.unstack(arrays, 0)
+        total, squares = np.zeros(network.hidden_dims[-1]), 0.0
+        for block, rows in self._parts():
+            latents = encode_rows(network, own, block[rows]).astype(np.float64)
+            total += latents.sum(axis=0)
+            squares += float((latents**2).sum())
+        mean = total / len(self.train_rows[0])
+        variance = squares / len(self.train_rows[0]) / len(mean) - float((mean**2).mean())
+        return [Moments(mean.astype(np.float32), max(variance, 0.0))]
+
+    def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Blocks and the numbers of their rows that are trained on; empty ones are left out."""
+        start = 0
+        for block in self._blocks:
+            inside = (self._val_rows >= start) & (self._val_rows < start + len(block))
+            rows = np.setdiff1d(np.arange(len(block)), self._val_rows[inside] - start)
+            start += len(block)
+            if len(rows):
+                yield block, rows.astype(np.int32)
+
+
+def duplicating_shuffle(count: int, seed: int) -> np.ndarray:
+    """Row numbers after the reference's shuffle, which copies rows instead of swapping them.
+
+    `random.shuffle` on a 2-D array assigns through views, so position i receives row j while j
+    stays: about half of the rows are lost (reference `data/data_loader.py`).
+    """
+    rows: Any = np.arange(count)[:, None]
+    random.Random(seed).shuffle(rows)
+    return rows[:, 0]
+
+
+def _split(detector: "DeepSVDD", count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `count` rows to train on and which to stop by."""
+    seed = detector.random_state
+    if detector.compat == "reference":
+        order = duplicating_shuffle(count, seed)
+    else:
+        order = np.random.default_rng([seed, 0]).permutation(count)
+    n_train = int(count * (1.0 - detector.validation_fraction))
+    return order[:n_train], order[n_train:]

@@ -1,0 +1,1 @@
+"""Audio files to embeddings: read -> encode -> write, with deduplication and resume."""

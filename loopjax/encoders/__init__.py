@@ -1,0 +1,1 @@
+"""Named encoders: loading, storing, comparing."""

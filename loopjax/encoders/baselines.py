@@ -1,0 +1,60 @@
+"""Encoders that keep the bundled one honest: its untrained twin, and plain log-mel statistics."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from loopjax.encoders.encoder import Encoder, Precision, random_weights
+from loopjax.htsat.frontend import LogMelConfig
+from loopjax.htsat.model import HtsatConfig
+
+UNTRAINED = "untrained-nano"
+STATISTICS = "log-mel-statistics"
+
+
+class LogMelStatistics(Encoder):
+    """Mean and standard deviation of each log-mel band over time; no learned weights.
+
+    It shares the front end of the fused towers, so that only the network differs.
+    """
+
+    def __init__(self, precision: Precision = "fp32"):
+        config = HtsatConfig.nano()
+        super().__init__(
+            config,
+            LogMelConfig.clap_fused(),
+            random_weights(config),
+            encoder_id=STATISTICS,
+            precision=precision,
+        )
+
+    @property
+    def embedding_dim(self) -> int:
+        """Twice the number of mel bands."""
+        return 2 * self.config.mel_bins
+
+    def _apply(self, params: Any, mel: jax.Array, longer: jax.Array, everything: bool = False):
+        statistics = band_statistics(mel)
+        return {"embedding": statistics} if everything else statistics
+
+
+def band_statistics(mel: jax.Array) -> jax.Array:
+    """Mel views [B, V, T, mel] in dB -> [B, 2 * mel] of the whole clip (the global view)."""
+    whole = mel[:, 0].astype(jnp.float32)
+    return jnp.concatenate([whole.mean(axis=1), whole.std(axis=1)], axis=1)
+
+
+def untrained_nano(precision: Precision = "fp32") -> Encoder:
+    """The bundled architecture with its initial weights (seed 0)."""
+    config = HtsatConfig.nano()
+    return Encoder(
+        config,
+        LogMelConfig.clap_fused(),
+        random_weights(config),
+        encoder_id=UNTRAINED,
+        precision=precision,
+    )
+
+
+REFERENCES: dict[str, Any] = {UNTRAINED: untrained_nano, STATISTICS: LogMelStatistics}

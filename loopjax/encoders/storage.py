@@ -1,0 +1,194 @@
+"""Encoder folders: an Orbax tree of weights beside a `config.json` that says what they are.
+
+The record also holds a probe: the embeddings of two synthetic clips when the folder was written,
+so that a copy, another machine or another version can be checked at any time.
+"""
+
+import base64
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loopjax.encoders.encoder import Encoder, Precision, weights_digest
+from loopjax.errors import ModelCheckError, UserError, WriteError
+from loopjax.htsat.frontend import LogMelConfig
+from loopjax.htsat.model import HtsatConfig
+
+FORMAT = "loopjax-encoder-1"
+PROBE_SECONDS = (2.3, 11.7)  # a repeated clip; a clip that is fused or cropped
+PROBE_TOLERANCE = 1e-4  # max |difference| over the norm, across machines
+
+
+def save_encoder(
+    folder: Path,
+    config: HtsatConfig,
+    mel_config: LogMelConfig,
+    weights: dict[str, np.ndarray],
+    *,
+    encoder_id: str,
+    about: dict[str, Any],
+    probe: bool = True,
+) -> None:
+    """Writes weights and `config.json`, complete or not at all; replaces an older encoder.
+
+    Args:
+        folder: where; any other existing folder is refused.
+        config: architecture.
+        mel_config: front end.
+        weights: float32 arrays by flat name.
+        encoder_id: the name that stores of embeddings record.
+        about: source, licence and the like, JSON-serialisable.
+        probe: whether to compute and keep the probe embeddings (a few seconds of compilation).
+
+    Raises:
+        UserError: `folder` exists and is no encoder.
+        WriteError: it cannot be written.
+    """
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).absolute()
+    if folder.exists() and not _is_replaceable(folder):
+        raise UserError(f"{folder} exists and is no encoder folder; choose another")
+    encoder = Encoder(config, mel_config, weights, encoder_id=encoder_id)
+    record = {
+        "format": FORMAT,
+        "id": encoder_id,
+        "weights_sha256": encoder.weights_sha256,
+        "architecture": dataclasses.asdict(config),
+        "front_end": dataclasses.asdict(mel_config),
+        "probe": _pack(probe_embeddings(encoder)) if probe else None,
+        "about": about,
+    }
+    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(temporary / "weights", weights)
+        text = json.dumps(record, indent=2) + "\n"
+        (temporary / "config.json").write_text(text, encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except OSError as error:
+        raise WriteError(f"cannot write the encoder to {folder}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_encoder(folder: Path, precision: Precision = "fp32") -> Encoder:
+    """Reads a folder written by `save_encoder` onto this process's first device.
+
+    Raises:
+        UserError: not such a folder, or damaged.
+    """
+    import jax
+    import orbax.checkpoint as ocp
+
+    folder = Path(folder).absolute()
+    record = read_record(folder)
+    try:
+        config = HtsatConfig(**_tuples(record["architecture"]))
+        mel_config = LogMelConfig(**record["front_end"])
+        # Each process of a run reads by itself: by default Orbax makes them wait for one another.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+        )
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+            shapes = checkpointer.metadata(folder / "weights").item_metadata.tree
+            target = {name: np.empty(m.shape, m.dtype) for name, m in shapes.items()}
+            restored = checkpointer.restore(folder / "weights", target)
+        weights = {name: np.asarray(array, np.float32) for name, array in restored.items()}
+        if weights_digest(weights) != record["weights_sha256"]:
+            raise ValueError("the weights do not match their recorded hash")
+        return Encoder(
+            config,
+            mel_config,
+            weights,
+            encoder_id=record["id"],
+            precision=precision,
+            weights_sha256=record["weights_sha256"],
+        )
+    except Exception as error:  # noqa: BLE001 - Orbax wraps read errors in a bare Exception
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{folder} is damaged ({reason}); convert or fetch it again") from None
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The `config.json` of an encoder folder.
+
+    Raises:
+        UserError: there is none, or of another format.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is no encoder folder: {path.name} ({error})") from None
+    found = record.get("format") if isinstance(record, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{folder} is no encoder folder: format {found!r}, not {FORMAT!r}")
+    return record
+
+
+def verify_encoder(folder: Path) -> str:
+    """Recomputes the probe embeddings of an encoder folder; returns a line that says how close.
+
+    Raises:
+        UserError: no encoder folder, damaged, or written without a probe.
+        ModelCheckError: the embeddings differ from the stored ones.
+    """
+    record = read_record(folder)
+    if record.get("probe") is None:
+        raise UserError(f"{folder} was written without a probe embedding; nothing to compare")
+    encoder = read_encoder(folder)
+    stored = _unpack(record["probe"], encoder.embedding_dim)
+    now = probe_embeddings(encoder)
+    difference = float(np.max(np.abs(now - stored).max(axis=1) / np.linalg.norm(stored, axis=1)))
+    if not difference <= PROBE_TOLERANCE:
+        raise ModelCheckError(
+            f"{folder} gives other embeddings than when it was written: the probe clips differ by "
+            f"{difference:.1e} of their norm, {PROBE_TOLERANCE:.0e} is allowed"
+        )
+    return (
+        f"{encoder.id}: weights {encoder.weights_sha256[:16]} as recorded; probe embeddings differ "
+        f"by {difference:.1e} of their norm (allowed {PROBE_TOLERANCE:.0e})"
+    )
+
+
+def probe_embeddings(encoder: Encoder) -> np.ndarray:
+    """Embeddings of the two probe clips, float32 [2, C]."""
+    rate = encoder.sample_rate_hz
+    lengths = np.array([int(s * rate) for s in PROBE_SECONDS])
+    t = np.arange(lengths.max()) / rate
+    beat, sweep = t % 0.4, np.sin(2 * np.pi * (90 * t + 35 * t**2))
+    wave = 0.5 * np.sin(2 * np.pi * 60 * beat) * np.exp(-12 * beat) + 0.2 * sweep
+    wave += 0.1 * np.sin(2 * np.pi * 1234 * t) * (beat < 0.1)
+    samples = np.round(wave * 32767).astype(np.int16)
+    batch = np.where(np.arange(len(t)) < lengths[:, None], samples, 0).astype(np.int16)
+    mel, longer = encoder.front_end(batch, lengths, rate)
+    return np.asarray(encoder.encode(mel, longer))
+
+
+def _pack(embeddings: np.ndarray) -> str:
+    return base64.b64encode(embeddings.astype("<f4").tobytes()).decode("ascii")
+
+
+def _unpack(text: str, width: int) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<f4").reshape(-1, width)
+
+
+def _is_replaceable(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    return (folder / "config.json").is_file() or not any(folder.iterdir())
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}

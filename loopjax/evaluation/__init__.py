@@ -1,0 +1,1 @@
+"""Scores in, metrics, statistics and tables out; arrays only."""

@@ -1,0 +1,1 @@
+"""One config to a finished run: embed, fit, evaluate, report."""

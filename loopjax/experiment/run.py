@@ -1,0 +1,226 @@
+"""One experiment from one config: embed, fit, score, evaluate, report; a killed run continues."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from loopjax.bundled import DATA
+from loopjax.config import ExperimentConfig
+from loopjax.errors import UserError
+from loopjax.experiment.evaluate import assess
+from loopjax.experiment.record import claim, recorded_config
+from loopjax.model import (
+    TrainedModel,
+    check_params,
+    fit_models,
+    held_out_rows,
+    score_embeddings,
+    split_rows,
+)
+from loopjax.store.read import Embeddings, read_embeddings
+from loopjax.store.scores import Scores, write_scores
+
+BUNDLED_LABELS = DATA / "demo" / "labels.csv"
+
+RANDOM_KINDS = ("deep-svdd", "isolation-forest")  # whose fit depends on the seed
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves for the caller to print."""
+
+    scores: Scores
+    evaluation: dict[str, Any]
+    report: Path
+    n_rejected: int
+
+
+def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log) -> RunResult:
+    """Runs an experiment into a folder, or continues one that was killed.
+
+    Args:
+        config: from `load_config`.
+        out: run folder: run.json, embeddings/, models/, metrics.jsonl, scores.parquet,
+            evaluation.json, figures/, report/index.html.
+        restart: discard what an earlier run wrote there.
+        log: receives one line per step.
+
+    Raises:
+        UserError: mistakes in the config or its inputs, or `out` holds a run of another config.
+        ModelCheckError: a detector collapsed.
+    """
+    from loopjax.report.page import write_report
+
+    if not config.detectors:
+        raise UserError(f"config {config.name!r} lists no detectors")
+    for detector in config.detectors:
+        check_params(detector)
+    claim(out, config, restart)
+    embeddings, n_rejected = embed_or_read(config, out, log)
+    labels = read_labels(config, embeddings)
+    train = training_rows(config, embeddings, labels)
+    models = fit_all(config, embeddings, train, labels, out, log)
+    scores = rank(config, models, embeddings, labels)
+    write_scores(scores, out / "scores.parquet", csv=out / "scores.csv")
+    evaluation = assess(config, models, embeddings, train, labels, out, log)
+    report = write_report(out, config=config.report)
+    log(f"report: {report}")
+    return RunResult(scores, evaluation, report, n_rejected)
+
+
+def evaluate_run(run: Path, log: Log) -> dict[str, Any]:
+    """Judges a finished run folder again: evaluation.json and figures/ anew, as {headline, tables}.
+
+    Raises:
+        UserError: no run there.
+    """
+    config = recorded_config(run)
+    embeddings = read_run_embeddings(config, run)
+    labels = read_labels(config, embeddings)
+    train = training_rows(config, embeddings, labels)
+    models = fit_all(config, embeddings, train, labels, run, log)
+    return assess(config, models, embeddings, train, labels, run, log)
+
+
+def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embeddings, int]:
+    """The experiment's embeddings and how many inputs were rejected."""
+    if config.data.embeddings is not None:
+        if config.data.sources:
+            raise UserError("give either data.sources or data.embeddings, not both")
+        embeddings = read_run_embeddings(config, out)
+        return embeddings, len(embeddings.failures)
+    if not config.data.sources:
+        raise UserError("data.sources is empty: name files, folders, tfds:NAME or bundled:demo")
+    from loopjax.embedding.corpus import embed_corpus
+    from loopjax.encoders.load import load_encoder
+
+    encoder = load_encoder(config.embed.encoder, config.embed.precision)
+    log(f"embedding {', '.join(config.data.sources)} with {encoder.id}")
+    embed_corpus(config.data.sources, encoder, out / "embeddings", config.embed)
+    embeddings = read_run_embeddings(config, out)
+    return embeddings, len(embeddings.failures)
+
+
+def read_run_embeddings(config: ExperimentConfig, out: Path) -> Embeddings:
+    """The embeddings of a run that has embedded its sources, or the ones its config names."""
+    return read_embeddings(config.data.embeddings or out / "embeddings")
+
+
+def training_rows(
+    config: ExperimentConfig, embeddings: Embeddings, labels: np.ndarray | None
+) -> np.ndarray:
+    """The rows that train, bool [N].
+
+    Raises:
+        UserError: `train_on: normal` without labels, or too few rows.
+    """
+    train = split_rows(embeddings, config.split)
+    if config.split.train_on == "normal":
+        if labels is None:
+            raise UserError("split.train_on: normal needs labels; give data.labels")
+        train &= labels != 1
+    return train
+
+
+def read_labels(config: ExperimentConfig, embeddings: Embeddings) -> np.ndarray | None:
+    """Labels by file name, int [N]: 1 anomaly, 0 normal, -1 unlabelled; None without labels.
+
+    Raises:
+        UserError: the file is missing, lacks a column, or labels none of the loops.
+    """
+    path = Path(config.data.labels) if config.data.labels else None
+    if path is None and "bundled:demo" in config.data.sources:
+        path = BUNDLED_LABELS
+    if path is None:
+        return None
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise UserError(f"cannot read data.labels {path}: {error.strerror}") from None
+    if not rows or not {"file", "is_anomaly"} <= set(rows[0]):
+        raise UserError(f"{path}: labels need the columns 'file' and 'is_anomaly' (0 or 1)")
+    by_name = {Path(row["file"]).name: int(row["is_anomaly"]) for row in rows}
+    names = [Path(p).name for p in embeddings.table["path"].to_pylist()]
+    labels = np.array([by_name.get(name, -1) for name in names])
+    if not (labels >= 0).any():
+        raise UserError(f"{path}: none of the {len(names)} loops is labelled; check column 'file'")
+    return labels
+
+
+def fit_all(
+    config: ExperimentConfig,
+    embeddings: Embeddings,
+    train: np.ndarray,
+    labels: np.ndarray | None,
+    out: Path,
+    log: Log,
+) -> dict[str, list[TrainedModel]]:
+    """Fits every detector with every seed; what an earlier run saved is loaded instead."""
+    calibration = held_out_rows(config.split, train, labels)
+    models: dict[str, list[TrainedModel]] = {}
+    store = config.data.embeddings or str((out / "embeddings").absolute())
+    for detector in config.detectors:
+        folders = {
+            seed: out / "models" / detector.name / f"seed-{seed}"
+            for seed in (config.seeds if detector.kind in RANDOM_KINDS else config.seeds[:1])
+        }
+        missing = [seed for seed, f in folders.items() if not (f / "model.json").exists()]
+        if missing:
+            named = ", ".join(map(str, missing))
+            log(f"fitting {detector.name} (seed {named}) on {int(train.sum())} loops")
+            fitted = fit_models(
+                embeddings,
+                train,
+                detector,
+                missing,
+                calibration=calibration,
+                embeddings_path=store,
+                extra={"on_epoch": _epoch_log(out / "metrics.jsonl", detector.name, missing)},
+            )
+            for seed, model in zip(missing, fitted, strict=True):
+                model.save(folders[seed])
+        models[detector.name] = [TrainedModel.load(folder) for folder in folders.values()]
+    return models
+
+
+def rank(
+    config: ExperimentConfig,
+    models: dict[str, list[TrainedModel]],
+    embeddings: Embeddings,
+    labels: np.ndarray | None,
+) -> Scores:
+    """The primary detector's scores, with the other detectors' scores and the labels beside."""
+    primary = config.primary or config.detectors[0].name
+    scores = score_embeddings(models[primary][0], embeddings)
+    ids = embeddings.table["id"].to_pylist()
+    place = {row_id: i for i, row_id in enumerate(ids)}
+    order = np.array([place[row_id] for row_id in scores.table["id"].to_pylist()])
+    table = scores.table
+    for name, (model, *_) in models.items():
+        column = model.detector.decision_function(embeddings.matrix)[order]
+        table = table.append_column(f"score_{name}", pa.array(column))
+    if labels is not None:
+        known = labels[order]
+        table = table.append_column("is_labelled", pa.array(known == 1, mask=known < 0))
+    return Scores(table, scores.metadata)
+
+
+def _epoch_log(path: Path, detector: str, seeds: list[int]) -> Callable[..., None]:
+    """Appends a line per epoch; metrics are means over the seeds that are still training."""
+
+    def write(stage: str, epoch: int, metrics: dict[str, float]) -> None:
+        row = {"detector": detector, "seeds": seeds, "stage": stage, "epoch": epoch}
+        row |= {key: float(value) for key, value in metrics.items()}
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    return write

@@ -1,0 +1,1 @@
+"""Compiled training steps, loops and checkpoints."""

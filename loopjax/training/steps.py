@@ -1,0 +1,376 @@
+"""Compiled epochs: AdamW, cosine schedule, early stopping, for one head or many.
+
+A whole epoch is one compiled loop over data that already lies on the device, several epochs go into
+one call, and many heads (seeds, hyper-parameters, subsets of rows) can train in the same call. A
+loss function is any hashable object with the methods of `Objective`; state is a plain pytree.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from loopjax.training.keys import derive, new_key, random_bits
+
+Tree = Any
+METRICS = ("train_loss", "val_loss", "learning_rate")
+# Rows evaluated at once; larger sets go block by block.
+_EVAL_ROWS = 4096
+
+
+class Objective(Protocol):
+    """A loss per row; implementations are hashable, because compiled programs are keyed by them."""
+
+    def train_losses(
+        self,
+        params: Tree,
+        stats: Tree,
+        rows: jax.Array,
+        weights: jax.Array,
+        key: jax.Array,
+        momentum: jax.Array,
+        aux: Tree,
+    ) -> tuple[jax.Array, Tree]:
+        """Losses [B] in training mode and the updated running statistics."""
+        ...
+
+    def eval_losses(self, params: Tree, stats: Tree, rows: jax.Array, aux: Tree) -> jax.Array:
+        """Losses [B] in evaluation mode."""
+        ...
+
+    def begin_epoch(
+        self,
+        params: Tree,
+        stats: Tree,
+        aux: Tree,
+        epoch: jax.Array,
+        evaluate: Callable[[Callable[[jax.Array], jax.Array]], tuple[jax.Array, jax.Array]],
+    ) -> Tree:
+        """`aux` for this epoch; `evaluate(f)` gives f over all training rows and their weights."""
+        ...
+
+
+class Hyper(NamedTuple):
+    """Per-head numbers; scalars or arrays with one entry per head.
+
+    The learning rate of epoch e is low + (high - low) (1 + cos(pi e / period)) / 2. A head stops
+    after `max_epochs`, or after `patience` epochs without a strictly lower validation loss.
+    """
+
+    learning_rate: Any
+    min_learning_rate: Any
+    period_epochs: Any
+    weight_decay: Any
+    max_epochs: Any
+    patience: Any
+
+
+class Split(NamedTuple):
+    """Row numbers of a head: training rows [T] of which `n_train` count, validation likewise.
+
+    T and V are padded; `n_val` 0 turns early stopping off and the last weights are the best.
+    """
+
+    train: Any
+    n_train: Any
+    val: Any
+    n_val: Any
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is fixed when a training program is compiled.
+
+    Attributes:
+        objective: the loss.
+        batch_size: rows per step; a short last batch is masked, a last batch of one row dropped.
+        momentum: share of a batch in the running statistics.
+        mesh: spread every batch over its "data" axis; None for one device.
+    """
+
+    objective: Objective
+    batch_size: int
+    momentum: float = 0.1
+    mesh: Mesh | None = None
+
+
+class State(NamedTuple):
+    """Everything a training needs to go on; saved as it is."""
+
+    params: Tree
+    stats: Tree
+    optimizer: Tree
+    aux: Tree
+    best_params: Tree
+    best_stats: Tree
+    best_loss: Any
+    best_epoch: Any
+    epoch: Any
+    stopped: Any
+    key: Any
+
+
+_ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+
+
+def start(params: Tree, stats: Tree, aux: Tree, seed: int) -> State:
+    """State before the first epoch of one head."""
+    return State(
+        params=params,
+        stats=stats,
+        optimizer=_ADAM.init(params),
+        aux=aux,
+        best_params=params,
+        best_stats=stats,
+        best_loss=np.float32(np.inf),
+        best_epoch=np.int32(-1),
+        epoch=np.int32(0),
+        stopped=np.bool_(False),
+        key=new_key(seed),
+    )
+
+
+def adamw_step(
+    params: Tree, optimizer: Tree, grads: Tree, learning_rate: Any, weight_decay: Any
+) -> tuple[Tree, Tree]:
+    """One AdamW update (betas .9/.999, eps 1e-8, decay on every parameter) as in PyTorch."""
+    updates, optimizer = _ADAM.update(grads, optimizer)
+    params = jax.tree.map(lambda p, u: p - learning_rate * (u + weight_decay * p), params, updates)
+    return params, optimizer
+
+
+def cosine(hyper: Hyper, epoch: Any) -> jax.Array:
+    """Learning rate of an epoch."""
+    phase = jnp.cos(jnp.pi * epoch / hyper.period_epochs)
+    spread = hyper.learning_rate - hyper.min_learning_rate
+    return (hyper.min_learning_rate + 0.5 * spread * (1.0 + phase)).astype(jnp.float32)
+
+
+def train_block(
+    recipe: Recipe,
+    state: State,
+    X: jax.Array,
+    rows: jax.Array,
+    count: jax.Array,
+    learning_rate: jax.Array,
+    weight_decay: Any,
+    key: jax.Array,
+) -> tuple[State, jax.Array]:
+    """One pass over rows [T] of X in random order; the new state and the summed loss."""
+    size = recipe.batch_size
+    order = rows[_permutation(derive(key, 0), len(rows), count)]
+    order = jnp.pad(order, (0, -len(rows) % size))
+    steps = (count + size - 1) // size
+    # One row has no variance to normalise by; it is left out of this epoch only.
+    steps = jnp.where((count % size == 1) & (count > 1), steps - 1, steps)
+    lane = jnp.arange(size, dtype=jnp.int32)
+
+    def step(i, carry):
+        params, stats, optimizer, total = carry
+        batch = _spread(recipe, X[jax.lax.dynamic_slice_in_dim(order, i * size, size)])
+        weights = (i * size + lane < count).astype(jnp.float32)
+
+        def mean_loss(params):
+            losses, new_stats = recipe.objective.train_losses(
+                params, stats, batch, weights, derive(key, i + 1),
+                jnp.float32(recipe.momentum), state.aux,
+            )  # fmt: skip
+            return jnp.sum(losses * weights) / jnp.sum(weights), new_stats
+
+        (loss, stats), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        params, optimizer = adamw_step(params, optimizer, grads, learning_rate, weight_decay)
+        return params, stats, optimizer, total + loss * jnp.sum(weights)
+
+    first = (state.params, state.stats, state.optimizer, jnp.float32(0.0))
+    params, stats, optimizer, total = jax.lax.fori_loop(0, steps, step, first)
+    return state._replace(params=params, stats=stats, optimizer=optimizer), total
+
+
+def eval_block(
+    recipe: Recipe, state: State, X: jax.Array, rows: jax.Array, count: jax.Array
+) -> jax.Array:
+    """Summed evaluation loss over the first `count` of rows [V] of X."""
+    losses, weights = _over_rows(
+        lambda x: recipe.objective.eval_losses(state.params, state.stats, x, state.aux),
+        X, rows, count,
+    )  # fmt: skip
+    return jnp.sum(losses * weights)
+
+
+def close_epoch(
+    state: State, hyper: Hyper, train_loss: jax.Array, val_loss: jax.Array, has_val: jax.Array
+) -> State:
+    """Keep the weights if they are the best so far and decide whether to go on.
+
+    Stops like Lightning's EarlyStopping(min_delta=0): `patience` epochs without a strictly lower
+    validation loss, or a loss that is no longer finite.
+    """
+    watched = jnp.where(has_val, val_loss, train_loss)
+    better = (watched < state.best_loss) | ~has_val
+    keep = partial(jax.tree.map, lambda new, old: jnp.where(better, new, old))
+    best_epoch = jnp.where(better, state.epoch, state.best_epoch)
+    waited = state.epoch - best_epoch
+    epoch = state.epoch + 1
+    return state._replace(
+        best_params=keep(state.params, state.best_params),
+        best_stats=keep(state.stats, state.best_stats),
+        best_loss=jnp.where(better, watched, state.best_loss),
+        best_epoch=best_epoch,
+        epoch=epoch,
+        stopped=(waited >= hyper.patience)
+        | (epoch >= hyper.max_epochs)
+        | ~(jnp.isfinite(train_loss) & jnp.isfinite(watched)),
+    )
+
+
+@partial(jax.jit, static_argnames=("recipe", "passes"))
+def warm_up(
+    recipe: Recipe, state: State, X: jax.Array, rows: jax.Array, count: jax.Array, passes: int
+) -> Tree:
+    """One head's BatchNorm statistics averaged over `passes` epochs that update no weight."""
+    size = recipe.batch_size
+    steps = jnp.maximum(count // size, 1)
+    lane = jnp.arange(size, dtype=jnp.int32)
+    base = derive(state.key, np.uint32(2**32 - 1))
+
+    def step(i, stats):
+        key = derive(base, i)
+        start_ = (i % steps) * size
+        picked = jax.lax.dynamic_slice_in_dim(jnp.pad(rows, (0, size)), start_, size)
+        weights = (start_ + lane < count).astype(jnp.float32)
+        return recipe.objective.train_losses(
+            state.params, stats, X[picked], weights, key, 1.0 / (i + 1.0), state.aux
+        )[1]
+
+    return jax.lax.fori_loop(0, passes * steps, step, state.stats)
+
+
+def _one_epoch(recipe, state: State, X, split: Split, hyper: Hyper):
+    """One epoch of one head: the new state and its `METRICS`."""
+    objective = recipe.objective
+    aux = objective.begin_epoch(
+        state.params, state.stats, state.aux, state.epoch,
+        lambda f: _over_rows(f, X, split.train, split.n_train),
+    )  # fmt: skip
+    state = state._replace(aux=aux)
+    rate = cosine(hyper, state.epoch)
+    key = derive(state.key, state.epoch)
+    state, total = train_block(
+        recipe, state, X, split.train, split.n_train, rate, hyper.weight_decay, key
+    )
+    train_loss = total / split.n_train
+    has_val = split.n_val > 0
+    val_sum = eval_block(recipe, state, X, split.val, split.n_val)
+    val_loss = jnp.where(has_val, val_sum / jnp.maximum(split.n_val, 1), jnp.nan)
+    metrics = jnp.stack([train_loss, val_loss, rate])
+    return close_epoch(state, hyper, train_loss, val_loss, has_val), metrics
+
+
+def _advance_one(recipe, epochs: int, state: State, X, split: Split, hyper: Hyper):
+    """Up to `epochs` epochs of one head; metrics [epochs, 3], NaN where it had stopped."""
+
+    def go_on(carry):
+        done, state, _ = carry
+        return (done < epochs) & ~state.stopped
+
+    def body(carry):
+        done, state, log = carry
+        state, metrics = _one_epoch(recipe, state, X, split, hyper)
+        return done + 1, state, log.at[done].set(metrics)
+
+    log = jnp.full((epochs, len(METRICS)), jnp.nan, jnp.float32)
+    _, state, log = jax.lax.while_loop(go_on, body, (0, state, log))
+    return state, log
+
+
+@partial(jax.jit, static_argnames=("recipe", "epochs"), donate_argnames="state")
+def advance(
+    state: State, X: jax.Array, split: Split, hyper: Hyper, *, recipe: Recipe, epochs: int
+) -> tuple[State, jax.Array]:
+    """Up to `epochs` more epochs of every head that has not stopped, heads side by side.
+
+    Args:
+        state: stacked over heads, leading axis H.
+        X: [N, D] rows shared by all heads.
+        split: `Split` with arrays [H, T], [H], [H, V], [H].
+        hyper: `Hyper` with arrays [H].
+        recipe: static.
+        epochs: static; how many epochs this call may run.
+
+    Returns:
+        The new state and metrics [H, epochs, 3] in the order of `METRICS`.
+    """
+    one = partial(_advance_one, recipe, epochs)
+    if len(state.epoch) > 1:
+        return jax.vmap(one, in_axes=(0, None, 0, 0))(state, X, split, hyper)
+    only = partial(jax.tree.map, lambda a: a[0])
+    new, log = one(only(state), X, only(split), only(hyper))
+    return jax.tree.map(lambda a: a[None], new), log[None]
+
+
+@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+def advance_block(
+    state: State,
+    X: jax.Array,
+    rows: jax.Array,
+    count: jax.Array,
+    hyper: Hyper,
+    number: jax.Array,
+    *,
+    recipe: Recipe,
+) -> tuple[State, jax.Array]:
+    """One head over the first `count` of rows [T] of block `number`; also the summed loss."""
+    key = derive(derive(state.key, state.epoch), number)
+    rate = cosine(hyper, state.epoch)
+    return train_block(recipe, state, X, rows, count, rate, hyper.weight_decay, key)
+
+
+@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+def advance_epoch(
+    state: State,
+    val: jax.Array,
+    n_val: jax.Array,
+    train_loss: jax.Array,
+    hyper: Hyper,
+    *,
+    recipe: Recipe,
+) -> tuple[State, jax.Array]:
+    """Judge one head after its last block on the first `n_val` of rows [V, D]; its `METRICS`."""
+    rate = cosine(hyper, state.epoch)
+    total = eval_block(recipe, state, val, jnp.arange(len(val)), n_val)
+    val_loss = jnp.where(n_val > 0, total / jnp.maximum(n_val, 1), jnp.nan)
+    metrics = jnp.stack([train_loss, val_loss, rate])
+    return close_epoch(state, hyper, train_loss, val_loss, n_val > 0), metrics
+
+
+def _permutation(key: jax.Array, size: int, count: jax.Array) -> jax.Array:
+    """Random order of the first `count` of `size` positions, the others behind them."""
+    behind = jnp.arange(size) >= count
+    order = jnp.arange(size, dtype=jnp.int32)
+    return jax.lax.sort((behind, random_bits(key, size), order), num_keys=2)[2]
+
+
+def _over_rows(
+    function: Callable[[jax.Array], jax.Array], X: jax.Array, rows: jax.Array, count: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """function(X[rows]) as [V], block by block, and weights [V] of the rows that count."""
+    total = len(rows)
+    weights = (jnp.arange(total) < count).astype(jnp.float32)
+    if total <= _EVAL_ROWS:
+        return function(X[rows]), weights
+    blocks = jnp.pad(rows, (0, -total % _EVAL_ROWS)).reshape(-1, _EVAL_ROWS)
+    return jax.lax.map(lambda block: function(X[block]), blocks).reshape(-1)[:total], weights
+
+
+def _spread(recipe: Recipe, batch: jax.Array) -> jax.Array:
+    if recipe.mesh is None:
+        return batch
+    return jax.lax.with_sharding_constraint(
+        batch, NamedSharding(recipe.mesh, PartitionSpec("data"))
+    )

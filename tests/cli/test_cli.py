@@ -1,0 +1,185 @@
+"""The command line as a user meets it: help, exit codes, and the main job on real audio."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from loopjax import __version__
+from loopjax.cli import main
+from loopjax.store.read import read_embeddings
+
+VERBS = [
+    "demo",
+    "embed",
+    "fit",
+    "score",
+    "evaluate",
+    "explain",
+    "report",
+    "run",
+    "convert",
+    "encoders",
+]
+ENCODER = "untrained-nano"
+DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
+
+
+def run(*args) -> int:
+    return main([str(a) for a in args])
+
+
+@pytest.fixture(scope="module")
+def loops(tmp_path_factory):
+    """Twelve short loops: eleven alike, one of noise."""
+    folder = tmp_path_factory.mktemp("loops")
+    rng = np.random.default_rng(0)
+    time_s = np.arange(16000) / 16000
+    for i in range(11):
+        tone = 0.3 * np.sin(2 * np.pi * (110 + i) * time_s) * np.exp(-3 * time_s)
+        soundfile.write(folder / f"tone_{i:02d}.wav", tone.astype(np.float32), 16000)
+    soundfile.write(folder / "noise.wav", rng.uniform(-0.8, 0.8, 16000), 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(loops, tmp_path_factory):
+    out = tmp_path_factory.mktemp("store") / "emb"
+    assert run("embed", loops, "-o", out, "--encoder", ENCODER, "--workers", "1") == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def model(store, tmp_path_factory):
+    out = tmp_path_factory.mktemp("model") / "knn"
+    assert run("fit", store, "-o", out, "--detector", "knn", "--set", "params.n_neighbors=2") == 0
+    return out
+
+
+def test_several_seeds_train_together_as_each_would_alone(store, tmp_path, capsys):
+    small = ("--set", "params.hidden_dims=[8,4]", "--set", "params.epochs=2")
+    small += ("--set", "params.pretrain_epochs=0", "--set", "params.bn_warmup_passes=0")
+    assert run("fit", store, "-o", tmp_path / "both", "--seeds", "0..1", *small) == 0
+    assert run("fit", store, "-o", tmp_path / "alone", "--seeds", "1..1", *small) == 0
+    first, second, alone = map(json.loads, capsys.readouterr().out.splitlines()[-3:])
+    assert [row["model"] for row in (first, second)] == [
+        str(tmp_path / "both" / f"seed-{seed}") for seed in (0, 1)
+    ]
+    assert first["threshold"] != second["threshold"]
+    assert alone["threshold"] == pytest.approx(second["threshold"], rel=1e-5)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(verb, "--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"loopjax {verb}" in text.split("example:")[1]
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        run("--version")
+    assert capsys.readouterr().out.strip() == f"loopjax {__version__}"
+
+
+def test_unknown_verb_is_a_usage_error():
+    with pytest.raises(SystemExit) as stop:
+        run("embedd")
+    assert stop.value.code == 2
+
+
+def test_embed_prints_a_summary_and_writes_every_row(store):
+    rows = sum(pq.read_metadata(part).num_rows for part in store.glob("part-*.parquet"))
+    assert rows == 12
+
+
+def test_score_a_store_and_a_file_agree(model, store, loops, tmp_path, capsys):
+    out = tmp_path / "scores.parquet"
+    assert run("score", model, store, "-o", out, "--csv", tmp_path / "scores.csv") == 0
+    table = pq.read_table(out)
+    assert {"id", "path", "score", "percentile", "p_value", "is_anomaly", "rank"} <= set(
+        table.column_names
+    )
+    top = table.slice(0, 1).to_pylist()[0]
+    assert top["path"].endswith("noise.wav")
+    assert top["rank"] == 1
+    assert (tmp_path / "scores.csv").read_text().count("\n") == 13
+    assert "noise.wav" in capsys.readouterr().out
+    direct = tmp_path / "direct.parquet"
+    assert run("score", model, loops / "noise.wav", "-o", direct) == 0
+    alone = pq.read_table(direct).to_pylist()[0]
+    assert alone["score"] == pytest.approx(top["score"], rel=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pickle"])
+def test_pickled_rows_of_another_encoder_are_refused(model, store, tmp_path, capsys, suffix):
+    with (tmp_path / f"rows{suffix}").open("wb") as file:
+        pickle.dump(read_embeddings(store).matrix, file)
+    assert run("score", model, tmp_path / f"rows{suffix}") == 2
+    assert "come from another space" in capsys.readouterr().err
+
+
+def test_a_bad_file_among_good_ones_is_named_and_exits_3(loops, tmp_path, capsys):
+    for name in ("tone_00.wav", "tone_01.wav"):
+        (tmp_path / name).write_bytes((loops / name).read_bytes())
+    (tmp_path / "broken.wav").write_bytes(b"")
+    out = tmp_path / "emb"
+    code = run("embed", tmp_path, "-o", out, "--encoder", ENCODER, "--workers", "1")
+    assert code == 3
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["n_embedded"], summary["n_failed"]) == (2, 1)
+    failures = pq.read_table(out / "failures.parquet").to_pylist()
+    assert [(f["path"].rsplit("/", 1)[-1], f["reason"]) for f in failures] == [
+        ("broken.wav", "empty_file")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("fit", "/nonexistent", "-o", "x"), "/nonexistent"),
+        (("score", "/nonexistent", "x.wav"), "/nonexistent"),
+        (("run", "/nonexistent.yaml", "-o", "x"), "/nonexistent.yaml"),
+        (("run", DEMO, "--set", "detectr.x=1"), "unknown key 'detectr'"),
+        (("report", "/nonexistent"), "/nonexistent"),
+        (("report", "broken"), "broken is no run folder"),
+        (("evaluate", "broken"), "broken is no run folder"),
+        (("evaluate", "/nonexistent.yaml", "-o", "x"), "/nonexistent.yaml"),
+        (("embed", "pyproject.toml", "-o", "x", "--encoder", ENCODER), "pyproject.toml"),
+        (("embed", "/nonexistent", "-o", "x", "--encoder", ENCODER), "/nonexistent"),
+        (("embed", "tests", "-o", "x", "--encoder", "clap-htsat-fusd"), "clap-htsat-fusd"),
+        (("convert", "/nonexistent.pt", "-o", "x"), "/nonexistent.pt"),
+        (("encoders", "verify"), "needs a name"),
+        (("fit", "/nonexistent", "-o", "x", "--seeds", "a..b"), "seeds"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else None,
+)
+def test_mistakes_exit_2_and_name_the_thing(args, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    assert run(*args) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = (
+        "import sys\nfrom loopjax.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'jax', 'numpy', 'pyarrow', 'rich', 'sklearn'} & set(sys.modules)\n"
+        "print('heavy', sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("heavy []"), done.stdout + done.stderr

@@ -1,0 +1,93 @@
+import json
+
+import numpy as np
+import pytest
+
+from loopjax.cli.commands import evaluate_command
+from loopjax.config import load_config
+from loopjax.errors import UserError
+from loopjax.experiment.paper import reproduce
+from tests.detectors.small import TINY, odd_rows, rows
+
+CONFIG = {
+    "name": "small",
+    "detectors": [
+        {"name": "standard", "kind": "deep-svdd", "params": TINY},
+        {"name": "knn", "kind": "knn", "params": {}},
+        {"name": "pca", "kind": "pca", "params": {}},
+    ],
+    "seeds": [0, 1],
+    "evaluate": {"protocols": ["P1", "P3", "unlabelled"], "reference": "published.json"},
+}
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reproduction")
+    matrix = np.concatenate([rows(30), odd_rows(20), rows(24, seed=3) + 3])
+    groups = np.array(["a"] * 30 + ["b"] * 20 + ["c"] * 24)
+    np.savez(folder / "set.npz", embeddings=matrix, group=groups)
+    entry = {"measure": "auroc_P1", "embeddings": "set", "detector": "knn", "reproduced": 0.9}
+    published = {"source": "here", "detectors": {"knn": []}, "entries": [entry]}
+    (folder / "published.json").write_text(json.dumps(published), "utf-8")
+    (folder / "config.yaml").write_text(json.dumps(CONFIG), "utf-8")
+    sets = [f"data.sets.set={folder / 'set.npz'}"]
+    sets.append(f"evaluate.reference={folder / 'published.json'}")
+    config = load_config(folder / "config.yaml", sets)
+    found = reproduce(config, folder / "out", log=lambda line: None)
+    assert json.loads((folder / "out" / "evaluation.json").read_text("utf-8")) == found
+    return {table["title"]: table["rows"] for table in found["tables"]}
+
+
+def test_ours_stands_first_beside_the_published_values(evaluation):
+    assert next(iter(evaluation)) == "Ours beside the published values"
+    (row,) = evaluation["Ours beside the published values"]
+    assert (row["measure"], row["detector"], row["reproduced"]) == ("auroc_P1", "knn", 0.9)
+
+
+def test_every_detector_has_its_means(evaluation):
+    means = {row["detector"]: row for row in evaluation["AUROC by detector"]}
+    assert list(means) == ["standard", "knn", "pca"]
+    folders = evaluation["P1 on set: one folder normal"]
+    for row in folders:
+        mean = np.mean([row[folder] for folder in "abc"])
+        assert row["mean"] == pytest.approx(mean) == means[row["detector"]]["set P1"]
+
+
+def test_losses_of_the_heads_are_named(evaluation):
+    losses = evaluation["Where Deep SVDD loses to a cheap method"]
+    means = {row["detector"]: row for row in evaluation["AUROC by detector"]}
+    assert [(row["protocol"], row["head"]) for row in losses] == [
+        ("P1", "standard"),
+        ("P3", "standard"),
+    ]
+    for row in losses:
+        key = f"set {row['protocol']}"
+        cheap = {name: means[name][key] for name in ("knn", "pca")}
+        head = means["standard"][key]
+        named = set() if row["loses_to"] == "none" else set(row["loses_to"].split(", "))
+        assert named == {name for name, mean in cheap.items() if mean > head}
+        assert row["difference"] == pytest.approx(head - max(cheap.values()))
+
+
+def test_seeds_of_the_command_line_hold_whatever_a_detector_asks_for(tmp_path):
+    matrix = np.concatenate([rows(30), odd_rows(20)])
+    np.savez(tmp_path / "set.npz", embeddings=matrix, group=np.repeat(["a", "b"], [30, 20]))
+    knn = {"name": "k-nn", "kind": "knn", "protocol_seeds": {"P1": [3, 4]}}
+    config = {"name": "x", "detectors": [knn], "seeds": [0, 1], "evaluate": {"protocols": ["P1"]}}
+    config["data"] = {"sets": {"set": str(tmp_path / "set.npz")}}
+    (tmp_path / "config.yaml").write_text(json.dumps(config), "utf-8")
+    for i, (asked, seeds) in enumerate(
+        [({}, [3, 4]), ({"quick": True}, [0]), ({"seeds": "1..2"}, [1, 2])]
+    ):
+        out = tmp_path / str(i)
+        evaluate_command(str(tmp_path / "config.yaml"), str(out), overrides=(), **asked)
+        lines = (out / "protocols-set.jsonl").read_text("utf-8").splitlines()
+        assert sorted({json.loads(line)["row"]["seed"] for line in lines}) == seeds
+
+
+def test_sets_are_needed(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(CONFIG), "utf-8")
+    with pytest.raises(UserError, match=r"data\.sets"):
+        reproduce(load_config(path, []), tmp_path / "out", log=lambda line: None)

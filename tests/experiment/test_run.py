@@ -1,0 +1,159 @@
+"""A whole run from one config: repeatable, resumable, refusing to mix."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from loopjax.config import load_config
+from loopjax.errors import UserError
+from loopjax.experiment import evaluate as assessment
+from loopjax.experiment import run as experiment
+from loopjax.experiment.run import run
+
+CONFIG = """
+name: small
+data:
+  sources: [{loops}]
+  labels: {labels}
+embed: {{encoder: untrained-nano, workers: 1}}
+split: {{train_on: normal}}
+detectors:
+  - name: residual
+    kind: deep-svdd
+    params: {{network: residual, hidden_dims: [16, 8], pretrain_epochs: 3, epochs: 3}}
+  - {{name: knn, kind: knn, params: {{n_neighbors: 2}}}}
+primary: knn
+seeds: [0, 1]
+evaluate: {{bootstrap: 50}}
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Twenty alike tones in two folders, two bursts of noise labelled as anomalies."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    time_s = np.arange(12000) / 16000
+    rows = ["file,is_anomaly"]
+    for i in range(20):
+        place = folder / ("low" if i % 2 else "high")
+        place.mkdir(exist_ok=True)
+        tone = 0.3 * np.sin(2 * np.pi * (110 + 2 * i) * time_s) * np.exp(-3 * time_s)
+        soundfile.write(place / f"tone_{i:02d}.wav", tone.astype(np.float32), 16000)
+        rows.append(f"tone_{i:02d}.wav,0")
+    for i in range(2):
+        soundfile.write(folder / "low" / f"noise_{i}.wav", rng.uniform(-0.8, 0.8, 12000), 16000)
+        rows.append(f"noise_{i}.wav,1")
+    labels = folder / "labels.csv"
+    labels.write_text("\n".join(rows) + "\n")
+    config = folder / "config.yaml"
+    config.write_text(CONFIG.format(loops=folder, labels=labels))
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "r1"
+    lines: list[str] = []
+    result = run(load_config(corpus), out, log=lines.append)
+    return out, result, lines
+
+
+def test_run_leaves_everything(finished):
+    out, result, _ = finished
+    for name in ("run.json", "scores.parquet", "scores.csv", "evaluation.json", "metrics.jsonl"):
+        assert (out / name).stat().st_size > 0, name
+    assert result.report == out / "report" / "index.html"
+    assert "noise_" in result.report.read_text(encoding="utf-8")
+    assert list((out / "figures").glob("*.svg"))
+    record = json.loads((out / "run.json").read_text())
+    assert record["config"]["name"] == "small"
+    assert "jax" in record["versions"]
+
+
+def test_the_odd_loops_rank_first_and_are_found(finished):
+    _, result, _ = finished
+    top = result.scores.table.slice(0, 2)["path"].to_pylist()
+    assert all("noise_" in path for path in top)
+    detectors = {row["detector"]: row for row in result.evaluation["tables"][0]["rows"]}
+    assert detectors["knn"]["auroc"] == 1.0
+    assert detectors["residual"]["seeds"] == 2
+
+
+def test_a_finished_run_repeats_nothing_and_another_folder_gives_the_same(
+    finished, corpus, tmp_path
+):
+    out, _, first_log = finished
+    before = pq.read_table(out / "scores.parquet")
+    lines: list[str] = []
+    run(load_config(corpus), out, log=lines.append)
+    assert any("fitting" in line for line in first_log)
+    assert not any("fitting" in line for line in lines)
+    assert pq.read_table(out / "scores.parquet").equals(before)
+    run(load_config(corpus), tmp_path / "r2", log=lines.append)
+    assert pq.read_table(tmp_path / "r2" / "scores.parquet").equals(before)
+
+
+def test_judging_a_run_again_gives_the_same_tables(finished, tmp_path, monkeypatch):
+    out, result, _ = finished
+    lines: list[str] = []
+    again = experiment.evaluate_run(out, lines.append)
+    assert json.dumps(again) == json.dumps(result.evaluation)
+    assert not any("fitting" in line for line in lines)
+    shutil.copytree(out, tmp_path / "copy")
+    record = json.loads((out / "run.json").read_text())
+    record["config"]["evaluate"]["ladder"] = "quick"
+    (tmp_path / "copy" / "run.json").write_text(json.dumps(record))
+    rungs = {"title": "Ladder", "note": "", "rows": []}
+    monkeypatch.setattr(assessment, "_climb", lambda *args: [rungs])
+    tables = experiment.evaluate_run(tmp_path / "copy", lines.append)["tables"]
+    assert tables == [rungs, *again["tables"]]
+    written = json.loads((tmp_path / "copy" / "evaluation.json").read_text())
+    assert written["tables"][0] == rungs
+
+
+def test_a_changed_config_refuses_to_mix(finished, corpus):
+    out, _, _ = finished
+    changed = load_config(corpus, ["split.seed=5"])
+    with pytest.raises(UserError, match=r"split: was .*--restart"):
+        run(changed, out, log=print)
+
+
+def test_a_report_drawn_differently_is_no_other_experiment(finished, corpus):
+    out, _, _ = finished
+    run(load_config(corpus, ["report.top=3"]), out, log=lambda line: None)
+
+
+def test_a_folder_of_other_things_is_left_alone(corpus, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="no run folder"):
+        run(load_config(corpus), tmp_path, restart=True, log=print)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("detectors.knn.params.n_neighbours=3", "did you mean 'n_neighbors'"),
+        ("detectors=[]", "lists no detectors"),
+        ("data.labels=/nonexistent.csv", "/nonexistent.csv"),
+        ("data.sources=[]", "data.sources is empty"),
+        ("split.train_fraction=0.01", "left for training"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_trained(corpus, tmp_path, override, message):
+    overrides = [override, "primary=''"]
+    with pytest.raises(UserError) as caught:
+        run(load_config(corpus, overrides), tmp_path / "r", log=lambda line: None)
+    assert message in str(caught.value)
+
+
+def test_labels_that_match_nothing_are_refused(corpus, tmp_path):
+    labels = tmp_path / "labels.csv"
+    labels.write_text("file,is_anomaly\nother.wav,1\n")
+    with pytest.raises(UserError, match="none of the 22 loops is labelled"):
+        run(load_config(corpus, [f"data.labels={labels}"]), tmp_path / "r", log=lambda line: None)

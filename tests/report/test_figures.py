@@ -1,0 +1,97 @@
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from loopjax.evaluation.metrics import principal_plane
+
+pytest.importorskip("matplotlib", reason="the extra [report] is not installed")
+
+from loopjax.report import figures
+
+RNG = np.random.default_rng(0)
+NAMES = ("residual <AE>", "PCA & co")
+SCORES = {n: {"train": RNG.lognormal(size=60), "held out": RNG.lognormal(size=20)} for n in NAMES}
+LATENTS = {n: RNG.normal(size=(40, 6)) for n in NAMES}
+ODD = {n: np.arange(40) < 4 for n in NAMES}
+CUTS = dict.fromkeys(NAMES, 2.0)
+LADDER = [
+    {"variation": v, "unit": "dB", "strength": str(s), "step": s, "detector": d, "auroc": 0.6}
+    for v in ("noise", "pitch")
+    for s in range(3)
+    for d in NAMES
+]
+PARTS = {
+    "duration_s": 2.0,
+    "waveform": np.c_[-np.ones(50), np.ones(50)],
+    "mel": RNG.random((8, 20)),
+    "time_s": [0.5, 1.5],
+    "score": [1.0, 2.0],
+    "token_time_s": [],
+    "token_score": [],
+    "full_score": 1.5,
+    "threshold": 1.2,
+    "segment_drop": RNG.normal(size=8),
+    "band_drop": RNG.normal(size=8),
+}
+
+DRAW = {
+    "score_boxes": lambda out: figures.score_boxes(SCORES, out, CUTS),
+    "score_histograms": lambda out: figures.score_histograms(SCORES, CUTS, out),
+    "latent_distributions": lambda out: figures.latent_distributions(LATENTS, out),
+    "latent_pca": lambda out: figures.latent_pca(LATENTS, ODD, out),
+    "latent_heat_map": lambda out: figures.latent_heat_map(
+        LATENTS, {n: RNG.random(40) for n in NAMES}, out
+    ),
+    "training_curves": lambda out: figures.training_curves(
+        {n: {"train": [1.0, 0.5], "validation": [1.1, 0.7]} for n in NAMES}, out
+    ),
+    "ladder": lambda out: figures.ladder(LADDER, out),
+}
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_figure_is_a_labelled_svg_that_takes_the_pages_colour(name, tmp_path):
+    path = DRAW[name](tmp_path / "deep" / f"{name}.svg")
+    text = path.read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    assert root.get("role") == "img" and root.get("aria-label")
+    assert "currentColor" in text and figures.INK not in text
+    words = " ".join(root.itertext())
+    assert all(n in words for n in NAMES)  # text stays text, and is escaped
+    assert "prefers-color-scheme:dark" in text
+
+
+def test_same_data_same_bytes(tmp_path):
+    one, two = (
+        figures.score_boxes(SCORES, tmp_path / folder / "f.svg", CUTS).read_bytes()
+        for folder in ("a", "b")
+    )
+    assert one == two
+
+
+def test_scores_at_zero_are_drawn_on_a_plain_axis(tmp_path):
+    scores = {"a": {"train": np.array([0.0, 1.0, 2.0])}}
+    figures.score_boxes(scores, tmp_path / "boxes.svg")
+    figures.score_histograms(scores, {"a": 1.5}, tmp_path / "histogram.svg")
+    assert (tmp_path / "histogram.svg").stat().st_size > 1000
+
+
+def test_explanation_is_drawn_with_and_without_excerpts(tmp_path):
+    figures.explanation(PARTS, tmp_path / "a.svg", title="<b>.wav")
+    bare = PARTS | {"time_s": [], "score": [], "segment_drop": []}
+    figures.explanation(bare, tmp_path / "b.svg")
+    root = ElementTree.fromstring((tmp_path / "a.svg").read_text(encoding="utf-8"))
+    assert root.get("aria-label") == "<b>.wav"
+
+
+def test_principal_plane_keeps_distances_and_sign():
+    basis = np.linalg.qr(RNG.normal(size=(9, 2)))[0]
+    flat = RNG.normal(size=(30, 2)) * [5, 1]
+    plane, share = principal_plane(flat @ basis.T)
+    wanted = np.linalg.norm(flat[:, None] - flat[None], axis=-1)
+    np.testing.assert_allclose(np.linalg.norm(plane[:, None] - plane[None], axis=-1), wanted)
+    assert share.sum() == pytest.approx(1.0)
+    assert (plane[np.abs(plane).argmax(0), [0, 1]] > 0).all()
+    lone, share = principal_plane(np.ones((1, 5)))
+    assert lone.tolist() == [[0.0, 0.0]] and share.tolist() == [0.0, 0.0]

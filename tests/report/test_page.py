@@ -1,0 +1,488 @@
+import csv
+import html.parser
+import io
+import json
+import os
+import time
+import urllib.parse
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from browser import Browser, find_chromium
+
+from loopjax.config import ReportConfig
+from loopjax.errors import UserError
+from loopjax.report import page as report
+from loopjax.report.tables import histogram, number, prepare_table, read_figures
+
+RATE = 32_000
+HOSTILE = (
+    "<script>window.pwned=1<.wav",
+    "</script><img src=x onerror=pwned=1>.wav".replace("/", "\u2215"),
+    "quote\"s & 'more'.wav",
+    "line\nbreak.wav",
+    "drum 🥁.wav",
+)
+
+
+def make_run(folder, n=14, seconds=0.6, parts=True, hostile=True):
+    """A run folder of short tones; the last loops are the oddest."""
+    rng = np.random.default_rng(0)
+    names = [*(HOSTILE if hostile else ())]
+    names += [f"tone {k:03d}.wav" for k in range(n - len(names))]
+    audio = folder / "audio"
+    rows = []
+    for k, name in enumerate(names):
+        group = "bass <low>" if k % 2 else "drums"
+        path = audio / group / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        t = np.arange(int(seconds * RATE)) / RATE
+        soundfile.write(path, 0.4 * np.sin(2 * np.pi * (150 + 20 * k) * t), RATE, "PCM_16")
+        rows.append((f"{k:016x}-{k:08x}", str(path), os.fsencode(path), group))
+    ids, paths, raw, groups = zip(*rows, strict=True)
+    scores = np.geomspace(1e-3, 5e-2, len(names))
+    order = np.argsort(np.argsort(-scores)) + 1
+    run = folder / "run"
+    run.mkdir()
+    table = pa.table(
+        {
+            "id": ids, "path": paths, "path_bytes": raw, "score": scores,
+            "percentile": 100 * (1 - order / len(order)), "p_value": order / (len(order) + 1),
+            "is_anomaly": scores > 0.02, "rank": order, "group": groups,
+            "is_labelled": [k == len(names) - 1 if k else None for k in range(len(names))],
+            "flags": [["dc"] if k == 3 else [] for k in range(len(names))],
+        }
+    )  # fmt: skip
+    pq.write_table(
+        table.replace_schema_metadata({"loopjax.threshold": "0.02"}), run / "scores.parquet"
+    )
+    if parts:
+        (run / "run.json").write_text(json.dumps({"name": "a <b>run</b>", "seeds": [0]}))
+        rows = [{"detector": "AE <1>", "auroc": 0.9, "auroc_low": 0.85, "auroc_high": 0.94}]
+        tables = [{"title": "Detectors", "rows": rows}]
+        (run / "evaluation.json").write_text(
+            json.dumps({"tables": tables, "headline": {"AUROC": 0.9}})
+        )
+        (run / "figures").mkdir()
+        (run / "figures" / "one.svg").write_text(
+            '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9" onload="pwned=1">'
+            "<title>One figure</title><script>pwned=1</script><style>*{display:none}</style>"
+            '<a href="https://example.org"><rect width="1" height="1"/></a>'
+            '<image href="https://example.org/x.png"/><rect id="shape" width="9" height="9"/></svg>'
+        )
+        failures = {"path": ["x<y>.wav"], "reason": ["truncated"], "message": ["1 of 2 frames"]}
+        pq.write_table(pa.table(failures), run / "failures.parquet")
+    matrix = rng.normal(size=(len(names), 8)).astype(np.float32)
+    return run, SimpleNamespace(matrix=matrix, table=pa.table({"id": ids}))
+
+
+class Reader(html.parser.HTMLParser):
+    """Tags with attributes, and the texts of elements by class."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self._open = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._open.append((tag, dict(attrs).get("class", "")))
+
+    def handle_data(self, data):
+        if self._open:
+            self.texts.append((*self._open[-1], data))
+
+    def data(self):
+        return json.loads(
+            next(t for (tag, _, t) in self.texts if tag == "script" and t.startswith('{"loops"'))
+        )
+
+    def names(self):
+        return [text for tag, kind, text in self.texts if (tag, kind) == ("span", "name")]
+
+
+def read(path):
+    return Reader(path.read_text(encoding="utf-8"))
+
+
+def test_hostile_names_are_shown_and_cannot_act(tmp_path):
+    run, embeddings = make_run(tmp_path)
+    page = read(report.write_report(run, embeddings=embeddings))
+    assert set(HOSTILE) <= set(page.names())
+    assert {loop["name"] for loop in page.data()["loops"]} >= set(HOSTILE)
+    scripts = [attrs for tag, attrs in page.tags if tag == "script"]
+    assert sum("type" not in attrs for attrs in scripts) == 1  # the page's own
+    assert not [attrs for tag, attrs in page.tags if tag == "img" and attrs.get("src") == "x"]
+    assert not [a for _, a in page.tags if any(name.startswith("on") for name in a)]
+
+
+def test_page_is_self_contained(tmp_path):
+    run, embeddings = make_run(tmp_path)
+    page = read(report.write_report(run, embeddings=embeddings))
+    for tag, attrs in page.tags:
+        for name in ("src", "href"):
+            if name in attrs:
+                assert attrs[name].startswith(("data:", "#")), (tag, attrs)
+
+
+@pytest.mark.parametrize("policy", ["embed", "auto", "link", "none"])
+def test_audio_policies(tmp_path, policy):
+    run, _ = make_run(tmp_path)
+    out = report.write_report(run, config=ReportConfig(audio=policy))
+    page = read(out)
+    kinds = {loop["audio"] for loop in page.data()["loops"]}
+    clips = [attrs for tag, attrs in page.tags if tag == "script" and "data-mime" in attrs]
+    if policy in ("embed", "auto"):
+        assert kinds == {"embed"}
+        assert len(clips) == 14
+    elif policy == "link":
+        assert kinds == {"link"}
+        hrefs = [loop["href"] for loop in page.data()["loops"]]
+        assert all("<" not in h and "\n" not in h for h in hrefs)
+        assert all((out.parent / urllib.parse.unquote(h)).is_file() for h in hrefs)
+    else:
+        assert kinds == {""}
+    assert bool(clips) == (policy in ("embed", "auto"))
+
+
+def test_auto_embeds_up_to_its_budget_and_links_the_rest(tmp_path, monkeypatch):
+    run, _ = make_run(tmp_path)
+    monkeypatch.setattr("loopjax.report.loops.MAX_EMBEDDED", 5)
+    loops = read(report.write_report(run)).data()["loops"]
+    by_rank = [loop["audio"] for loop in sorted(loops, key=lambda loop: loop["rank"])]
+    assert by_rank == ["embed"] * 5 + ["link"] * 9
+    monkeypatch.setattr("loopjax.report.loops.MAX_EMBEDDED_BYTES", 1)
+    loops = read(report.write_report(run)).data()["loops"]
+    assert {loop["audio"] for loop in loops} == {"link"}
+
+
+def test_bare_scores_are_enough_and_gaps_are_named(tmp_path):
+    run, _ = make_run(tmp_path, parts=False)
+    for path in (tmp_path / "audio").rglob("*.wav"):
+        path.unlink()
+    page = read(report.write_report(run))
+    text = " ".join(data for _, _, data in page.texts)
+    assert "No embeddings in this run folder" in text
+    assert "audio of 14 listed loops was not found" in text
+    assert "no run.json" in text
+    assert not [attrs for _, attrs in page.tags if attrs.get("id") in ("map", "figures")]
+
+
+def test_top_limits_the_table_and_nearest_loops_are_normal(tmp_path):
+    run, embeddings = make_run(tmp_path)
+    page = read(report.write_report(run, config=ReportConfig(top=3), embeddings=embeddings))
+    rows = [attrs for tag, attrs in page.tags if tag == "tr" and "data-i" in attrs]
+    assert len(rows) == 3
+    loops = page.data()["loops"]
+    assert [loop["rank"] for loop in loops[:3]] == [1, 2, 3]
+    for loop in loops[:3]:
+        assert len(loop["near"]) == 3
+        assert not any(loops[j]["odd"] for j in loop["near"])
+    matrix = embeddings.matrix / np.linalg.norm(embeddings.matrix, axis=1, keepdims=True)
+    row = int(loops[0]["id"][:16], 16)
+    cosine = matrix @ matrix[row]
+    normal = [int(loop["id"][:16], 16) for loop in loops if not loop["odd"]]
+    best = max(normal, key=lambda k: cosine[k])
+    assert int(loops[loops[0]["near"][0]]["id"][:16], 16) == best
+
+
+def test_flags_and_labels_are_shown(tmp_path):
+    run, embeddings = make_run(tmp_path)
+    page = read(report.write_report(run, embeddings=embeddings))
+    flags = [text for tag, kind, text in page.texts if (tag, kind) == ("em", "chip flag")]
+    assert flags == ["dc"]
+    labels = [text for tag, kind, text in page.texts if (tag, kind) == ("td", "c-label")]
+    assert [text for text in labels if text.strip()] == ["anomaly"] + ["normal"] * 12
+
+
+def test_embeddings_are_found_where_run_json_names_them(tmp_path):
+    run, embeddings = make_run(tmp_path)
+    store = tmp_path / "elsewhere.parquet"
+    width = pa.list_(pa.float32(), 8)
+    column = pa.array(list(embeddings.matrix), width)
+    pq.write_table(embeddings.table.append_column("embedding", column), store)
+    (run / "run.json").write_text(json.dumps({"config": {"data": {"embeddings": str(store)}}}))
+    page = read(report.write_report(run))
+    assert len([tag for tag, attrs in page.tags if tag == "circle" and "data-i" in attrs]) == 14
+
+
+def test_rows_without_a_score_are_left_out(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    table = pa.table({"id": ["a", "b"], "path": ["a.wav", "b.wav"], "score": [None, 0.5]})
+    pq.write_table(table, run / "scores.parquet")
+    page = read(report.write_report(run))
+    assert page.names()[:1] == ["b.wav"]
+
+
+def test_a_folder_without_scores_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match=r"scores\.parquet"):
+        report.write_report(tmp_path)
+    pq.write_table(pa.table({"id": ["a"], "path": ["a"]}), tmp_path / "scores.parquet")
+    with pytest.raises(UserError, match="'score'"):
+        report.write_report(tmp_path)
+    (tmp_path / "scores.parquet").write_bytes(b"no parquet")
+    with pytest.raises(UserError, match="is damaged"):
+        report.write_report(tmp_path)
+
+
+def test_figures_lose_everything_that_could_act(tmp_path):
+    run, _ = make_run(tmp_path)
+    (figure,) = read_figures(run / "figures")
+    assert figure["title"] == "One figure"
+    for gone in ("script", "onload", "example.org", "style", "<a", 'id="shape"'):
+        assert gone not in figure["svg"]
+    assert "<rect" in figure["svg"]
+    (run / "figures" / "two.svg").write_text("<html/>")
+    with pytest.raises(UserError, match="not an SVG"):
+        read_figures(run / "figures")
+
+
+def test_tables_merge_intervals():
+    table = prepare_table(
+        {
+            "title": "t",
+            "rows": [{"name": "a", "x": 0.912, "x_low": 0.88, "x_high": 0.93, "ok": True}],
+        }
+    )
+    assert [c["key"] for c in table["columns"]] == ["name", "x", "ok"]
+    assert table["rows"][0] == {"name": "a", "x": "0.912 (0.880 to 0.930)", "ok": True}
+    with pytest.raises(UserError):
+        prepare_table({"rows": []})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.012345, "0.0123"), (123456, "123\u2009456"), (1.5e-7, "1.50e\u22127"), (0.0, "0.00"),
+        (-2.5, "\u22122.50"), (None, None), (float("nan"), None), (95.96, "96.0"), (7, "7"),
+    ],
+)  # fmt: skip
+def test_number(value, text):
+    assert number(value) == text
+
+
+def test_histogram_counts_every_score_and_splits_at_the_threshold():
+    scores = np.geomspace(1e-4, 1e-1, 500)
+    picture = histogram(scores, 1e-2)
+    assert picture["threshold_x"] == pytest.approx(picture["width"] * 2 / 3, abs=0.1)
+    odd = [bar["x"] for bar in picture["bars"] if bar["is_odd"]]
+    calm = [bar["x"] for bar in picture["bars"] if not bar["is_odd"]]
+    assert max(calm) < picture["threshold_x"] < max(odd)
+    assert histogram(np.ones(5), None) is None
+
+
+# ---- in a real browser ------------------------------------------------------------------------
+
+needs_browser = pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    browser = Browser()
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def page_path(tmp_path_factory):
+    run, embeddings = make_run(tmp_path_factory.mktemp("report"))
+    return report.write_report(run, embeddings=embeddings)
+
+
+def shown(browser):
+    return browser.run(
+        "[...document.querySelectorAll('.ranked tbody tr')].filter(r => !r.hidden)"
+        ".map(r => r.querySelector('.name').textContent)"
+    )
+
+
+@needs_browser
+def test_browser_shows_hostile_names_and_no_errors(browser, page_path):
+    browser.open(page_path)
+    assert len(shown(browser)) == 14
+    assert set(HOSTILE) <= set(shown(browser))
+    assert browser.run("typeof window.pwned") == "undefined"
+    assert browser.run("document.title") == "a <b>run</b> · loopjax"
+    assert browser.errors == []
+
+
+@needs_browser
+def test_browser_click_plays_and_loops(browser, page_path):
+    browser.open(page_path)
+    browser.click(".ranked tbody .play")
+    browser.wait("loopjaxReport.state().playing && loopjaxReport.state().position_s > 0.05")
+    state = browser.run("loopjaxReport.state()")
+    assert state["duration_s"] == pytest.approx(0.6, abs=1e-3)
+    assert browser.run(
+        "document.querySelector('.ranked tbody .play').getAttribute('aria-pressed')"
+    ) == "true"  # fmt: skip
+    time.sleep(0.7)  # longer than the loop: it must still sound
+    assert browser.run("loopjaxReport.state().playing")
+    browser.click(".ranked tbody .play")
+    browser.wait("!loopjaxReport.state().playing")
+    browser.click(".ranked tbody tr:nth-child(2) .play")
+    browser.wait("loopjaxReport.state().playing")
+    browser.click("#dock-close")
+    assert not browser.run("loopjaxReport.state().playing")
+    assert browser.errors == []
+
+
+@needs_browser
+def test_browser_plays_linked_files_and_map_points(browser, tmp_path):
+    run, embeddings = make_run(tmp_path)
+    path = report.write_report(run, config=ReportConfig(audio="link"), embeddings=embeddings)
+    browser.open(path)
+    for i in range(14):  # hostile file names too
+        browser.click(f"tr[data-i='{i}'] .play")
+        browser.wait(f"loopjaxReport.state().playing && loopjaxReport.state().current === {i}")
+    browser.run("document.querySelector('#plane circle.odd').dispatchEvent("
+                "new MouseEvent('click', {bubbles: true}))")  # fmt: skip
+    browser.wait("loopjaxReport.state().playing")
+    assert browser.errors == []
+
+
+@needs_browser
+def test_browser_sorts_and_filters(browser, page_path):
+    browser.open(page_path)
+    by_rank = shown(browser)
+    browser.click("[data-sort=score] button")
+    assert shown(browser) == by_rank
+    browser.click("[data-sort=score] button")
+    assert shown(browser) == by_rank[::-1]
+    assert (
+        browser.run("document.querySelector('[data-sort=score]').getAttribute('aria-sort')")
+        == "ascending"
+    )
+    browser.click("[data-sort=name] button")
+    tones = [name for name in shown(browser) if name.startswith("tone")]
+    assert tones == sorted(tones)
+    assert browser.run("document.querySelectorAll('[aria-sort]').length") == 1
+    browser.run("(e => { e.value = 'TONE 00'; e.dispatchEvent(new Event('input')) })"
+                "(document.getElementById('search'))")  # fmt: skip
+    assert shown(browser) == [f"tone {k:03d}.wav" for k in range(9)]
+    assert browser.run("document.getElementById('count').textContent") == "9 of 14 loops"
+    browser.run("(e => { e.value = 'drums'; e.dispatchEvent(new Event('input')) })"
+                "(document.getElementById('group'))")  # fmt: skip
+    drums = shown(browser)
+    assert 0 < len(drums) < 9
+    browser.click("#only")
+    assert set(shown(browser)) < set(drums)
+
+
+@needs_browser
+def test_browser_marks_and_exports(browser, page_path):
+    browser.open(page_path)
+    browser.run("localStorage.clear()")
+    browser.open(page_path)
+    browser.press("n")
+    browser.wait("loopjaxReport.state().playing")
+    browser.press("k")  # keeps the first, moves to the second
+    browser.wait("loopjaxReport.state().current === 1")
+    browser.press("r")
+    browser.wait("loopjaxReport.state().current === 2")
+    hostile = browser.run(
+        "[...document.querySelectorAll('.ranked tbody tr')].find("
+        "r => r.querySelector('.name').textContent.includes('\\n')).id"
+    )
+    browser.click(f"#{hostile} .mark.keep")
+    table = browser.run("loopjaxReport.csv()")
+    rows = list(csv.DictReader(io.StringIO(table, newline="")))
+    assert [row["mark"] for row in sorted(rows, key=lambda r: int(r["rank"]))][:2] == [
+        "keep",
+        "reject",
+    ]
+    assert any("line\nbreak" in row["path"] and row["mark"] == "keep" for row in rows)
+    playlist = browser.run("loopjaxReport.m3u()").splitlines()
+    assert playlist[0] == "#EXTM3U"
+    assert len(playlist) == 1 + 2 * 2
+    assert any("line%0Abreak" in line for line in playlist)
+    browser.open(page_path)  # marks outlive a reload
+    assert browser.run("document.querySelectorAll('.mark[aria-pressed=true]').length") == 3
+    assert browser.errors == []
+
+
+CONTRAST = """
+(() => {
+  const parse = (text) => {
+    const c = document.createElement('canvas').getContext('2d');
+    c.fillStyle = text; c.fillRect(0, 0, 1, 1);
+    return [...c.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (rgb) => rgb.slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+  const backdrop = (e) => {
+    for (; e; e = e.parentElement) {
+      const rgb = parse(getComputedStyle(e).backgroundColor);
+      if (rgb[3] > 250) return rgb;
+    }
+    return [255, 255, 255, 255];
+  };
+  const worst = [];
+  for (const e of document.querySelectorAll('body *:not(script):not(style)')) {
+    const own = [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    const style = getComputedStyle(e);
+    if (!own || !e.checkVisibility() || e.closest('svg, :disabled, .vh')) continue;
+    const [a, b] = [light(parse(style.color)), light(backdrop(e))].sort((x, y) => y - x);
+    worst.push([(a + 0.05) / (b + 0.05), parseFloat(style.fontSize), e.className || e.tagName]);
+  }
+  return worst.sort((x, y) => x[0] - y[0]);
+})()
+"""
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_browser_page_is_readable(browser, page_path, tmp_path, width, scheme):
+    browser.open(page_path, width=width, scheme=scheme)
+    browser.click(".ranked tbody .play")
+    browser.wait("loopjaxReport.state().playing")
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    texts = browser.run(CONTRAST)
+    assert len(texts) > 60
+    assert texts[0][0] >= 4.5, texts[:3]  # WCAG AA
+    assert min(size for _, size, _ in texts) >= 11
+    dark = browser.run(CONTRAST.replace("const worst", "return light(backdrop(document.body))//"))
+    assert (dark < 0.1) == (scheme == "dark")
+    browser.screenshot(tmp_path / "page.png")
+    assert (tmp_path / "page.png").stat().st_size > 20_000
+
+
+@needs_browser
+def test_browser_theme_button_overrides_the_system(browser, page_path):
+    browser.open(page_path, scheme="light")
+    seen = {browser.run("getComputedStyle(document.body).backgroundColor")}
+    browser.click("#theme")
+    browser.click("#theme")
+    assert browser.run("document.documentElement.dataset.theme") == "dark"
+    seen.add(browser.run("getComputedStyle(document.body).backgroundColor"))
+    assert len(seen) == 2
+    browser.click("#theme")
+
+
+@pytest.mark.slow
+@needs_browser
+def test_browser_is_quick_with_500_rows(browser, tmp_path):
+    run, embeddings = make_run(tmp_path, n=500, seconds=0.05)
+    path = report.write_report(run, config=ReportConfig(top=500), embeddings=embeddings)
+    browser.call("Performance.enable", timeDomain="threadTicks")  # processor time, not wall time
+    browser.open(path)
+    loaded_s = busy_s(browser)
+    assert loaded_s < 4
+    assert len(shown(browser)) == 500
+    before_s = busy_s(browser)
+    browser.click("[data-sort=name] button")
+    browser.run("document.body.offsetHeight")
+    assert busy_s(browser) - before_s < 2
+    assert browser.errors == []
+
+
+def busy_s(browser):
+    metrics = browser.call("Performance.getMetrics")["metrics"]
+    return next(m["value"] for m in metrics if m["name"] == "TaskDuration")

@@ -1,0 +1,50 @@
+"""Scores as Parquet and CSV."""
+
+import csv
+
+import pyarrow as pa
+import pytest
+
+from loopjax.errors import UserError
+from loopjax.store.read import write_parquet
+from loopjax.store.scores import Scores, read_scores, write_scores
+
+
+@pytest.fixture
+def scores():
+    table = pa.table(
+        {
+            "id": ["a", "b"],
+            "path": ['say "hi",\nfolks.wav', "<b>;=1+1.wav"],
+            "score": [0.5, 1.5],
+            "is_anomaly": [False, True],
+            "flags": [["dc", "silence"], []],
+            "path_bytes": [b"\xff", b"b"],
+        }
+    )
+    return Scores(table, {"model": "m", "score_convention": "higher_is_anomalous"})
+
+
+def test_scores_round_trip(scores, tmp_path):
+    write_scores(scores, tmp_path / "out" / "scores.parquet", csv=tmp_path / "scores.csv")
+    for place in (tmp_path / "out" / "scores.parquet", tmp_path / "out"):
+        back = read_scores(place)
+        assert back.table.equals(scores.table)
+        assert back.metadata == scores.metadata
+    with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == scores.table["path"].to_pylist()
+    assert [row["flags"] for row in rows] == ["dc;silence", ""]
+    assert "path_bytes" not in rows[0]
+
+
+def test_score_mistakes(scores, tmp_path):
+    with pytest.raises(UserError, match="loopjax score"):
+        read_scores(tmp_path / "none.parquet")
+    write_parquet(scores.table.drop_columns(["score"]), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="no column 'score'"):
+        read_scores(tmp_path / "x.parquet")
+    raw = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        read_scores(tmp_path / "x.parquet")
