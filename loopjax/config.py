@@ -59,7 +59,7 @@ class SplitConfig:
     train_fraction: float = 0.8
     seed: int = 0
     by: Literal["row", "group"] = "row"
-    train_on: Literal["all", "normal"] = "all"  # normal: labelled anomalies never train
+    train_on: Literal["all", "normal"] = "all"  # normal: labeled anomalies never train
 
 
 @dataclass(frozen=True)

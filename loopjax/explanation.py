@@ -32,7 +32,7 @@ def explain(
     detector: Any,
     encoder: Any,
     file: str | Path,
-    neighbours_from: Embeddings | None = None,
+    neighbors_from: Embeddings | None = None,
     out_dir: str | Path | None = None,
     options: EmbedConfig | None = None,
 ) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def explain(
         detector: fitted; its scores are explained.
         encoder: the one whose embeddings the detector was fitted on.
         file: the loop.
-        neighbours_from: embeddings among which the nearest normal loops are looked up; loops that
+        neighbors_from: embeddings among which the nearest normal loops are looked up; loops that
             the detector flags, and the file itself, are left out.
         out_dir: folder for the picture and the JSON.
         options: decoding and buckets as for the store.
@@ -52,7 +52,7 @@ def explain(
         `flags`, `windows` (score of each excerpt), `tokens` (score of each HTS-AT time step),
         `muted_segments` and `muted_bands` (`drop` = score lost when that part is silenced),
         `strongest` (the part whose muting lowers the score most, null if none does),
-        `neighbours`, and the paths written.
+        `neighbors`, and the paths written.
 
     Raises:
         UserError: the file cannot be decoded, or the detector is not of this encoder.
@@ -106,7 +106,7 @@ def explain(
             {"low_hz": low, "high_hz": high, "score": float(s), "drop": score - s}
             for (low, high), s in zip(bands_hz, band_scores.tolist(), strict=True)
         ],
-        "neighbours": _neighbours(detector, embedding[0], sound.sha256, neighbours_from),
+        "neighbors": _neighbors(detector, embedding[0], sound.sha256, neighbors_from),
     }
     result["strongest"] = _strongest(result)
     if out_dir is not None:
@@ -197,7 +197,7 @@ def _one_batch(samples: np.ndarray, rate_hz: int, options: EmbedConfig) -> np.nd
     return padded
 
 
-def _neighbours(
+def _neighbors(
     detector: Any, embedding: np.ndarray, sha256: str, known: Embeddings | None
 ) -> list[dict[str, Any]]:
     if known is None or not len(known.matrix):

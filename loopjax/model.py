@@ -33,7 +33,7 @@ class TrainedModel:
     detector: Detector
     name: str
     embedding: dict[str, str]  # the store's metadata: encoder, weights and preprocessing hashes
-    embeddings_path: str | None  # where the training embeddings were, for nearest neighbours
+    embeddings_path: str | None  # where the training embeddings were, for nearest neighbors
     training_ids: tuple[str, ...]
 
     def save(self, folder: Path) -> None:
@@ -119,7 +119,7 @@ def split_rows(embeddings: Embeddings, split: SplitConfig) -> np.ndarray:
 def held_out_rows(split: SplitConfig, train: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
     """Rows that stand for normal loops no detector has seen, bool [N].
 
-    They calibrate p-values and measure false alarms; labelled anomalies are left out where the
+    They calibrate p-values and measure false alarms; labeled anomalies are left out where the
     split takes labels into account.
     """
     if split.train_on == "normal" and labels is not None:

@@ -21,7 +21,7 @@ AXIS = "data"
 BARRIER_TIMEOUT_S = 24 * 3600
 
 
-def initialise(
+def initialize(
     coordinator: str | None = None,
     process_count: int | None = None,
     process_index: int | None = None,

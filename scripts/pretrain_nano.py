@@ -77,7 +77,7 @@ class Pretrainer(nnx.Module):
 
 
 def is_trained(path, value) -> bool:
-    """All parameters but those of bn0, which only standardises the input."""
+    """All parameters but those of bn0, which only standardizes the input."""
     return isinstance(value, nnx.Param) and "bn0" not in path
 
 
@@ -247,7 +247,7 @@ def export(graphdef, state, config, mel_config, folder: Path, step: int) -> None
     """Writes the encoder without its training heads."""
     model = nnx.merge(graphdef, state["params"], state["rest"])
     about = {
-        "licence": "MIT",
+        "license": "MIT",
         "recipe": dataclasses.asdict(config) | {"data": [], "out": "", "start_from": ""},
         "step": step,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}",

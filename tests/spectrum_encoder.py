@@ -33,11 +33,11 @@ class SpectrumEncoder:
 class DistanceDetector:
     kind, n_features_in_, threshold_ = "distance", 16, 1.0
 
-    def __init__(self, centre):
-        self.centre = centre
+    def __init__(self, center):
+        self.center = center
 
     def decision_function(self, rows):
-        return ((np.asarray(rows, np.float64) - self.centre) ** 2).mean(1)
+        return ((np.asarray(rows, np.float64) - self.center) ** 2).mean(1)
 
     def percentile(self, scores):
         return np.full(len(scores), 99.0)

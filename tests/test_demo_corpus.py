@@ -51,7 +51,7 @@ def test_folder_fits_its_budget():
     assert sum(p.stat().st_size for p in FOLDER.iterdir()) <= 6_000_000
 
 
-def test_every_loop_decodes_to_its_labelled_length(rows, sounds):
+def test_every_loop_decodes_to_its_labeled_length(rows, sounds):
     for row in rows:
         samples, rate_hz = sounds[row["file"]]
         assert rate_hz == 32000

@@ -70,10 +70,10 @@ def test_picture_and_json_say_the_same(explained, folder):
     assert "odd.wav" in picture and "currentColor" in picture
 
 
-def test_neighbours_are_normal_and_not_the_file_itself(folder, explained):
+def test_neighbors_are_normal_and_not_the_file_itself(folder, explained):
     _, detector = explained
     encoder = SpectrumEncoder()
-    base = detector.centre
+    base = detector.center
     far = base + 10
     matrix = np.stack([base, base * 1.01, far, base * 0.5]).astype(np.float32)
     own = hashlib.sha256((folder / "odd.wav").read_bytes()).hexdigest()
@@ -82,7 +82,7 @@ def test_neighbours_are_normal_and_not_the_file_itself(folder, explained):
          "sha256": [own, "x", "y", "z"]}
     )  # fmt: skip
     result = explain(detector, encoder, folder / "odd.wav", Embeddings(matrix, table, {}))
-    found = [row["id"] for row in result["neighbours"]]
+    found = [row["id"] for row in result["neighbors"]]
     assert "a" not in found  # the file itself
     assert "c" not in found  # flagged by the detector
     assert found[0] == "b"

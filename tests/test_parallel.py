@@ -10,7 +10,7 @@ from loopjax.errors import UserError
 
 
 def test_single_process_needs_no_coordinator():
-    parallel.initialise()
+    parallel.initialize()
     assert parallel.process_slot() == (0, 1)
     parallel.wait_for_all()
     ran = []
@@ -28,7 +28,7 @@ def test_single_process_needs_no_coordinator():
 )
 def test_incomplete_arguments_are_mistakes(arguments, message):
     with pytest.raises(UserError, match=message):
-        parallel.initialise(*arguments)
+        parallel.initialize(*arguments)
 
 
 def test_mesh_covers_the_local_devices_with_auto_axes():

@@ -1,6 +1,6 @@
 """Decoded loops to fixed-shape batches: one shape per (rate, bucket, sample format).
 
-A loop's bucket depends on its own length and rate only, never on its neighbours, so its numbers do
+A loop's bucket depends on its own length and rate only, never on its neighbors, so its numbers do
 not depend on the order of the corpus either. Each row is copied straight from the decoder into its
 place; nothing is padded beyond the bucket.
 """

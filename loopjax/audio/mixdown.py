@@ -11,7 +11,7 @@ MAX_AMPLITUDE = 1e6  # float files may hold 1e30; beyond this only overflow is l
 SILENCE_PEAK = 1e-4  # -80 dB
 DC_OFFSET = 0.05
 FULL_SCALE = 0.9999
-CLIPPED_RUN_SAMPLES = 4  # consecutive full-scale samples that one normalised peak cannot make
+CLIPPED_RUN_SAMPLES = 4  # consecutive full-scale samples that one normalized peak cannot make
 CANCEL_RATIO = 1e-3  # mono energy below -30 dB of the channels' mean energy
 
 

@@ -21,7 +21,7 @@ MAX_PREVIEW_S = 15.0
 WRITE_CHUNK_S = 1.0  # one big write to Ogg can crash libsndfile
 FFT_SAMPLES = 1024
 MEL_RANGE_DB = 60.0
-# Anchors of a dark-to-bright colour map (r, g, b), matplotlib's "magma" at 9 points.
+# Anchors of a dark-to-bright color map (r, g, b), matplotlib's "magma" at 9 points.
 MAGMA = (
     (0, 0, 4), (29, 17, 71), (81, 18, 124), (131, 38, 129), (183, 55, 121),
     (231, 82, 99), (252, 137, 97), (254, 196, 136), (252, 253, 191),
@@ -91,10 +91,10 @@ def _mel_filters(bands: int) -> np.ndarray:
     corners_hz = 700 * (10 ** (np.linspace(low, high, bands + 2) / 2595) - 1)
     # No triangle narrower than one bin: low bands would be empty at this short transform.
     half_hz = PREVIEW_RATE_HZ / FFT_SAMPLES
-    centre = corners_hz[1:-1, None]
-    rise = np.maximum(centre - corners_hz[:-2, None], half_hz)
-    fall = np.maximum(corners_hz[2:, None] - centre, half_hz)
-    offset = frequency_hz[None, :] - centre
+    center = corners_hz[1:-1, None]
+    rise = np.maximum(center - corners_hz[:-2, None], half_hz)
+    fall = np.maximum(corners_hz[2:, None] - center, half_hz)
+    offset = frequency_hz[None, :] - center
     triangle = np.where(offset < 0, 1 + offset / rise, 1 - offset / fall)
     return np.maximum(triangle, 0).astype(np.float32)
 
@@ -115,7 +115,7 @@ def encode_audio(samples: np.ndarray) -> tuple[bytes, str]:
 
 
 def png(picture: np.ndarray, levels: int = 32) -> bytes:
-    """Writes a uint8 [height, width] picture as a palette PNG in the magma colours."""
+    """Writes a uint8 [height, width] picture as a palette PNG in the magma colors."""
     height, width = picture.shape
     index = (picture.astype(np.uint16) * levels // 256).astype(np.uint8)
     positions = np.linspace(0, len(MAGMA) - 1, levels)

@@ -241,7 +241,7 @@ def _explain(verbs) -> None:
     def handler(args) -> int:
         from loopjax.cli.commands import explain_command
 
-        return explain_command(args.model, args.file, args.out, neighbours=args.embeddings)
+        return explain_command(args.model, args.file, args.out, neighbors=args.embeddings)
 
     verb = _verb(
         verbs,

@@ -52,9 +52,9 @@ def embed_command(
     """Embeds a corpus into a store."""
     from loopjax.embedding.corpus import embed_corpus
     from loopjax.encoders.load import load_encoder
-    from loopjax.parallel import initialise
+    from loopjax.parallel import initialize
 
-    initialise(coordinator, processes, process_index)
+    initialize(coordinator, processes, process_index)
     encoder = load_encoder(config.encoder, config.precision)
     summary = embed_corpus(sources, encoder, Path(out), config, restart=restart)
     print(json.dumps(dataclasses.asdict(summary)))  # noqa: T201
@@ -177,7 +177,7 @@ def evaluate_command(
     return SOME_REJECTED if result.n_rejected else DONE
 
 
-def explain_command(model_path: str, file: str, out: str, *, neighbours: str | None) -> int:
+def explain_command(model_path: str, file: str, out: str, *, neighbors: str | None) -> int:
     """Explains the score of one loop."""
     from loopjax.encoders.load import load_encoder
     from loopjax.explanation import explain
@@ -187,10 +187,10 @@ def explain_command(model_path: str, file: str, out: str, *, neighbours: str | N
     model = TrainedModel.load(model_path)
     if not Path(file).is_file():
         raise UserError(f"{file}: no such audio file")
-    store = neighbours or model.embeddings_path
+    store = neighbors or model.embeddings_path
     known = read_embeddings(store) if store and Path(store).exists() else None
     encoder = load_encoder(_encoder_of(model))
-    result = explain(model.detector, encoder, file, neighbours_from=known, out_dir=Path(out))
+    result = explain(model.detector, encoder, file, neighbors_from=known, out_dir=Path(out))
     print(json.dumps(result, indent=2))  # noqa: T201
     return DONE
 

@@ -48,19 +48,19 @@ def convert(
     threshold: float | None = None,
     training_rows: Any | None = None,
     fusion: bool | None = None,
-    quantise_int16: bool | None = None,
+    quantize_int16: bool | None = None,
 ) -> Converted | ConvertedHead:
     """Converts a checkpoint: an audio tower to an encoder folder, a trained head to a detector.
 
     Args:
         source: file or Hugging Face folder.
         out: folder to write; it appears only when it is complete.
-        center: head only: its centre vector, where it is neither in nor next to the file.
+        center: head only: its center vector, where it is neither in nor next to the file.
         threshold: head only: above which a loop counts as anomalous.
         training_rows: head only: [N, D] embeddings it was trained on, for the threshold (their
             95 % quantile) and for percentiles.
         fusion: encoder only: insist on feature fusion, or on none.
-        quantise_int16: encoder only: the int16 round trip; None = as the source does it.
+        quantize_int16: encoder only: the int16 round trip; None = as the source does it.
 
     Raises:
         UserError: unreadable, refused or incomplete; lists every key that is wrong.
@@ -69,7 +69,7 @@ def convert(
     file = find_weights(source)
     if file.suffix in TORCH_SUFFIXES and is_head(set(open_tensors(file))):
         return _convert_head(file, out, center, threshold, training_rows)
-    return convert_encoder(source, out, fusion=fusion, quantise_int16=quantise_int16)
+    return convert_encoder(source, out, fusion=fusion, quantize_int16=quantize_int16)
 
 
 def _convert_head(

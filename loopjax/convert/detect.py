@@ -133,15 +133,15 @@ def find_front_end(
     32 kHz can sit silently in a 48 kHz network; here it decides. Fused towers store a bank that
     their forward pass never touches: the HTK mel is computed outside the network.
     """
-    quantise = layout.name != "hf"  # transformers never does the int16 round trip
+    quantize = layout.name != "hf"  # transformers never does the int16 round trip
     if config.fusion:
-        return LogMelConfig.clap_fused(quantise_int16=quantise), [], []
+        return LogMelConfig.clap_fused(quantize_int16=quantize), [], []
     candidates = {
         "laion": [LogMelConfig.clap_unfused(), LogMelConfig.clap_unfused(bank_rate_hz=32000)],
-        "hf": [LogMelConfig.clap_unfused(quantise_int16=quantise)],
+        "hf": [LogMelConfig.clap_unfused(quantize_int16=quantize)],
         "retrocirce": [
             LogMelConfig.audioset_32khz(),
-            LogMelConfig.clap_unfused(quantise_int16=False),
+            LogMelConfig.clap_unfused(quantize_int16=False),
             LogMelConfig.speech_commands_16khz(),
         ],
         "msclap": [LogMelConfig.msclap_2023(), LogMelConfig.msclap_2023(bank_rate_hz=None)],

@@ -63,7 +63,7 @@ def convert_encoder(
     *,
     encoder_id: str | None = None,
     fusion: bool | None = None,
-    quantise_int16: bool | None = None,
+    quantize_int16: bool | None = None,
 ) -> Converted:
     """Converts a checkpoint file or Hugging Face folder to an encoder folder.
 
@@ -73,7 +73,7 @@ def convert_encoder(
         encoder_id: the name that stores of embeddings record; default the known or the file's name.
         fusion: True or False to insist; None = as its Hugging Face config or its published name
             says, else what the file holds.
-        quantise_int16: the int16 round trip; None = as the source's own code does it.
+        quantize_int16: the int16 round trip; None = as the source's own code does it.
 
     Raises:
         UserError: unreadable, refused, or not exactly an HTS-AT; lists every key that is wrong.
@@ -96,8 +96,8 @@ def convert_encoder(
     if hub is not None and mapped.layout.name == "hf":
         front_end, hub_notes = hub.front_end(front_end, mapped.config.fusion)
         notes = notes + hub_notes
-    if quantise_int16 is not None:
-        front_end = dataclasses.replace(front_end, quantise_int16=quantise_int16)
+    if quantize_int16 is not None:
+        front_end = dataclasses.replace(front_end, quantize_int16=quantize_int16)
     default_id = known.name if known else source.resolve().stem
     about = {
         "layout": mapped.layout.name,
@@ -105,7 +105,7 @@ def convert_encoder(
         "source_file": file.name,
         "source_sha256": sha256,
         "source_bytes": file.stat().st_size,
-        "licence": known.licence if known else "unknown: ask whoever published the checkpoint",
+        "license": known.license if known else "unknown: ask whoever published the checkpoint",
         "notes": notes,
     }
     save_encoder(

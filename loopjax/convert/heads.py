@@ -1,7 +1,7 @@
 """Trained heads of the reference implementation (music-anomalizer) as plain arrays.
 
 Its Lightning checkpoints hold an `encoder` of `layers.N.linear` and `layers.N.bn`; autoencoders a
-`decoder` beside it. The centre vector is a pickled tensor next to the autoencoder's file, and once
+`decoder` beside it. The center vector is a pickled tensor next to the autoencoder's file, and once
 more among the hyper-parameters of the one-class network's.
 """
 
@@ -56,7 +56,7 @@ def read_head(source: Path, center: Path | None = None) -> HeadArrays:
         center: `..._z_vector.pkl` or `.npy`; default the one in or next to the checkpoint.
 
     Raises:
-        UserError: unreadable, refused, not such a head, or without a centre; names what is wrong.
+        UserError: unreadable, refused, not such a head, or without a center; names what is wrong.
     """
     opened = TorchZip(source)
     tensors = opened.tensors()
@@ -95,19 +95,19 @@ def _center(opened: TorchZip, source: Path, given: Path | None) -> np.ndarray:
         file = given or beside
         if not file.is_file():
             raise UserError(
-                f"{source} has no centre vector: give its ..._z_vector.pkl ({beside.name} is not "
+                f"{source} has no center vector: give its ..._z_vector.pkl ({beside.name} is not "
                 "there either)"
             )
         values = _read_center(file)
     values = np.array(values, np.float32)
     if values.ndim != 1 or not np.isfinite(values).all():
-        raise UserError(f"the centre of {source} is no vector of finite numbers")
+        raise UserError(f"the center of {source} is no vector of finite numbers")
     return values
 
 
 def _read_center(file: Path) -> np.ndarray:
     if file.stat().st_size > MAX_CENTER_BYTES:
-        raise UserError(f"{file} is too large for a centre vector")
+        raise UserError(f"{file} is too large for a center vector")
     if file.suffix == ".npy":
         try:
             return np.load(file, allow_pickle=False)

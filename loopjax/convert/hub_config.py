@@ -68,7 +68,7 @@ class HubConfig:
             mel_scale="htk" if fusion else "slaney",
             clip_samples=int(given.get("max_length_s", 10) * rate),
             filling=given.get("padding", "repeatpad"),
-            quantise_int16=False,
+            quantize_int16=False,
         )
         return config, notes
 

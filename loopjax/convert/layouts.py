@@ -186,7 +186,7 @@ WRAPPERS = ("module.", "clap.")  # DistributedDataParallel, Microsoft's captioni
 
 
 def find_layout(source: Source) -> tuple[Layout, Source]:
-    """Recognises the family by its keys; wrappers' prefixes are taken off.
+    """Recognizes the family by its keys; wrappers' prefixes are taken off.
 
     Raises:
         UserError: no HTS-AT inside; names a few of the keys found.

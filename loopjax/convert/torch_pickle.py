@@ -99,7 +99,7 @@ class _Call(NamedTuple):
 
 
 def load(data: bytes) -> Any:
-    """Reads one pickle; tensors come back as `TensorView`, optimiser state and the like as is.
+    """Reads one pickle; tensors come back as `TensorView`, optimizer state and the like as is.
 
     Raises:
         RefusedError: names what was asked for, or what is wrong. Nothing was run.
@@ -203,7 +203,7 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _scalar(spelling: str, data: bytes) -> Any:
-    """A NumPy scalar, such as a learning rate in an optimiser's state."""
+    """A NumPy scalar, such as a learning rate in an optimizer's state."""
     dtype = np.dtype(str(spelling))
     if dtype.kind not in "fiub":
         raise ValueError(f"dtype {spelling}")

@@ -1,4 +1,4 @@
-"""k-nearest-neighbour distance: how far a row is from the normal rows closest to it."""
+"""k-nearest-neighbor distance: how far a row is from the normal rows closest to it."""
 
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -28,7 +28,7 @@ class KNN(Detector):
         random_state: seed of that draw.
 
     Fitted: `reference_` float32 [M, D]. A training score leaves the row itself out, while
-    `decision_function` of a training row counts it as its own neighbour at distance 0.
+    `decision_function` of a training row counts it as its own neighbor at distance 0.
     """
 
     kind: ClassVar[str] = "knn"
@@ -113,7 +113,7 @@ class KNN(Detector):
         spare = n_blocks * block - len(self.reference_)
         reference = jnp.asarray(np.pad(self.reference_, ((0, spare), (0, 0))))
         real = jnp.asarray(len(self.reference_), jnp.int32)
-        centre = jnp.asarray(self.reference_.mean(axis=0))
+        center = jnp.asarray(self.reference_.mean(axis=0))
         own = np.full(len(queries), -1) if own_rows is None else own_rows
         size = 256 if len(queries) <= 4096 else 1024
         distances, indices = [], []
@@ -124,7 +124,7 @@ class KNN(Detector):
                 jnp.asarray(np.pad(part, ((0, missing), (0, 0)))),
                 jnp.asarray(np.pad(own[start : start + size], (0, missing)).astype(np.int32)),
                 reference,
-                centre,
+                center,
                 real,
                 k=k,
                 block=block,
@@ -135,16 +135,16 @@ class KNN(Detector):
 
 
 @partial(jax.jit, static_argnames=("k", "block"))
-def _nearest(queries, own, reference, centre, real, *, k, block):
+def _nearest(queries, own, reference, center, real, *, k, block):
     """Top candidates from |a|^2 - 2ab + |b|^2 per reference block, then exact distances."""
     wanted = min(k + _SPARE, block)
-    # Centring keeps the expanded form accurate when all rows share a large offset.
-    q = queries - centre[None, :]
+    # Centering keeps the expanded form accurate when all rows share a large offset.
+    q = queries - center[None, :]
     blocks = reference.reshape(-1, block, reference.shape[1])
 
     def merge(best, step):
         start, rows = step
-        r = rows - centre[None, :]
+        r = rows - center[None, :]
         approx = jnp.sum(r**2, axis=1)[None, :] - 2.0 * jnp.matmul(q, r.T, precision=HIGHEST)
         ids = start + jnp.arange(block, dtype=jnp.int32)
         usable = (ids < real)[None, :] & (ids[None, :] != own[:, None])

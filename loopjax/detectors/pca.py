@@ -12,7 +12,7 @@ from loopjax.errors import UserError
 
 
 class PCA(Detector):
-    """Squared reconstruction error of the standardised row (paper section IV, baseline).
+    """Squared reconstruction error of the standardized row (paper section IV, baseline).
 
     Args:
         n_components: number of axes (int), or the share of variance they must hold (0 < x < 1).

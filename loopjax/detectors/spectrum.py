@@ -19,10 +19,10 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Principal axes of standardised or centred rows.
+    """Principal axes of standardized or centered rows.
 
     Attributes:
-        mean: [D]; scale: [D], ones where rows are only centred.
+        mean: [D]; scale: [D], ones where rows are only centered.
         eigenvalues: [K] variances (divisor n) along `axes`, descending.
         axes: [D, K] orthonormal columns.
         total_variance: trace of the covariance.
@@ -80,9 +80,9 @@ def _gram_core(rows, weights, n, *, standardize):
     x = jnp.asarray(rows, jnp.result_type(float))
     w = weights[:, None]
     mean = jnp.sum(x * w, axis=0) / n
-    centred = (x - mean[None, :]) * w
-    scale = _scale_of(jnp.sum(centred**2, axis=0) / n, mean, n, standardize)
-    z = centred / scale[None, :]
+    centered = (x - mean[None, :]) * w
+    scale = _scale_of(jnp.sum(centered**2, axis=0) / n, mean, n, standardize)
+    z = centered / scale[None, :]
     values, vectors = jnp.linalg.eigh(jnp.matmul(z, z.T, precision=HIGHEST) / n)
     values, vectors = values[::-1], vectors[:, ::-1]
     # Axes of vanishing variance are never used; the floor only keeps them finite.

@@ -121,7 +121,7 @@ class EmbeddingRun:
                 self._ledger.drain()
             finally:
                 feeder.close()
-                self._summarise()
+                self._summarize()
         if caught:
             name = signal.Signals(caught[0]).name
             message = f"stopped by {name}; what was finished is saved, run it again to continue"
@@ -233,7 +233,7 @@ class EmbeddingRun:
         waits = 100.0 * self._wait_s / elapsed_s
         return f"{rate:.1f} files/s, {self.summary.n_failed} failed, device waits {waits:.0f} %"
 
-    def _summarise(self) -> None:
+    def _summarize(self) -> None:
         elapsed_s = max(1e-9, time.monotonic() - self._started_s)
         self.summary.duration_s = elapsed_s
         self.summary.wait_share = self._wait_s / elapsed_s

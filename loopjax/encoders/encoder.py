@@ -39,7 +39,7 @@ def abstract_model(config: HtsatConfig, precision: Precision = "fp32") -> tuple[
 
 
 def random_weights(config: HtsatConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Freshly initialised weights by flat name: the untrained reference encoder."""
+    """Freshly initialized weights by flat name: the untrained reference encoder."""
     model = Htsat(config, rngs=nnx.Rngs(seed))
     return flatten_state(nnx.state(model))
 
@@ -167,7 +167,7 @@ class Encoder:
         )
 
     def encode(self, mel: jax.Array, longer: jax.Array) -> jax.Array:
-        """Mel views -> embeddings, float32 [B, embedding_dim]; not normalised."""
+        """Mel views -> embeddings, float32 [B, embedding_dim]; not normalized."""
         return self._encode(self.params, mel, longer, mesh=self._mesh)
 
     def outputs(self, mel: jax.Array, longer: jax.Array) -> dict[str, jax.Array]:

@@ -39,7 +39,7 @@ def load_encoder(name: str | Path, precision: Precision = "fp32") -> Encoder:
 
 
 def encoders() -> list[dict[str, Any]]:
-    """One row per known encoder: name, here, dims, fusion, licence, size, sha256, source."""
+    """One row per known encoder: name, here, dims, fusion, license, size, sha256, source."""
     rows = [
         {
             "name": k.name,
@@ -48,13 +48,13 @@ def encoders() -> list[dict[str, Any]]:
             "fusion": "yes" if k.fusion else "",
             "size": k.size,
             "sha256": k.sha256,
-            "licence": k.licence,
+            "license": k.license,
             "source": k.source,
         }
         for k in KNOWN
     ]
     bundled = {"name": BUNDLED, "here": "", "dims": None, "fusion": "yes", "size": None}
-    bundled |= {"sha256": None, "licence": "MIT", "source": "bundled"}
+    bundled |= {"sha256": None, "license": "MIT", "source": "bundled"}
     folder = _find(BUNDLED)
     if folder is not None:
         record = read_record(folder)
@@ -103,7 +103,7 @@ def pull(name: str) -> str:
         done: Converted = convert_encoder(
             Path(scratch) / weights.name, folder, encoder_id=known.name, fusion=known.fusion
         )
-    return f"{done}\n  licence: {known.licence}"
+    return f"{done}\n  license: {known.license}"
 
 
 def verify(name: str | Path) -> str:

@@ -23,7 +23,7 @@ class KnownEncoder:
         files: the weights first, then what describes them.
         dims: width of the embedding.
         fusion: whether long clips are fused from four views.
-        licence: as its publishers state it.
+        license: as its publishers state it.
         size: of the weights file.
         sha256: of the weights file.
         revision: the Hub commit that the hash belongs to.
@@ -35,7 +35,7 @@ class KnownEncoder:
     files: tuple[str, ...]
     dims: int
     fusion: bool
-    licence: str
+    license: str
     size: str
     sha256: str | None = None
     revision: str | None = None

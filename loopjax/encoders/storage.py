@@ -42,7 +42,7 @@ def save_encoder(
         mel_config: front end.
         weights: float32 arrays by flat name.
         encoder_id: the name that stores of embeddings record.
-        about: source, licence and the like, JSON-serialisable.
+        about: source, license and the like, JSON-serializable.
         probe: whether to compute and keep the probe embeddings (a few seconds of compilation).
 
     Raises:

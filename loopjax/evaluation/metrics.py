@@ -1,4 +1,4 @@
-"""Scores in, judgements out: thresholds, separation, labelled metrics, tests and intervals.
+"""Scores in, judgments out: thresholds, separation, labeled metrics, tests and intervals.
 
 Arrays only: nothing here knows of audio, encoders or detectors. Higher score = more anomalous.
 Separation is defined as in the reproduction of the paper (checked to 15 digits on its published
@@ -28,7 +28,7 @@ __all__ = [
     "compare_with_published",
     "conformal_p_values",
     "holm",
-    "labelled",
+    "labeled",
     "per_group",
     "principal_plane",
     "protocol_splits",
@@ -177,7 +177,7 @@ def _spread(scores: np.ndarray) -> dict[str, float | None]:
     }
 
 
-def labelled(
+def labeled(
     labels: ArrayLike,
     scores: ArrayLike,
     bootstrap: int = 1000,
@@ -186,7 +186,7 @@ def labelled(
 ) -> dict[str, Any]:
     """Returns AUROC, pAUC(0.1) and average precision with stratified bootstrap intervals.
 
-    pAUC(0.1) is the area up to a false-positive rate of 0.1 in McClish's standardisation (0.5 =
+    pAUC(0.1) is the area up to a false-positive rate of 0.1 in McClish's standardization (0.5 =
     chance), as DCASE task 2 reports it.
 
     Args:
@@ -209,7 +209,7 @@ def labelled(
     if labels.shape != scores.shape:
         raise UserError(f"{len(labels)} labels for {len(scores)} scores")
     if labels.all() or not labels.any():
-        raise UserError("labelled metrics need normal and anomalous loops; all labels are equal")
+        raise UserError("labeled metrics need normal and anomalous loops; all labels are equal")
     row: dict[str, Any] = {
         "n_normal": int((~labels).sum()),
         "n_anomaly": int(labels.sum()),
@@ -230,7 +230,7 @@ def labelled(
 def _bootstrap(
     labels: np.ndarray, scores: np.ndarray, resamples: int, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """The three metrics of `labelled` on [resamples] weighted copies of the data at once.
+    """The three metrics of `labeled` on [resamples] weighted copies of the data at once.
 
     A resample is a vector of counts per loop, so one sort serves all of them: a thousand calls
     to scikit-learn take seconds per detector, this takes milliseconds.
@@ -266,7 +266,7 @@ def per_group(
     threshold: float | None = None,
     labels: ArrayLike | None = None,
 ) -> Table:
-    """Breaks scores down by group (folder): size, quartiles, flagged share, AUROC where labelled.
+    """Breaks scores down by group (folder): size, quartiles, flagged share, AUROC where labeled.
 
     Args:
         groups: [N] group names.
@@ -310,8 +310,8 @@ def principal_plane(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ([N, 2] coordinates with the sign fixed, so equal data give equal pictures; [2] share of
         variance). Rows of one dimension or one row alone give zeros for what is missing.
     """
-    centred = matrix - matrix.mean(axis=0)
-    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    centered = matrix - matrix.mean(axis=0)
+    u, s, _ = np.linalg.svd(centered, full_matrices=False)
     plane = np.zeros((len(matrix), 2))
     share = np.zeros(2)
     kept = min(2, len(s))

@@ -116,9 +116,9 @@ def _climb(
 def judged_rows(
     config: ExperimentConfig, train: np.ndarray, labels: np.ndarray | None
 ) -> np.ndarray:
-    """Rows that labelled metrics are computed on, bool [N].
+    """Rows that labeled metrics are computed on, bool [N].
 
-    Trained on everything, every labelled row counts (the detector never saw a label). Trained on
+    Trained on everything, every labeled row counts (the detector never saw a label). Trained on
     normals alone, only held-out normals count, or they would look more normal than they are.
     """
     if labels is None:
@@ -153,23 +153,23 @@ def _comparison(
         if held_out.any():
             row["flagged_held_out"] = float(np.mean(own[held_out] > cut))
         if labels is not None:
-            row |= _labelled_row(labels[judged], [s[judged] for s in scores[name]], settings)
+            row |= _labeled_row(labels[judged], [s[judged] for s in scores[name]], settings)
         rows.append(row)
     note = f"Threshold: {settings.threshold}. Shares are of loops above it."
     if labels is not None:
         note += (
             " AUROC, pAUC up to a false-positive rate of 0.1 and average precision with bootstrap "
-            f"intervals, first seed, on {int(judged.sum())} labelled loops."
+            f"intervals, first seed, on {int(judged.sum())} labeled loops."
         )
     return {"title": "Detectors", "note": note, "rows": rows}
 
 
-def _labelled_row(labels: np.ndarray, seeds: list[np.ndarray], settings: Any) -> Row:
-    row = evaluate.labelled(labels, seeds[0], bootstrap=settings.bootstrap)
+def _labeled_row(labels: np.ndarray, seeds: list[np.ndarray], settings: Any) -> Row:
+    row = evaluate.labeled(labels, seeds[0], bootstrap=settings.bootstrap)
     drop = ("n_normal", "n_anomaly")
     row = {key: value for key, value in row.items() if key not in drop}
     if len(seeds) > 1:
-        others = [evaluate.labelled(labels, s, bootstrap=0)["auroc"] for s in seeds]
+        others = [evaluate.labeled(labels, s, bootstrap=0)["auroc"] for s in seeds]
         row["auroc_seed_mean"] = float(np.mean(others))
         row["auroc_seed_sd"] = float(np.std(others, ddof=1))
     return row
@@ -222,7 +222,7 @@ def _encoder_row(
     name: str, labels: np.ndarray, judged: np.ndarray, scores: Mapping[str, np.ndarray]
 ) -> Row:
     aurocs = {
-        detector: evaluate.labelled(labels[judged], values[judged], bootstrap=0)["auroc"]
+        detector: evaluate.labeled(labels[judged], values[judged], bootstrap=0)["auroc"]
         for detector, values in scores.items()
     }
     return {"encoder": name, **aurocs}

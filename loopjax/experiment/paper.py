@@ -1,6 +1,6 @@
 """The paper's experiment on given embeddings.
 
-Labelled protocols and unlabelled measures, several seeds, beside the published and independently
+Labeled protocols and unlabeled measures, several seeds, beside the published and independently
 reproduced values.
 """
 
@@ -21,8 +21,8 @@ from loopjax.io import write_json
 from loopjax.model import check_params, fit_models, split_rows
 from loopjax.store.read import Embeddings, read_embeddings
 
-LABELLED = ("P1", "P3")
-UNLABELLED = ("threshold", "median", "gap_ratio", "robust_z_top5", "dynamic_range_log10")
+LABELED = ("P1", "P3")
+UNLABELED = ("threshold", "median", "gap_ratio", "robust_z_top5", "dynamic_range_log10")
 PUBLISHED_NAME = {"threshold": "threshold_q95"}
 DEEP = "deep-svdd"
 Log = Callable[[str], None]
@@ -51,7 +51,7 @@ def reproduce(config: ExperimentConfig, out: Path, log: Log) -> dict[str, Any]:
     methods = {d.name: dataclasses.asdict(d) for d in config.detectors}
     tables: list[dict[str, Any]] = []
     measured: list[Row] = []
-    labelled_rows: dict[str, list[Row]] = {}
+    labeled_rows: dict[str, list[Row]] = {}
     for set_name, path in config.data.sets.items():
         embeddings = read_embeddings(path)
         groups = _folders(embeddings, path)
@@ -65,14 +65,14 @@ def reproduce(config: ExperimentConfig, out: Path, log: Log) -> dict[str, Any]:
             cache=out / f"protocols-{set_name}.jsonl",
             log=lambda line, name=set_name: log(f"{name}: {line}"),
         )
-        labelled_rows[set_name] = rows
-        tables += list(_labelled_tables(rows, set_name))
-        tables += list(_unlabelled_table(rows, set_name))
+        labeled_rows[set_name] = rows
+        tables += list(_labeled_tables(rows, set_name))
+        tables += list(_unlabeled_table(rows, set_name))
         tables += list(_collapsed(rows, set_name))
         measured += _measures(rows, set_name)
         _figures(config, embeddings, set_name, out, log)
     kinds = {d.name: d.kind for d in config.detectors}
-    tables[:0] = [*_means(measured), *_losses(labelled_rows, kinds)]
+    tables[:0] = [*_means(measured), *_losses(labeled_rows, kinds)]
     if config.evaluate.reference is not None:
         tables.insert(0, _published(measured, Path(config.evaluate.reference)))
     evaluation = {"headline": {}, "tables": tables}
@@ -86,9 +86,9 @@ def _folders(embeddings: Embeddings, path: str) -> list[str]:
     return [group or "" for group in embeddings.table["group"].to_pylist()]
 
 
-def _labelled_tables(rows: list[Row], set_name: str) -> Iterable[dict[str, Any]]:
+def _labeled_tables(rows: list[Row], set_name: str) -> Iterable[dict[str, Any]]:
     """Per protocol: one row per method, AUROC by folder and on average."""
-    for protocol in LABELLED:
+    for protocol in LABELED:
         own = [row for row in rows if row["protocol"] == protocol and not row["collapsed"]]
         if not own:
             continue
@@ -138,7 +138,7 @@ def _losses(by_set: dict[str, list[Row]], kinds: dict[str, str]) -> Iterable[dic
     """One row per head, set and protocol: the cheap methods that do better on average."""
     table = []
     for set_name, rows in by_set.items():
-        for protocol in LABELLED:
+        for protocol in LABELED:
             own = [row for row in rows if row["protocol"] == protocol and not row["collapsed"]]
             means = {name: _mean_by_folder(own, name) for name in kinds}
             cheap = {n: m for n, m in means.items() if kinds[n] != DEEP and m}
@@ -162,12 +162,12 @@ def _losses(by_set: dict[str, list[Row]], kinds: dict[str, str]) -> Iterable[dic
         yield {"title": "Where Deep SVDD loses to a cheap method", "note": note, "rows": table}
 
 
-def _unlabelled_table(rows: list[Row], set_name: str) -> Iterable[dict[str, Any]]:
-    own = [row for row in rows if row["protocol"] == "unlabelled" and not row["collapsed"]]
+def _unlabeled_table(rows: list[Row], set_name: str) -> Iterable[dict[str, Any]]:
+    own = [row for row in rows if row["protocol"] == "unlabeled" and not row["collapsed"]]
     table = []
     for method in dict.fromkeys(row["method"] for row in own):
         line: Row = {"detector": method}
-        for key in (*UNLABELLED, "share_above_threshold"):
+        for key in (*UNLABELED, "share_above_threshold"):
             values = _values(own, method, key)
             if values:
                 line |= {key: float(np.mean(values))}
@@ -196,12 +196,12 @@ def _measures(rows: list[Row], set_name: str) -> list[Row]:
     """Our values in the form that `compare_with_published` reads."""
     found: list[Row] = []
     for method in dict.fromkeys(row["method"] for row in rows):
-        for protocol in LABELLED:
+        for protocol in LABELED:
             own = [row for row in rows if row["protocol"] == protocol and not row["collapsed"]]
             values = _mean_by_seed(own, method, "auroc")
             found += _measure(f"auroc_{protocol}", set_name, method, values)
-        own = [row for row in rows if row["protocol"] == "unlabelled" and not row["collapsed"]]
-        for key in (*UNLABELLED, "share_above_threshold"):
+        own = [row for row in rows if row["protocol"] == "unlabeled" and not row["collapsed"]]
+        for key in (*UNLABELED, "share_above_threshold"):
             name = PUBLISHED_NAME.get(key, key)
             found += _measure(name, set_name, method, _values(own, method, key))
     return found

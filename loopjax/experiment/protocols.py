@@ -1,8 +1,8 @@
-"""Labelled protocols over folders: many detectors, folders and seeds from one embedding matrix.
+"""Labeled protocols over folders: many detectors, folders and seeds from one embedding matrix.
 
-P1 calls one folder normal, P3 calls one folder odd, "unlabelled" fits on 80 % of everything and
+P1 calls one folder normal, P3 calls one folder odd, "unlabeled" fits on 80 % of everything and
 measures the scores without labels (the paper's way). Heads of one architecture train together.
-The reference's row-duplicating shuffle (`compat: reference`) acts on "unlabelled" only: in P1 and
+The reference's row-duplicating shuffle (`compat: reference`) acts on "unlabeled" only: in P1 and
 P3 such heads split truly, as the independent re-implementation of the reference did.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 from loopjax.detectors import DeepSVDD, Detector, make_detector
 from loopjax.detectors.svdd.fit import group_size, train_heads
 from loopjax.errors import ModelCheckError, UserError
-from loopjax.evaluation.metrics import labelled, separation
+from loopjax.evaluation.metrics import labeled, separation
 from loopjax.evaluation.statistics import Table, protocol_splits
 
 
@@ -42,7 +42,7 @@ def run_protocols(
     X: np.ndarray,
     groups: Sequence[str],
     methods: Mapping[str, Mapping[str, Any]],
-    protocols: Sequence[str] = ("P1", "P3", "unlabelled"),
+    protocols: Sequence[str] = ("P1", "P3", "unlabeled"),
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     *,
     cache: Path | None = None,
@@ -55,7 +55,7 @@ def run_protocols(
         groups: [N] folder names.
         methods: name -> {"kind": ..., "params": {...}, "protocol_seeds": {...}}; a detector whose
             constructor takes `random_state` gets the seed.
-        protocols: of "P1", "P3", "unlabelled".
+        protocols: of "P1", "P3", "unlabeled".
         seeds: splits (and random states), where a method has no `protocol_seeds` of its own.
         cache: JSON-lines file of finished rows; what it holds for this X and these settings is
             not computed again.
@@ -91,7 +91,7 @@ def _tasks(
     method: str, protocol: str, groups: Sequence[str], seeds: Sequence[int], detector: Detector
 ) -> Iterator[_Task]:
     for seed in seeds:
-        if protocol == "unlabelled":
+        if protocol == "unlabeled":
             count = len(groups)
             order = np.random.default_rng([seed, 2**16]).permutation(count)
             n_train = int(0.8 * count)
@@ -104,7 +104,7 @@ def _tasks(
             for folder, train, test, labels in protocol_splits(groups, protocol, seed):
                 yield _Task(method, protocol, folder, seed, train, test, labels)
         else:
-            raise UserError(f"unknown protocol {protocol!r}: P1, P3 or unlabelled")
+            raise UserError(f"unknown protocol {protocol!r}: P1, P3 or unlabeled")
 
 
 def _run(detector: Detector, X: np.ndarray, tasks: list[_Task]) -> Iterator[tuple[_Task, dict]]:
@@ -183,7 +183,7 @@ def _judge(
         "threshold": detector.threshold_,
         "median": float(np.median(train_scores)),
         "false_alarms": float(np.mean(normal > detector.threshold_)),
-        **labelled(task.labels, scores, bootstrap=0),
+        **labeled(task.labels, scores, bootstrap=0),
     }
 
 

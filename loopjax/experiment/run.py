@@ -131,7 +131,7 @@ def training_rows(
 
 
 def read_labels(config: ExperimentConfig, embeddings: Embeddings) -> np.ndarray | None:
-    """Labels by file name, int [N]: 1 anomaly, 0 normal, -1 unlabelled; None without labels.
+    """Labels by file name, int [N]: 1 anomaly, 0 normal, -1 unlabeled; None without labels.
 
     Raises:
         UserError: the file is missing, lacks a column, or labels none of the loops.
@@ -152,7 +152,7 @@ def read_labels(config: ExperimentConfig, embeddings: Embeddings) -> np.ndarray 
     names = [Path(p).name for p in embeddings.table["path"].to_pylist()]
     labels = np.array([by_name.get(name, -1) for name in names])
     if not (labels >= 0).any():
-        raise UserError(f"{path}: none of the {len(names)} loops is labelled; check column 'file'")
+        raise UserError(f"{path}: none of the {len(names)} loops is labeled; check column 'file'")
     return labels
 
 
@@ -210,7 +210,7 @@ def rank(
         table = table.append_column(f"score_{name}", pa.array(column))
     if labels is not None:
         known = labels[order]
-        table = table.append_column("is_labelled", pa.array(known == 1, mask=known < 0))
+        table = table.append_column("is_labeled", pa.array(known == 1, mask=known < 0))
     return Scores(table, scores.metadata)
 
 

@@ -36,10 +36,10 @@ class LogMelConfig:
     mel_bins: int = 64
     fmin_hz: float = 50.0
     fmax_hz: float = 14000.0
-    mel_scale: Literal["htk", "slaney"] = "htk"  # slaney includes Slaney's area normalisation
+    mel_scale: Literal["htk", "slaney"] = "htk"  # slaney includes Slaney's area normalization
     clip_samples: int = 480000
     filling: Literal["repeatpad", "pad", "repeat"] = "repeatpad"
-    quantise_int16: bool = True
+    quantize_int16: bool = True
     bank_rate_hz: int | None = None  # rate the mel filters were laid out for, if another one
 
     @property
@@ -54,7 +54,7 @@ class LogMelConfig:
 
     @classmethod
     def clap_fused(cls, **changes: Any) -> "LogMelConfig":
-        """The front end of CLAP towers with feature fusion: HTK mel, not normalised."""
+        """The front end of CLAP towers with feature fusion: HTK mel, not normalized."""
         return cls(**changes)
 
     @classmethod
@@ -71,7 +71,7 @@ class LogMelConfig:
             hop_samples=320,
             mel_scale="slaney",
             clip_samples=320000,
-            quantise_int16=False,
+            quantize_int16=False,
         )
 
     @classmethod
@@ -83,7 +83,7 @@ class LogMelConfig:
             mel_scale="slaney",
             clip_samples=16000,
             filling="repeat",
-            quantise_int16=False,
+            quantize_int16=False,
         )
 
     @classmethod
@@ -95,7 +95,7 @@ class LogMelConfig:
             "mel_scale": "slaney",
             "clip_samples": 308700,
             "filling": "repeat",
-            "quantise_int16": False,
+            "quantize_int16": False,
             "bank_rate_hz": 32000,
         }
         return cls(**(values | changes))
@@ -135,7 +135,7 @@ def mel_filterbank(config: LogMelConfig) -> np.ndarray:
 def log_mel(waveform: jax.Array, length_samples: jax.Array, config: LogMelConfig) -> jax.Array:
     """Log-mel spectrogram of one clip whose real length may be less than the array's.
 
-    The STFT is centred, with reflect padding around the *real* end; frames past `length // hop`
+    The STFT is centered, with reflect padding around the *real* end; frames past `length // hop`
     lie beyond the end and hold values that the caller must not use.
 
     Args:
@@ -163,7 +163,7 @@ def log_mel(waveform: jax.Array, length_samples: jax.Array, config: LogMelConfig
     return 10.0 * jnp.log10(jnp.maximum(mel, LOG_FLOOR))
 
 
-def quantise_int16(waveform: jax.Array) -> jax.Array:
+def quantize_int16(waveform: jax.Array) -> jax.Array:
     """Clips, scales by 32767 in float32, truncates toward zero, scales back (LAION `hook.py`)."""
     return jnp.trunc(jnp.clip(waveform, -1.0, 1.0) * jnp.float32(32767.0)) / jnp.float32(32767.0)
 

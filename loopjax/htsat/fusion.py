@@ -15,7 +15,7 @@ from loopjax.htsat.frontend import (
     LogMelConfig,
     fill_clip,
     log_mel,
-    quantise_int16,
+    quantize_int16,
     resample,
     resampled_lengths,
 )
@@ -72,7 +72,7 @@ def seeded_fractions(audio_sha256: list[str], seed: int) -> np.ndarray:
 
 
 def shrink(mel: jax.Array, total_frames: jax.Array, out_frames: int) -> jax.Array:
-    """Bilinear resize along time without antialias (half-pixel centres), one row.
+    """Bilinear resize along time without antialias (half-pixel centers), one row.
 
     This is torch's `interpolate(mode='bilinear')`, what the published fused towers were trained
     with; newer torchvision versions switch antialias on by themselves.
@@ -160,8 +160,8 @@ def _mel_views(
     wave = resample(samples[None], rate_hz, config.sample_rate_hz)[0]
     wave = jnp.pad(wave, (0, 1))  # librosa's rounding may add one zero sample
     wave = jnp.where(jnp.arange(wave.shape[0]) < signal_samples, wave, 0.0)
-    if config.quantise_int16:
-        wave = quantise_int16(wave)
+    if config.quantize_int16:
+        wave = quantize_int16(wave)
     wave = fill_clip(wave, length_samples, config)
     clip, frames = config.clip_samples, config.clip_frames
     if not fusion:

@@ -184,7 +184,7 @@ class PatchEmbed(nnx.Module):
         return x.reshape(b, -1, c.width)
 
     def __call__(self, views: jax.Array, longer: jax.Array | None) -> jax.Array:
-        """Normalised mel views [B, V, T, mel] -> tokens [B, N, D]; `longer` None = no long clip."""
+        """Normalized mel views [B, V, T, mel] -> tokens [B, N, D]; `longer` None = no long clip."""
         c = self.config
         whole = stretch_time(views[:, 0], c.image_frames)
         x = self.proj(self._patches(whole, c.patch)).reshape(views.shape[0], -1, c.width)
@@ -294,7 +294,7 @@ class Htsat(nnx.Module):
     def __call__(
         self, mel: jax.Array, longer: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        """The un-normalised embedding, float32 [B, C] (LAION `embedding`, HF `pooler_output`)."""
+        """The un-normalized embedding, float32 [B, C] (LAION `embedding`, HF `pooler_output`)."""
         return self.latent(mel, longer, key=key).astype(jnp.float32).mean(axis=(1, 2))
 
     def outputs(self, mel: jax.Array, longer: jax.Array) -> dict[str, jax.Array]:
@@ -332,7 +332,7 @@ class Projection(nnx.Module):
         self.norm = nnx.data(None if self.kind == "clap" else layer_norm(out, dtype, rngs))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, C] -> float32 [B, projection_dim]: unit length (clap), layer-normalised (msclap)."""
+        """[B, C] -> float32 [B, projection_dim]: unit length (clap), layer-normalized (msclap)."""
         x = self.fc1(x)
         if self.norm is not None:
             return self.norm(x + self.fc2(gelu(x))).astype(jnp.float32)

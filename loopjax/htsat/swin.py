@@ -59,7 +59,7 @@ class Dense(nnx.Linear):
 
 
 def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, use_bias: bool = True) -> Dense:
-    """Linear layer with Swin's initialisation."""
+    """Linear layer with Swin's initialization."""
     init = nnx.initializers.truncated_normal(0.02)
     return Dense(n_in, n_out, use_bias=use_bias, dtype=dtype, kernel_init=init, rngs=rngs)
 

@@ -41,7 +41,7 @@ class PageLoop:
     is_anomaly: bool
     percentile: float | None
     p_value: float | None
-    label: bool | None  # True = labelled as an anomaly
+    label: bool | None  # True = labeled as an anomaly
     flags: list[str]
     file: bytes | None  # where the audio lies, if it was found
     x: float | None = None
@@ -106,7 +106,7 @@ def read_ranking(path: Path) -> RankedScores:
     optional = {
         "percentile": column("percentile"),
         "p_value": column("p_value"),
-        "label": column("is_labelled"),
+        "label": column("is_labeled"),
         "flags": column("flags"),
         "path_bytes": column("path_bytes"),
     }
@@ -206,7 +206,7 @@ class PageLoops:
             seen.add(group)
         return (first + rest)[:N_TYPICAL]
 
-    def add_neighbours(self, loops: Sequence[PageLoop]) -> list[PageLoop]:
+    def add_neighbors(self, loops: Sequence[PageLoop]) -> list[PageLoop]:
         """Gives every listed loop its nearest normal loops by cosine similarity; returns those."""
         normal = np.flatnonzero(~self.scores.is_anomaly)
         found: dict[int, PageLoop] = {}

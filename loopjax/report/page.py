@@ -52,7 +52,7 @@ def write_report(
 
     Args:
         run_dir: folder with `scores.parquet` (id, path, score; optional percentile, p_value,
-            is_anomaly, rank, group, flags, path_bytes, is_labelled) and, each optional, `run.json`,
+            is_anomaly, rank, group, flags, path_bytes, is_labeled) and, each optional, `run.json`,
             `evaluation.json` ({"tables": [{title, note, columns, rows}]}), `figures/*.svg`,
             `embeddings/`, `failures.parquet`.
         out_html: file to write; default `run_dir/report/index.html`.
@@ -84,7 +84,7 @@ def write_report(
     page = PageLoops(scores, matrix, files, [Path(root) for root in (*audio_roots, run_dir)])
     listed = page.add(range(min(config.top, len(scores.ids))))
     typical = page.add(page.typical_rows()) if matrix is not None else []
-    nearest = page.add_neighbours(listed)
+    nearest = page.add_neighbors(listed)
     page.add_map_points()
     page.add_audio([*listed, *typical, *nearest], len(listed), config.audio, out.parent, notes)
     html = _render(page, listed, typical, run, evaluation, run_dir, config, notes)

@@ -1,7 +1,7 @@
 """How every figure looks: small multiples in one style, written as SVG for light and dark pages.
 
-Ink is written as `currentColor`: inlined in a page a figure takes the page's colour, and opened
-alone it follows the system's colour scheme. Text stays text. Files are reproducible byte for byte
+Ink is written as `currentColor`: inlined in a page a figure takes the page's color, and opened
+alone it follows the system's color scheme. Text stays text. Files are reproducible byte for byte
 (no date, ids salted with the file name).
 """
 
@@ -86,7 +86,7 @@ def panels(
 
 
 def write_svg(figure: Figure, out: Path, title: str) -> Path:
-    """Writes a figure as an SVG with a title, in the colours of its surroundings."""
+    """Writes a figure as an SVG with a title, in the colors of its surroundings."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})

@@ -120,14 +120,14 @@ def histogram(scores: np.ndarray, threshold: float | None) -> dict[str, Any] | N
     for i, count in enumerate(counts):
         if count:
             height = max(2.0, HISTOGRAM_HEIGHT * math.sqrt(count / counts.max()))
-            centre = (i + 0.5) * step
+            center = (i + 0.5) * step
             bars.append(
                 {
                     "x": round(i * step + 0.75, 1),
                     "y": round(112 - height, 1),
                     "width": round(step - 1.5, 1),
                     "height": round(height, 1),
-                    "is_odd": cut_x is not None and centre > cut_x,
+                    "is_odd": cut_x is not None and center > cut_x,
                 }
             )
     scale = "logarithmic score axis, " if logarithmic else ""

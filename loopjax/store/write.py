@@ -295,7 +295,7 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def _rewriting(folder: Path) -> Iterator[None]:
-    """Serialises rewrites of old shards between processes of one run."""
+    """Serializes rewrites of old shards between processes of one run."""
     fd = os.open(folder / REWRITE_LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

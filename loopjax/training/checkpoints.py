@@ -17,7 +17,7 @@ class Checkpoints:
 
     Args:
         folder: created when missing; left-overs of an interrupted save are removed.
-        fingerprint: whatever identifies the run (settings, data); JSON-serialisable.
+        fingerprint: whatever identifies the run (settings, data); JSON-serializable.
 
     Raises:
         UserError: the folder holds checkpoints of another run.

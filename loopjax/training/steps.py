@@ -167,7 +167,7 @@ def train_block(
     order = rows[_permutation(derive(key, 0), len(rows), count)]
     order = jnp.pad(order, (0, -len(rows) % size))
     steps = (count + size - 1) // size
-    # One row has no variance to normalise by; it is left out of this epoch only.
+    # One row has no variance to normalize by; it is left out of this epoch only.
     steps = jnp.where((count % size == 1) & (count > 1), steps - 1, steps)
     lane = jnp.arange(size, dtype=jnp.int32)
 

@@ -49,7 +49,7 @@ def log_mel(batch: int, views: int) -> np.ndarray:
 
 
 def their_tower(size: str) -> Any:
-    """The tower and projection of transformers on the CPU, without fusion, randomly initialised."""
+    """The tower and projection of transformers on the CPU, without fusion, randomly initialized."""
     peer("torch").manual_seed(0)
     transformers = peer("transformers")
     config = transformers.ClapAudioConfig(enable_fusion=False, **SIZES[size])
@@ -70,7 +70,7 @@ def same_weights(model: Any, precision: Any = "fp32") -> Any:
 
 
 def untrained(size: str) -> Any:
-    """Our encoder by size, randomly initialised."""
+    """Our encoder by size, randomly initialized."""
     from loopjax.encoders.encoder import Encoder, random_weights
     from loopjax.htsat.frontend import LogMelConfig
     from loopjax.htsat.model import HtsatConfig

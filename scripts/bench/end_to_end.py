@@ -3,7 +3,7 @@
     python scripts/bench/end_to_end.py --files 96 --rounds 3
 
 Stereo loops of 0.5 to 12 seconds at 44.1 kHz, as WAV, FLAC and MP3. loopjax runs `embed` with the
-bundled encoder, the other side a randomly initialised tower of the same architecture, as one writes
+bundled encoder, the other side a randomly initialized tower of the same architecture, as one writes
 it from the documentation: `soundfile.read`, mean over the channels, `soxr.resample`,
 `ClapFeatureExtractor` and the PyTorch tower, in batches. `wait_share` is the part of the run in
 which our device had nothing to do.

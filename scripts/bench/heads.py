@@ -27,7 +27,7 @@ TORCH_VARIANTS: dict[str, dict[str, Any]] = {
 
 def setting(X: np.ndarray, batch: int, heads: int, stage: str, epochs: int) -> tuple[Any, ...]:
     """Recipe, stacked state, rows, split and rates of `heads` seeds, ready to train."""
-    from loopjax.detectors.svdd.network import NetworkConfig, encoder_part, initialise
+    from loopjax.detectors.svdd.network import NetworkConfig, encoder_part, initialize
     from loopjax.detectors.svdd.objectives import OneClass, Reconstruction
     from loopjax.training import loop as training_loop
     from loopjax.training import steps as training
@@ -37,7 +37,7 @@ def setting(X: np.ndarray, batch: int, heads: int, stage: str, epochs: int) -> t
     recipe = training.Recipe(OneClass(network) if one_class else Reconstruction(network), batch)
     starts = []
     for seed in range(heads):
-        arrays = initialise(network, np.random.default_rng(seed))
+        arrays = initialize(network, np.random.default_rng(seed))
         aux: dict[str, Any] = {}
         if one_class:
             arrays = [encoder_part(part) for part in arrays]

@@ -19,7 +19,7 @@ def rms(samples: Samples) -> float:
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64)))) if len(samples) else 0.0
 
 
-def normalise_peak(samples: Samples, peak: float) -> Samples:
+def normalize_peak(samples: Samples, peak: float) -> Samples:
     """Scale so that the largest magnitude is `peak`; silence stays silence."""
     top = float(np.max(np.abs(samples), initial=0.0))
     return samples * np.float32(peak / top) if top > 0 else samples
@@ -41,7 +41,7 @@ def drive(samples: Samples, db: float) -> Samples:
     """Saturate gently (tanh) after `db` of gain, at the same peak level."""
     gain = np.float32(10 ** (db / 20))
     top = float(np.max(np.abs(samples), initial=0.0))
-    return normalise_peak(np.tanh(gain * normalise_peak(samples, 1.0)), top)
+    return normalize_peak(np.tanh(gain * normalize_peak(samples, 1.0)), top)
 
 
 def delay(samples: Samples, seconds: float, mix: float, rate_hz: int) -> Samples:
@@ -78,9 +78,9 @@ def chorus(samples: Samples, hz: float, rate_hz: int) -> Samples:
     return (0.7 * samples + 0.5 * np.interp(time - lag, time, samples)).astype(np.float32)
 
 
-def coloured_noise(n: int, colour: str, rng: np.random.Generator, rate_hz: int) -> Samples:
+def colored_noise(n: int, color: str, rng: np.random.Generator, rate_hz: int) -> Samples:
     """Return unit-RMS "white", "pink" or "hum" (50 Hz and harmonics) noise."""
-    if colour == "hum":
+    if color == "hum":
         time = np.arange(n) / rate_hz
         wave = sum(
             np.sin(2 * np.pi * 50 * k * time + rng.uniform(0, 6.28)) / k for k in (1, 2, 3, 4, 6, 8)
@@ -88,7 +88,7 @@ def coloured_noise(n: int, colour: str, rng: np.random.Generator, rate_hz: int) 
         noise = np.asarray(wave + 0.05 * rng.standard_normal(n))
     else:
         noise = rng.standard_normal(n)
-        if colour == "pink":
+        if color == "pink":
             # Three leaky integrators approximate a 1/f slope well enough for a nuisance.
             noise = sum(
                 signal.lfilter([g], [1, -p], noise)
@@ -99,17 +99,17 @@ def coloured_noise(n: int, colour: str, rng: np.random.Generator, rate_hz: int) 
 
 
 def add_noise(
-    samples: Samples, snr_db: float, colour: str, rng: np.random.Generator, rate_hz: int
+    samples: Samples, snr_db: float, color: str, rng: np.random.Generator, rate_hz: int
 ) -> Samples:
     """Add noise at a signal-to-noise ratio over the whole clip."""
     level = rms(samples) * 10 ** (-snr_db / 20)
-    return samples + np.float32(level) * coloured_noise(len(samples), colour, rng, rate_hz)
+    return samples + np.float32(level) * colored_noise(len(samples), color, rng, rate_hz)
 
 
 def clip(samples: Samples, drive_db: float) -> Samples:
     """Hard-clip at `drive_db` below the peak; the result peaks at 1."""
     gain = np.float32(10 ** (drive_db / 20))
-    return np.clip(gain * normalise_peak(samples, 1.0), -1.0, 1.0)
+    return np.clip(gain * normalize_peak(samples, 1.0), -1.0, 1.0)
 
 
 def drop_out(samples: Samples, share: float, n_gaps: int, rng: np.random.Generator) -> Samples:
@@ -152,7 +152,7 @@ def high_pass(samples: Samples, hz: float, rate_hz: int) -> Samples:
 
 def add_dc(samples: Samples, offset: float) -> Samples:
     """Shift by a constant, scaled down first so that nothing leaves full scale."""
-    return normalise_peak(samples, min(rms(samples) * 6, 1.0 - offset)) + np.float32(offset)
+    return normalize_peak(samples, min(rms(samples) * 6, 1.0 - offset)) + np.float32(offset)
 
 
 def draw_effects(rng: np.random.Generator) -> dict[str, float]:
@@ -206,8 +206,8 @@ def degrade(
         case "clipping":
             return clip(samples, strength), ""
         case "noise":
-            colour = str(rng.choice(["white", "white", "pink", "hum"]))
-            return add_noise(samples, strength, colour, rng, rate_hz), colour
+            color = str(rng.choice(["white", "white", "pink", "hum"]))
+            return add_noise(samples, strength, color, rng, rate_hz), color
         case "dropout":
             n_gaps = int(rng.integers(1, 5))
             return drop_out(samples, strength, n_gaps, rng), f"{n_gaps} gaps"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .effects import Samples, apply_effects, degrade, normalise_peak, rms
+from .effects import Samples, apply_effects, degrade, normalize_peak, rms
 from .harmony import Note, fold, make_setting
 from .midi import SAMPLE_RATE_HZ, Event, bend, note_off, note_on, render_segments, setup
 from .patterns import PATTERNS
@@ -110,7 +110,7 @@ def _note_events(played: list[tuple[int, int, int, int, int, float]]) -> list[Ev
 
 
 def finish(plan: LoopPlan, dry: Samples) -> RenderedLoop:
-    """Apply effects, the sample-domain degradation, level and fade; quantise to int16."""
+    """Apply effects, the sample-domain degradation, level and fade; quantize to int16."""
     rng = plan.rng("sound")
     samples = apply_effects(dry, plan.effects, rng, SAMPLE_RATE_HZ)
     fade = min(len(samples), 2400 if plan.pattern in ONE_SHOTS else 240)
@@ -122,9 +122,9 @@ def finish(plan: LoopPlan, dry: Samples) -> RenderedLoop:
     elif plan.degradation != "none" and plan.degradation not in SCORE_DEGRADATIONS:
         samples, detail = degrade(samples, plan.degradation, plan.strength, rng, SAMPLE_RATE_HZ)
     if plan.degradation != "dc":
-        samples = normalise_peak(samples, plan.peak)
-    quantised = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
-    return RenderedLoop(plan, quantised, detail)
+        samples = normalize_peak(samples, plan.peak)
+    quantized = np.round(np.clip(samples, -1, 1) * 32767).astype(np.int16)
+    return RenderedLoop(plan, quantized, detail)
 
 
 def render(plans: list[LoopPlan]) -> list[RenderedLoop]:

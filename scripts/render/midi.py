@@ -90,10 +90,10 @@ def midi_file(events: list[Event]) -> bytes:
 def render_segments(
     segments: list[tuple[list[Event], int]], soundfont: Path = SOUNDFONT
 ) -> list[NDArray[np.float32]]:
-    """Render many (events, length_samples) in one FluidSynth run; mono float32, not normalised.
+    """Render many (events, length_samples) in one FluidSynth run; mono float32, not normalized.
 
     Events of a segment start at sample 0. What a segment sounds like does not depend on its
-    neighbours: they are stopped before it starts.
+    neighbors: they are stopped before it starts.
 
     Raises:
         RuntimeError: FluidSynth failed or wrote too little.

@@ -109,7 +109,7 @@ def test_arrays_given_by_the_caller_are_not_changed():
     np.testing.assert_array_equal(values, kept)
 
 
-def test_normalised_loops_are_not_called_clipped(tmp_path):
+def test_normalized_loops_are_not_called_clipped(tmp_path):
     wave = tone(0.5)[:, 0]
     soundfile.write(tmp_path / "a.wav", wave / np.abs(wave).max(), 48_000)
     assert decode(tmp_path / "a.wav").flags == []

@@ -34,7 +34,7 @@ def state(decoder: bool = False) -> dict[str, np.ndarray]:
 
 
 def reference_scores(weights: dict, center: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Linear, BatchNorm, ELU, layer by layer in float64; mean squared distance to the centre."""
+    """Linear, BatchNorm, ELU, layer by layer in float64; mean squared distance to the center."""
     x = rows.astype(np.float64)
     for i in range(len(WIDTHS) - 1):
         x = x @ weights[f"encoder.layers.{i}.linear.weight"].T
@@ -65,7 +65,7 @@ def pickled_tensor(values: np.ndarray) -> bytes:
 
 @pytest.fixture
 def head(tmp_path):
-    """A one-class checkpoint with its centre inside, as Lightning writes it."""
+    """A one-class checkpoint with its center inside, as Lightning writes it."""
     weights, center = state(), RNG.normal(size=4).astype(np.float32)
     content = {
         "state_dict": weights,
@@ -105,7 +105,7 @@ def test_without_a_threshold_nothing_is_called_anomalous(head, tmp_path):
 
 
 @pytest.mark.parametrize("as_numpy", [False, True])
-def test_an_autoencoder_takes_the_centre_beside_it(tmp_path, as_numpy):
+def test_an_autoencoder_takes_the_center_beside_it(tmp_path, as_numpy):
     weights, center = state(decoder=True), RNG.normal(size=4).astype(np.float32)
     file = write_torch(
         tmp_path / "AE-bass-AE-epoch=103-val_loss=0.02.ckpt", {"state_dict": weights}
@@ -135,7 +135,7 @@ def test_heads_that_do_not_fit(head, tmp_path):
         assert not out.exists()
         return str(caught.value)
 
-    assert "no centre vector" in refusal(state())
+    assert "no center vector" in refusal(state())
     center = tmp_path / "center.npy"
     np.save(center, np.zeros(4, np.float32))
     assert "encoder.layers.0.extra" in refusal(state() | {"encoder.layers.0.extra": center_array()})

@@ -60,7 +60,7 @@ def test_the_record_says_what_it_is_and_where_it_came_from(converted):
     about = record["about"]
     assert about["source_sha256"] == file_sha256(source)
     assert about["source_file"] == "clap.pt"
-    assert "unknown" in about["licence"]
+    assert "unknown" in about["license"]
     assert record["id"] == "clap"
     assert "with feature fusion, 128-wide" in str(done)
 
@@ -174,7 +174,7 @@ def test_a_key_report_leaves_nothing_behind(tmp_path):
 
 @pytest.mark.faults
 def test_a_published_name_says_whether_there_is_fusion(tmp_path):
-    """The folder would carry that name and licence, so its weights must be of that kind."""
+    """The folder would carry that name and license, so its weights must be of that kind."""
     unfused = checkpoint("laion_mini_unfused")
     file = write_torch(tmp_path / "630k-audioset-fusion-best.pt", {"state_dict": unfused})
     assert "trained without it" in refusal(file, tmp_path / "out")

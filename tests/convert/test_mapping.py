@@ -53,8 +53,8 @@ def test_architecture_and_front_end_are_read_off_the_file(name):
         == {
             ("laion", True): LogMelConfig.clap_fused(),
             ("laion", False): LogMelConfig.clap_unfused(),
-            ("hf", True): LogMelConfig.clap_fused(quantise_int16=False),
-            ("hf", False): LogMelConfig.clap_unfused(quantise_int16=False),
+            ("hf", True): LogMelConfig.clap_fused(quantize_int16=False),
+            ("hf", False): LogMelConfig.clap_unfused(quantize_int16=False),
             ("retrocirce", False): LogMelConfig.audioset_32khz(),
             ("msclap", False): LogMelConfig.msclap_2023(),
         }[layout, config.fusion]
@@ -223,7 +223,7 @@ def test_a_48_khz_bank_in_an_audioset_checkpoint_decides_its_rate():
     tensors = checkpoint("retrocirce_mini")
     key = "sed_model.logmel_extractor.melW"
     tensors[key] = constant(key, (513, 64), "48000")
-    assert convert(tensors).front_end == LogMelConfig.clap_unfused(quantise_int16=False)
+    assert convert(tensors).front_end == LogMelConfig.clap_unfused(quantize_int16=False)
 
 
 @pytest.mark.faults

@@ -36,7 +36,7 @@ def test_aggregate_max_is_the_kth_distance():
     np.testing.assert_array_equal(scores, found[:, 3])
 
 
-def test_duplicates_of_a_row_count_as_neighbours():
+def test_duplicates_of_a_row_count_as_neighbors():
     x = np.concatenate([rows(30), rows(30)[:1]])
     scores = KNN(1).fit(x).decision_scores_
     assert scores[0] == 0.0 and scores[30] == 0.0 and scores[1] > 0

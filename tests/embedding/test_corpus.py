@@ -87,7 +87,7 @@ def test_stored_rows_of_a_real_encoder_match_direct_calls(mixed, real, tmp_path)
 
 
 def test_real_encoder_rows_are_bitwise_independent_of_their_batch(real, tmp_path):
-    """Same shapes, other neighbours, other place in the batch: the same bits."""
+    """Same shapes, other neighbors, other place in the batch: the same bits."""
     folder = tmp_path / "corpus"
     paths = write_corpus(folder, 11, seconds=(0.3, 0.8))
     whole = by_name(embed(folder, real, batch_size=4, workers=1))

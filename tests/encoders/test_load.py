@@ -47,13 +47,13 @@ def hub(tmp_path, monkeypatch):
     return SimpleNamespace(folder=served, calls=calls)
 
 
-def test_every_known_encoder_says_where_what_and_under_which_licence():
+def test_every_known_encoder_says_where_what_and_under_which_license():
     rows = zoo.encoders()
     assert rows[0]["name"] == zoo.BUNDLED
     assert len({row["name"] for row in rows}) == len(rows)
     for row in rows[1:]:
         assert row["source"].startswith("https://")
-        assert row["licence"]
+        assert row["license"]
         assert row["dims"] in (768, 1024)
         assert row["here"] == ""
         assert row["sha256"] is None or len(row["sha256"]) == 64
@@ -90,7 +90,7 @@ def test_pull_verifies_converts_and_caches(hub, cache, monkeypatch, no_probe):
     )
     entry = known.known_encoder("630k-best")
     told = zoo.pull("630k-best")
-    assert "licence: CC0-1.0" in told
+    assert "license: CC0-1.0" in told
     assert hub.calls == [("lukewys/laion_clap", "630k-best.pt", None, zoo.HUB_TIMEOUT_S)]
     model = zoo.load_encoder("630k-best")
     assert model.id == "630k-best"

@@ -103,11 +103,11 @@ def test_separation_equals_the_reference_on_published_scores(part):
     assert row["threshold"] == pytest.approx(wanted["q95"], rel=1e-12)
 
 
-def test_labelled_point_estimates_and_interval():
+def test_labeled_point_estimates_and_interval():
     rng = np.random.default_rng(3)
     labels = np.r_[np.zeros(150, int), np.ones(60, int)]
     scores = np.round(rng.normal(labels * 1.2), 1)  # rounded: many ties
-    row = evaluate.labelled(labels, scores, bootstrap=400, seed=1)
+    row = evaluate.labeled(labels, scores, bootstrap=400, seed=1)
     assert row["auroc"] == pytest.approx(metrics.roc_auc_score(labels, scores))
     for name in ("auroc", "pauc_0.1", "average_precision"):
         assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
@@ -117,7 +117,7 @@ def test_labelled_point_estimates_and_interval():
     variance = (auroc * (1 - auroc) + 59 * (q1 - auroc**2) + 149 * (q2 - auroc**2)) / (150 * 60)
     half_width = (row["auroc_high"] - row["auroc_low"]) / 2
     assert half_width == pytest.approx(1.96 * np.sqrt(variance), rel=0.2)
-    assert row == evaluate.labelled(labels, scores, bootstrap=400, seed=1)
+    assert row == evaluate.labeled(labels, scores, bootstrap=400, seed=1)
 
 
 def test_bootstrap_curves_equal_scikit_learn_on_every_resample(monkeypatch):
@@ -148,9 +148,9 @@ def test_bootstrap_curves_equal_scikit_learn_on_every_resample(monkeypatch):
         assert {name: got[name][i] for name in wanted} == pytest.approx(wanted, abs=1e-9)
 
 
-def test_labelled_needs_both_classes():
+def test_labeled_needs_both_classes():
     with pytest.raises(UserError, match="all labels are equal"):
-        evaluate.labelled([1, 1], [0.1, 0.2])
+        evaluate.labeled([1, 1], [0.1, 0.2])
 
 
 def test_welch_tests_on_three_scales():

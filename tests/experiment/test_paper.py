@@ -17,7 +17,7 @@ CONFIG = {
         {"name": "pca", "kind": "pca", "params": {}},
     ],
     "seeds": [0, 1],
-    "evaluate": {"protocols": ["P1", "P3", "unlabelled"], "reference": "published.json"},
+    "evaluate": {"protocols": ["P1", "P3", "unlabeled"], "reference": "published.json"},
 }
 
 

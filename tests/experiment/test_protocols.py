@@ -21,7 +21,7 @@ def test_rows_cover_folders_methods_and_seeds(tmp_path):
     assert len(keys) == len(found) == 2 * 2 * (3 + 3 + 1)
     for row in found:
         assert row["collapsed"] == ""
-        if row["protocol"] == "unlabelled":
+        if row["protocol"] == "unlabeled":
             assert {"threshold", "gap_ratio", "share_above_threshold"} <= set(row)
         else:
             assert 0 <= row["auroc"] <= 1 and 0 <= row["false_alarms"] <= 1

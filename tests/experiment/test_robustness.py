@@ -47,7 +47,7 @@ def table(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def centre(table):
+def center(table):
     arrays = [
         soundfile.read(p.decode(), dtype="float32")[0] for p in table["path_bytes"].to_pylist()
     ]
@@ -55,9 +55,9 @@ def centre(table):
 
 
 @pytest.fixture(scope="module")
-def finished(table, centre, tmp_path_factory):
+def finished(table, center, tmp_path_factory):
     out = tmp_path_factory.mktemp("ladder")
-    models = {"distance": [DistanceDetector(centre)], "blind": [BlindDetector()]}
+    models = {"distance": [DistanceDetector(center)], "blind": [BlindDetector()]}
     encoder = CountingEncoder()
     return ladder.run_ladder(table, models, encoder, out, quick=True), out, models, encoder
 
@@ -128,11 +128,11 @@ def test_too_few_loops_is_a_user_error(table, tmp_path):
         ladder.run_ladder(table.slice(0, 3), {}, CountingEncoder(), tmp_path)
 
 
-def test_one_family_leaves_out_the_splice(table, centre, tmp_path):
+def test_one_family_leaves_out_the_splice(table, center, tmp_path):
     bass = table.filter(pa.array([k % 2 == 1 for k in range(10)]))
     lines = []
     result = ladder.run_ladder(
-        bass, {"d": [DistanceDetector(centre)]}, CountingEncoder(), tmp_path, quick=True,
+        bass, {"d": [DistanceDetector(center)]}, CountingEncoder(), tmp_path, quick=True,
         log=lines.append,
     )  # fmt: skip
     assert "foreign splice" not in {row["variation"] for row in result["rows"]}

@@ -34,7 +34,7 @@ evaluate: {{bootstrap: 50}}
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Twenty alike tones in two folders, two bursts of noise labelled as anomalies."""
+    """Twenty alike tones in two folders, two bursts of noise labeled as anomalies."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     time_s = np.arange(12000) / 16000
@@ -138,7 +138,7 @@ def test_a_folder_of_other_things_is_left_alone(corpus, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("detectors.knn.params.n_neighbours=3", "did you mean 'n_neighbors'"),
+        ("detectors.knn.params.n_neighbrs=3", "did you mean 'n_neighbors'"),
         ("detectors=[]", "lists no detectors"),
         ("data.labels=/nonexistent.csv", "/nonexistent.csv"),
         ("data.sources=[]", "data.sources is empty"),
@@ -155,5 +155,5 @@ def test_mistakes_are_found_before_anything_is_trained(corpus, tmp_path, overrid
 def test_labels_that_match_nothing_are_refused(corpus, tmp_path):
     labels = tmp_path / "labels.csv"
     labels.write_text("file,is_anomaly\nother.wav,1\n")
-    with pytest.raises(UserError, match="none of the 22 loops is labelled"):
+    with pytest.raises(UserError, match="none of the 22 loops is labeled"):
         run(load_config(corpus, [f"data.labels={labels}"]), tmp_path / "r", log=lambda line: None)

@@ -25,7 +25,7 @@ def main(source: str, out: str, *settings: str) -> int:
     from loopjax.embedding.corpus import embed_corpus
     from tests.fake_encoder import slow_fake
 
-    parallel.initialise(*place)
+    parallel.initialize(*place)
     encoder = slow_fake(batch_s)
     if fsize:
         plain = encoder.encode

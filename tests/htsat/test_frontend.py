@@ -11,7 +11,7 @@ from loopjax.htsat.frontend import (
     fill_clip,
     log_mel,
     mel_filterbank,
-    quantise_int16,
+    quantize_int16,
     resample,
     resampled_lengths,
 )
@@ -44,10 +44,10 @@ def bank_float64(config: LogMelConfig) -> np.ndarray:
     for k in range(len(bank)):
         f = k * config.bank_hz / config.n_fft
         for b in range(64):
-            left, centre, right = edges[b : b + 3]
+            left, center, right = edges[b : b + 3]
             if left < f < right:
                 height = (
-                    (f - left) / (centre - left) if f <= centre else (right - f) / (right - centre)
+                    (f - left) / (center - left) if f <= center else (right - f) / (right - center)
                 )
                 area = 2 / (right - left) if config.mel_scale == "slaney" else 1.0
                 bank[k, b] = height * area
@@ -99,7 +99,7 @@ def test_slaney_filters_equal_those_stored_in_checkpoints(rate_hz):
 def test_htk_filters_reach_one_and_overlap_to_one():
     bank = mel_filterbank(LogMelConfig.clap_fused())
     assert 0.9 < bank.max() <= 1.0
-    inner = slice(20, 284)  # bins between the first and the last filter's centre
+    inner = slice(20, 284)  # bins between the first and the last filter's center
     np.testing.assert_allclose(bank[inner].sum(axis=1), 1.0, atol=1e-5)
 
 
@@ -107,13 +107,13 @@ def test_int16_round_trip_truncates_toward_zero_in_float32():
     wave = np.linspace(-1.2, 1.2, 200001).astype(np.float32)
     expected = (np.clip(wave, -1, 1) * np.float32(32767)).astype(np.int16) / np.float32(32767)
     # XLA multiplies by the reciprocal instead of dividing: one unit in the last place.
-    np.testing.assert_allclose(quantise_int16(jnp.asarray(wave)), expected, rtol=1.3e-7, atol=0)
+    np.testing.assert_allclose(quantize_int16(jnp.asarray(wave)), expected, rtol=1.3e-7, atol=0)
 
 
 def test_int16_round_trip_is_its_own_inverse_on_its_grid():
     """Values of the grid stay, but for those that float32's product puts just below an integer."""
     steps = np.arange(-32767, 32768, dtype=np.float32)
-    again = np.asarray(quantise_int16(jnp.asarray(steps / np.float32(32767)))) * 32767
+    again = np.asarray(quantize_int16(jnp.asarray(steps / np.float32(32767)))) * 32767
     assert np.abs(again - steps).max() <= 1.001
     assert np.mean(np.rint(again) != steps) < 0.1
 

@@ -58,10 +58,10 @@ def test_seeded_crops_depend_on_the_audio_and_the_seed_alone():
 def test_the_global_view_is_a_bilinear_resize_without_antialias(total):
     mel = np.random.default_rng(0).normal(size=(2400, 3)).astype(np.float32)
     ours = shrink(jnp.asarray(mel), jnp.int32(total), 1001)
-    centres = np.maximum((np.arange(1001) + 0.5) * total / 1001 - 0.5, 0)
-    low = np.floor(centres).astype(int)
+    centers = np.maximum((np.arange(1001) + 0.5) * total / 1001 - 0.5, 0)
+    low = np.floor(centers).astype(int)
     high = np.minimum(low + 1, total - 1)
-    weight = (centres - low)[:, None]
+    weight = (centers - low)[:, None]
     expected = mel[low] * (1 - weight) + mel[high] * weight
     np.testing.assert_allclose(ours, expected, atol=2e-3)  # float32 positions up to 2300
 

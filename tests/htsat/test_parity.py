@@ -40,7 +40,7 @@ def original(size: str, fusion: bool):
 
 
 def stages(model, mel, longer) -> dict[str, np.ndarray]:
-    """Every stage, the embedding and the normalised projection of the original."""
+    """Every stage, the embedding and the normalized projection of the original."""
     network, seen = model.audio_model.audio_encoder, {}
 
     def keep(name):

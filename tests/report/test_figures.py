@@ -51,7 +51,7 @@ DRAW = {
 
 
 @pytest.mark.parametrize("name", DRAW)
-def test_figure_is_a_labelled_svg_that_takes_the_pages_colour(name, tmp_path):
+def test_figure_is_a_labeled_svg_that_takes_the_pages_color(name, tmp_path):
     path = DRAW[name](tmp_path / "deep" / f"{name}.svg")
     text = path.read_text(encoding="utf-8")
     root = ElementTree.fromstring(text)

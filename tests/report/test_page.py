@@ -53,7 +53,7 @@ def make_run(folder, n=14, seconds=0.6, parts=True, hostile=True):
             "id": ids, "path": paths, "path_bytes": raw, "score": scores,
             "percentile": 100 * (1 - order / len(order)), "p_value": order / (len(order) + 1),
             "is_anomaly": scores > 0.02, "rank": order, "group": groups,
-            "is_labelled": [k == len(names) - 1 if k else None for k in range(len(names))],
+            "is_labeled": [k == len(names) - 1 if k else None for k in range(len(names))],
             "flags": [["dc"] if k == 3 else [] for k in range(len(names))],
         }
     )  # fmt: skip

@@ -20,7 +20,7 @@ def play_backwards():
 
 
 @pytest.mark.parametrize("views", [1, 4])
-def test_backwards_loops_are_relabelled_and_their_views_change_places(play_backwards, views):
+def test_backwards_loops_are_relabeled_and_their_views_change_places(play_backwards, views):
     mel = np.random.default_rng(0).normal(size=(3, views, 5, 2)).astype(np.float32)
     labels = np.array([CLEAN, ODD, REVERSED])
     key = jax.random.key(0)

@@ -97,7 +97,7 @@ def test_chords_are_stacked_thirds_above_the_tonic():
 # --- plans ------------------------------------------------------------------------------------
 
 
-def test_plans_are_seeded_and_do_not_depend_on_their_neighbours():
+def test_plans_are_seeded_and_do_not_depend_on_their_neighbors():
     assert plans(5) == plans(200)[:5]
     assert draw_plan(3, 8, ("bass",), "train", 0.35) != draw_plan(3, 7, ("bass",), "train", 0.35)
 
@@ -211,7 +211,7 @@ def test_ogg_serial_is_replaced_and_the_file_still_decodes(tmp_path):
 # --- degradations -----------------------------------------------------------------------------
 
 
-def spectrum_centre_hz(samples):
+def spectrum_center_hz(samples):
     power = np.abs(np.fft.rfft(samples)) ** 2
     return float((power * np.fft.rfftfreq(len(samples), 1 / RATE_HZ)).sum() / power.sum())
 
@@ -222,10 +222,10 @@ def test_clipping_flattens_the_peaks():
     assert np.mean(np.abs(out) > 0.999) > 0.5
 
 
-@pytest.mark.parametrize("colour", ["white", "pink", "hum"])
-def test_noise_has_the_asked_level(colour):
+@pytest.mark.parametrize("color", ["white", "pink", "hum"])
+def test_noise_has_the_asked_level(color):
     clean = tone(2.0)
-    out = effects.add_noise(clean, 6.0, colour, np.random.default_rng(0), RATE_HZ)
+    out = effects.add_noise(clean, 6.0, color, np.random.default_rng(0), RATE_HZ)
     assert 20 * np.log10(effects.rms(clean) / effects.rms(out - clean)) == pytest.approx(
         6.0, abs=0.1
     )
@@ -248,15 +248,15 @@ def test_reverse_twice_is_the_same():
 def test_varispeed_changes_pitch_and_length_together():
     out = effects.varispeed(tone(2.0), 1200.0)
     assert len(out) == pytest.approx(RATE_HZ, abs=2)
-    assert spectrum_centre_hz(out) == pytest.approx(880, rel=0.02)
+    assert spectrum_center_hz(out) == pytest.approx(880, rel=0.02)
 
 
 def test_filters_and_tilt_move_the_spectrum():
     noise = np.random.default_rng(0).standard_normal(RATE_HZ).astype(np.float32)
-    centre = spectrum_centre_hz(noise)
-    assert spectrum_centre_hz(effects.low_pass(noise, 500.0, RATE_HZ)) < 600
-    assert spectrum_centre_hz(effects.high_pass(noise, 8000.0, RATE_HZ)) > centre + 1000
-    assert spectrum_centre_hz(effects.tilt(noise, -6.0, RATE_HZ)) < centre - 100
+    center = spectrum_center_hz(noise)
+    assert spectrum_center_hz(effects.low_pass(noise, 500.0, RATE_HZ)) < 600
+    assert spectrum_center_hz(effects.high_pass(noise, 8000.0, RATE_HZ)) > center + 1000
+    assert spectrum_center_hz(effects.tilt(noise, -6.0, RATE_HZ)) < center - 100
 
 
 def test_dc_shifts_the_mean_within_full_scale():
@@ -296,7 +296,7 @@ def test_rendered_loops_have_the_planned_length_pitch_and_level():
     (loop,) = render([plan])
     assert len(loop.samples) == 2 * RATE_HZ
     assert np.abs(loop.samples).max() == round(0.5 * 32767)
-    a1_or_octave = spectrum_centre_hz(loop.samples / 32767)
+    a1_or_octave = spectrum_center_hz(loop.samples / 32767)
     assert 40 < a1_or_octave < 500
 
 

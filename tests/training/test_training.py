@@ -89,7 +89,7 @@ def test_random_bits_are_even_and_independent():
     assert abs(ones - 0.5) < 0.001
     low = (draws < 0.2 * 2**32).astype(float)
     assert abs(low.mean() - 0.2) < 0.003
-    # Neither along a draw nor between draws of neighbouring numbers.
+    # Neither along a draw nor between draws of neighboring numbers.
     assert abs(np.corrcoef(low[:, :-1].ravel(), low[:, 1:].ravel())[0, 1]) < 0.01
     assert abs(np.corrcoef(low[:-1].ravel(), low[1:].ravel())[0, 1]) < 0.01
 

@@ -1,4 +1,4 @@
-"""Deep SVDD: an encoder trained to map normal rows close to a centre; far away is odd.
+"""Deep SVDD: an encoder trained to map normal rows close to a center; far away is odd.
 
 Two stages as in the paper (section III-C, reference `models/deepSVDD.py`): an autoencoder learns to
 reconstruct, then its encoder is trained towards the mean of its own outputs. DIFFERENCES.md lists
@@ -34,7 +34,7 @@ REFERENCE: dict[str, Any] = {
 class DeepSVDD(Detector):
     """One-class network on embeddings; score = mean over latent dimensions of (z - c)^2.
 
-    The default recipe trains gently: on most of the paper's labelled folders more training makes
+    The default recipe trains gently: on most of the paper's labeled folders more training makes
     the head worse (DIFFERENCES.md, "Detectors", has the table and the exception).
 
     Args:
@@ -48,7 +48,7 @@ class DeepSVDD(Detector):
         bn_scale: BatchNorm's scale before training (1 under `compat`). Once its statistics are
             warm, a unit has variance `bn_scale`^2: 0.1 keeps the blocks in their nearly linear
             range, where distances between rows survive the random weights; with 1, warm statistics
-            cost three AUROC points on the paper's labelled folders before any training.
+            cost three AUROC points on the paper's labeled folders before any training.
         pretrain_epochs: limit of stage 1; 0 keeps the random encoder.
         epochs: limit of stage 2; 0 scores with the pretrained encoder.
         batch_size: rows per step.
@@ -61,12 +61,12 @@ class DeepSVDD(Detector):
         bn_warmup_passes: passes that settle the BatchNorm statistics before stage 1.
         precision: "float32" or "bfloat16" (layers only).
         compat: "reference" for the reference's procedure: its row-duplicating shuffle, no BatchNorm
-            warm-up, BatchNorm scale 1, centre and stage 2 from the last weights instead of the
+            warm-up, BatchNorm scale 1, center and stage 2 from the last weights instead of the
             best, threshold from the training part; "reference-true-split" is the same with a real
             permutation. The numbers that go with it are in `REFERENCE`.
         data_parallel: spread every batch over all devices.
         contamination: share of training rows above `threshold_`.
-        random_state: seed of split, initialisation, batches and dropout.
+        random_state: seed of split, initialization, batches and dropout.
         checkpoint_dir: folder from which a killed `fit` resumes.
         checkpoint_every_epochs: how often it is written.
         on_epoch: called as on_epoch(stage, epoch, metrics) with stage "pretrain" or "one-class".
@@ -302,7 +302,7 @@ class DeepSVDD(Detector):
         """Raise `ModelCheckError` when the scores no longer tell rows apart.
 
         Hypersphere collapse (Ruff et al. 2018, section 3.3) is silent: every row is mapped to the
-        centre. Checked are finite scores, a mean score above 1e-12, scores that differ by more than
+        center. Checked are finite scores, a mean score above 1e-12, scores that differ by more than
         1e-4 of their mean, and latents that keep more than 1e-5 of their variance in stage 2 (sound
         trainings of the reference kept 7e-4 and more; a constant map keeps float32's rounding).
         """

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from loopjax.detectors.base import DataError, RowBlocks
 from loopjax.detectors.storage import nest_arrays
-from loopjax.detectors.svdd.network import NetworkConfig, encoder_part, initialise, skeleton
+from loopjax.detectors.svdd.network import NetworkConfig, encoder_part, initialize, skeleton
 from loopjax.detectors.svdd.objectives import OneClass, Reconstruction
 from loopjax.detectors.svdd.rows import ResidentRows, StreamedRows
 from loopjax.errors import UserError
@@ -89,12 +89,12 @@ def train_streamed(detector: "DeepSVDD", blocks: RowBlocks) -> None:
 def _train_stages(
     detectors: Sequence["DeepSVDD"], source: ResidentRows | StreamedRows, mesh: Mesh | None
 ) -> None:
-    """Reconstruction, centre, one-class objective: all heads at once, all on one source."""
+    """Reconstruction, center, one-class objective: all heads at once, all on one source."""
     first = detectors[0]
     network = first.network_config()
     scale = first.bn_scale if first.compat is None else 1.0
     fresh = [
-        initialise(network, np.random.default_rng([d.random_state, 1]), scale) for d in detectors
+        initialize(network, np.random.default_rng([d.random_state, 1]), scale) for d in detectors
     ]
     params, stats = (training_loop.stack([f[i] for f in fresh]) for i in (0, 1))
     for detector, rows in zip(detectors, source.train_rows, strict=True):

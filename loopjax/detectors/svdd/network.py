@@ -95,7 +95,7 @@ class TrainingPass:
 
 
 class BatchNorm(nnx.Module):
-    """PyTorch's BatchNorm1d (eps 1e-5): biased variance to normalise, unbiased to remember."""
+    """PyTorch's BatchNorm1d (eps 1e-5): biased variance to normalize, unbiased to remember."""
 
     def __init__(self, width: int, *, shift: bool):
         self.scale = nnx.Param(jnp.ones(width))
@@ -283,7 +283,7 @@ def is_statistic(name: str) -> bool:
     return name.endswith(("/bn/mean", "/bn/var"))
 
 
-def initialise(
+def initialize(
     config: NetworkConfig, rng: np.random.Generator, bn_scale: float = 1.0
 ) -> tuple[Arrays, Arrays]:
     """Fresh parameters and statistics as float32, distributed like PyTorch's defaults.

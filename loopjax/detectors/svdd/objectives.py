@@ -58,7 +58,7 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class OneClass:
-    """Mean squared distance of the latent to a fixed centre (stage 2).
+    """Mean squared distance of the latent to a fixed center (stage 2).
 
     `aux` holds "center" [Z]; with `soft`, also "radius_squared" and "nu", and the loss becomes
     R^2 + max(0, d - R^2) / nu (Ruff et al. 2018, eq. 3), d being the mean over latent dimensions.

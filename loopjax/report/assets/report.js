@@ -2,7 +2,7 @@
 (() => {
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
-  const loops = data.loops; // every loop this page knows: ranked rows, typical ones, neighbours, map points
+  const loops = data.loops; // every loop this page knows: ranked rows, typical ones, neighbors, map points
   const body = document.querySelector(".ranked tbody");
   const rows = [...body.rows];
   const rowOf = new Map(rows.map((row) => [Number(row.dataset.i), row]));
@@ -25,7 +25,7 @@
     if (theme === "auto") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
     $("theme").textContent = theme[0].toUpperCase() + theme.slice(1);
-    $("theme").setAttribute("aria-label", `Colour theme: ${theme === "auto" ? "automatic" : theme}`);
+    $("theme").setAttribute("aria-label", `Color theme: ${theme === "auto" ? "automatic" : theme}`);
     store.set("loopjax-theme", theme);
   }
   setTheme(themes.includes(store.get("loopjax-theme")) ? store.get("loopjax-theme") : "auto");

@@ -34,14 +34,14 @@ def test_losses_fall_and_weights_move(fitted):
         assert not np.array_equal(before[name], after[name]), name
 
 
-def test_score_is_the_mean_squared_distance_to_the_centre(fitted):
+def test_score_is_the_mean_squared_distance_to_the_center(fitted):
     latents = fitted.latents(odd_rows())
     expected = np.mean((latents.astype(np.float64) - fitted.center_) ** 2, axis=1)
     np.testing.assert_allclose(fitted.decision_function(odd_rows()), expected, rtol=1e-12)
     assert latents.shape == (12, 4) and fitted.center_.shape == (4,)
 
 
-def test_centre_is_the_mean_latent_of_the_weights_that_go_on():
+def test_center_is_the_mean_latent_of_the_weights_that_go_on():
     pretrained = DeepSVDD(**{**TINY, "epochs": 0}).fit(rows())
     expected = pretrained.latents(rows())[pretrained.train_rows_].mean(axis=0)
     np.testing.assert_allclose(pretrained.center_, expected, rtol=1e-5, atol=1e-6)
@@ -104,7 +104,7 @@ def test_compat_reference_follows_its_procedure():
     assert len(set(true_split.train_rows_)) == 48
 
 
-def test_compat_takes_the_centre_from_the_last_weights():
+def test_compat_takes_the_center_from_the_last_weights():
     recipe = {
         **TINY,
         "epochs": 0,

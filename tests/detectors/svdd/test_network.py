@@ -13,7 +13,7 @@ from loopjax.detectors.svdd.network import (
     build,
     build_encoder,
     encoder_part,
-    initialise,
+    initialize,
     is_statistic,
     skeleton,
     statistics,
@@ -108,9 +108,9 @@ def test_number_of_parameters(dims, batch_norm, expected):
     assert sum(np.prod(v.shape) for k, v in leaves.items() if not is_statistic(k)) == expected
 
 
-def test_initialisation_is_torchs():
+def test_initialization_is_torchs():
     network = NetworkConfig(400, (300, 100), bias=True)
-    params, stats = initialise(network, np.random.default_rng(0))
+    params, stats = initialize(network, np.random.default_rng(0))
     kernel = params["encoder/layers/0/linear/kernel"]
     assert kernel.shape == (400, 300) and kernel.dtype == np.float32
     assert np.abs(kernel).max() <= 0.05 and np.abs(kernel).max() > 0.0499
@@ -118,7 +118,7 @@ def test_initialisation_is_torchs():
     assert np.abs(params["encoder/layers/0/linear/bias"]).max() <= 0.05
     assert np.all(params["encoder/layers/0/bn/scale"] == 1)
     assert np.all(stats["encoder/layers/0/bn/var"] == 1)
-    other, _ = initialise(network, np.random.default_rng(1))
+    other, _ = initialize(network, np.random.default_rng(1))
     assert not np.allclose(other["encoder/layers/0/linear/kernel"], kernel)
 
 
@@ -134,7 +134,7 @@ def test_skips_reach_the_output():
     spread = {}
     for residual in (False, True):
         network = NetworkConfig(16, (12, 8, 4), residual=residual)
-        params, stats = initialise(network, np.random.default_rng(0))
+        params, stats = initialize(network, np.random.default_rng(0))
         params["encoder/layers/2/linear/kernel"] *= 0
         spread[residual] = float(jnp.std(build(network, params, stats)(x), axis=0).mean())
     assert spread[False] == 0.0 and spread[True] > 1e-3
@@ -142,7 +142,7 @@ def test_skips_reach_the_output():
 
 def test_padding_of_a_batch_changes_nothing():
     network = NetworkConfig(16, (12, 8, 4))
-    params, stats = initialise(network, np.random.default_rng(0))
+    params, stats = initialize(network, np.random.default_rng(0))
     x = np.random.default_rng(1).normal(size=(10, 16)).astype(np.float32)
     keep = np.random.default_rng(2).random((10, sum(network.dropout_widths))) > 0.2
     full = build(network, params, stats)
@@ -166,7 +166,7 @@ def test_no_shift_and_no_bias_map_nothing_but_zero_to_zero_variance():
 def test_bfloat16_stays_close():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 64)), jnp.float32)
     exact = NetworkConfig(64, (32, 16, 8))
-    params, stats = initialise(exact, np.random.default_rng(0))
+    params, stats = initialize(exact, np.random.default_rng(0))
     reference = build(exact, params, stats)(x)
     rough = build(NetworkConfig(64, (32, 16, 8), bfloat16=True), params, stats)(x)
     assert rough.dtype == jnp.float32
