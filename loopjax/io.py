@@ -1,7 +1,8 @@
-"""Files that are there completely or not at all."""
+"""Files and folders that are there completely or not at all."""
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,36 @@ def write_json(path: Path, value: Any, **options: Any) -> None:
         WriteError: see `write_atomically`.
     """
     write_text(path, json.dumps(value, indent=2, **options) + "\n")
+
+
+def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Runs `write(temporary folder)` beside `folder`, then renames; an older folder is replaced.
+
+    Whether an older folder may be replaced is the caller's decision, before calling.
+
+    Raises:
+        WriteError: disk full, no permission and the like; nothing is left behind, and the older
+            folder stays.
+    """
+    folder = folder.absolute()
+    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("tmp", "old"))
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for file in temporary.rglob("*"):
+            _sync(file)
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        _sync(folder.parent)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise WriteError(f"cannot write {folder}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files that are there completely or not at all."""
+"""Files and folders that are there completely or not at all."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loopjax.errors import WriteError
-from loopjax.io import write_atomically, write_json
+from loopjax.io import write_atomically, write_folder, write_json
 
 
 def test_json_goes_into_folders_that_are_not_there_yet(tmp_path):
@@ -41,3 +41,23 @@ def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path, mo
     )
     write_json(tmp_path / "a.json", 1)
     assert order == ["fsync", "rename", "fsync"]
+
+
+def test_a_folder_is_written_completely_or_not_at_all(tmp_path):
+    folder = tmp_path / "model"
+
+    def write(temporary):
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "a").write_text("new")
+
+    write_folder(folder, write)
+    assert (folder / "inner" / "a").read_text() == "new"
+
+    def fail(temporary):
+        (temporary / "half").write_text("x")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(WriteError, match="No space left"):
+        write_folder(folder, fail)
+    assert (folder / "inner" / "a").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
