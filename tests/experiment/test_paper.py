@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from loopjax.cli.commands import evaluate_command
+from loopjax.cli import main
 from loopjax.config import load_config
 from loopjax.errors import UserError
 from loopjax.experiment.paper import reproduce
@@ -78,10 +78,10 @@ def test_seeds_of_the_command_line_hold_whatever_a_detector_asks_for(tmp_path):
     config["data"] = {"sets": {"set": str(tmp_path / "set.npz")}}
     (tmp_path / "config.yaml").write_text(json.dumps(config), "utf-8")
     for i, (asked, seeds) in enumerate(
-        [({}, [3, 4]), ({"quick": True}, [0]), ({"seeds": "1..2"}, [1, 2])]
+        [([], [3, 4]), (["--quick"], [0]), (["--seeds", "1..2"], [1, 2])]
     ):
         out = tmp_path / str(i)
-        evaluate_command(str(tmp_path / "config.yaml"), str(out), overrides=(), **asked)
+        assert main(["evaluate", str(tmp_path / "config.yaml"), "-o", str(out), *asked]) == 0
         lines = (out / "protocols-set.jsonl").read_text("utf-8").splitlines()
         assert sorted({json.loads(line)["row"]["seed"] for line in lines}) == seeds
 

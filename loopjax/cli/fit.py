@@ -1,0 +1,115 @@
+"""`loopjax fit`: one detector trained on embeddings."""
+
+import argparse
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from loopjax.cli.seeds import parse_seeds
+from loopjax.cli.verb import DONE, Verb, add_set_option
+from loopjax.config import (
+    DetectorConfig,
+    ExperimentConfig,
+    SplitConfig,
+    from_dict,
+    load_config,
+)
+from loopjax.errors import UserError
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("embeddings", metavar="EMB", help="store folder, .parquet, .npy or .npz")
+    parser.add_argument("-o", "--out", required=True, help="model folder")
+    parser.add_argument(
+        "--detector",
+        default="deep-svdd",
+        choices=("deep-svdd", "isolation-forest", "pca", "knn", "mahalanobis", "mean-cosine"),
+    )
+    parser.add_argument("--network", choices=("standard", "residual"), help="deep-svdd only")
+    parser.add_argument("--seeds", metavar="A..B", help="several seeds trained together, e.g. 0..9")
+    parser.add_argument("--config", help="take the detector of this experiment file")
+    add_set_option(parser, "params.hidden_dims=[512,256,128]")
+
+
+def _act(args: argparse.Namespace) -> int:
+    from loopjax.model import fit_models, split_rows
+    from loopjax.store.read import read_embeddings
+
+    numbers = parse_seeds(args.seeds)
+    config, split = _detector_config(args.detector, args.network, args.config, args.set)
+    embeddings = read_embeddings(args.embeddings)
+    train = split_rows(embeddings, split)
+    path = str(Path(args.embeddings).absolute())
+    with _epoch_progress() as on_epoch:
+        models = fit_models(
+            embeddings,
+            train,
+            config,
+            numbers,
+            embeddings_path=path,
+            extra={"on_epoch": on_epoch},
+        )
+    for seed, model in zip(numbers, models, strict=True):
+        folder = Path(args.out) if len(numbers) == 1 else Path(args.out) / f"seed-{seed}"
+        model.save(folder)
+        row = {
+            "model": str(folder),
+            "detector": config.kind,
+            "seed": seed,
+            "n_train": int(train.sum()),
+            "n_held_out": int((~train).sum()),
+            "threshold": model.detector.threshold_,
+        }
+        print(json.dumps(row))  # noqa: T201
+    return DONE
+
+
+def _detector_config(
+    kind: str, network: str | None, config_path: str | None, overrides: Sequence[str]
+) -> tuple[DetectorConfig, SplitConfig]:
+    if config_path is not None:
+        experiment = load_config(config_path, overrides)
+        if not experiment.detectors:
+            raise UserError(f"{config_path} lists no detectors")
+        chosen = [
+            d
+            for d in experiment.detectors
+            if d.kind == kind and (network is None or d.params.get("network") == network)
+        ]
+        if not chosen:
+            raise UserError(f"{config_path} has no detector of kind {kind} and network {network}")
+        return chosen[0], experiment.split
+    base: dict[str, Any] = {"name": network or kind, "kind": kind, "params": {}}
+    if network is not None:
+        if kind != "deep-svdd":
+            raise UserError(f"--network is for --detector deep-svdd, not {kind}")
+        base["params"]["network"] = network
+    wrapper = {"name": "fit", "detectors": [base]}
+    prefixed = [f"detectors.0.{item}" if item.startswith("params.") else item for item in overrides]
+    experiment = from_dict(ExperimentConfig, wrapper, "command line", prefixed)
+    return experiment.detectors[0], experiment.split
+
+
+@contextlib.contextmanager
+def _epoch_progress() -> Iterator[Callable[[str, int, dict[str, float]], None]]:
+    from rich.console import Console
+
+    with Console(stderr=True).status("fitting") as status:
+
+        def on_epoch(stage: str, epoch: int, metrics: dict[str, float]) -> None:
+            values = "  ".join(f"{k} {float(v):.4g}" for k, v in metrics.items())
+            status.update(f"{stage} epoch {epoch}  {values}")
+
+        yield on_epoch
+
+
+VERB = Verb(
+    name="fit",
+    summary="train one detector on embeddings",
+    example="loopjax fit out/emb -o out/residual --network residual",
+    add_options=_add_options,
+    act=_act,
+    compiles=True,
+)

@@ -1,0 +1,62 @@
+"""What verbs print: tables of results on stdout, messages on stderr."""
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from loopjax.store.scores import Scores
+
+PRINTED_TABLES = 3  # the rest is in evaluation.json and the report
+
+
+def say(text: str) -> None:
+    """Prints a message."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def stdout() -> Console:
+    """The console for results; a file or pipe gets lines of one width."""
+    width = None if sys.stdout.isatty() else 160
+    return Console(width=width, highlight=False)
+
+
+def print_ranking(scores: Scores, top: int) -> None:
+    """Prints the most anomalous loops, most anomalous first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("rank", justify="right")
+    for name in ("score", "percentile", "p-value"):
+        table.add_column(name, justify="right")
+    table.add_column("anomaly")
+    table.add_column("loop", overflow="fold")
+    for row in scores.table.slice(0, top).to_pylist():
+        p_value = "" if row["p_value"] is None else f"{row['p_value']:.3g}"
+        table.add_row(
+            str(row["rank"]),
+            f"{row['score']:.6g}",
+            f"{row['percentile']:.1f}",
+            p_value,
+            "yes" if row["is_anomaly"] else "",
+            escape(row["path"]),
+        )
+    stdout().print(table)
+    hidden = len(scores.table) - top
+    if hidden > 0:
+        say(f"{hidden} more loops are less anomalous")
+
+
+def print_evaluation(evaluation: dict[str, Any]) -> None:
+    """Prints the first tables of an evaluation."""
+    from loopjax.report.tables import prepare_table
+
+    for part in map(prepare_table, evaluation["tables"][:PRINTED_TABLES]):
+        table = Table(title=part["title"], box=None, pad_edge=False, header_style="bold")
+        table.title_justify = "left"
+        for column in part["columns"]:
+            table.add_column(column["label"], justify="right" if column["numeric"] else "left")
+        for row in part["rows"]:
+            cells = (row[column["key"]] for column in part["columns"])
+            table.add_row(*(escape("" if cell is None else str(cell)) for cell in cells))
+        stdout().print(table)

@@ -1,0 +1,39 @@
+"""What a verb of the command line consists of."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+DONE, SOME_REJECTED = 0, 3  # exit codes; errors bring their own
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: its options and its action.
+
+    Attributes:
+        name: as typed.
+        summary: one line for `loopjax --help`.
+        example: one command that works.
+        add_options: adds the verb's arguments to its parser.
+        act: does the work and returns the exit code.
+        compiles: whether jax compiles something, which is then cached on disk.
+    """
+
+    name: str
+    summary: str
+    example: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    act: Callable[[argparse.Namespace], int]
+    compiles: bool = False
+
+
+def add_set_option(parser: argparse.ArgumentParser, example: str) -> None:
+    """Adds `--set KEY=VALUE`."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"override a setting, e.g. {example}",
+    )
