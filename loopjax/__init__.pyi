@@ -1,0 +1,26 @@
+# The public names and their homes: read by type checkers, and at run time by `lazy_loader`.
+from .config import load_config as load_config
+from .detectors import KNN as KNN
+from .detectors import PCA as PCA
+from .detectors import DataError as DataError
+from .detectors import DeepSVDD as DeepSVDD
+from .detectors import Detector as Detector
+from .detectors import IsolationForest as IsolationForest
+from .detectors import Mahalanobis as Mahalanobis
+from .detectors import MeanCosine as MeanCosine
+from .detectors import load_detector as load_detector
+from .embedding.corpus import embed as embed
+from .embedding.corpus import embed_corpus as embed_corpus
+from .encoders.load import load_encoder as load_encoder
+from .errors import InterruptedRunError as InterruptedRunError
+from .errors import LoopjaxError as LoopjaxError
+from .errors import ModelCheckError as ModelCheckError
+from .errors import TooManyRejectedError as TooManyRejectedError
+from .errors import UserError as UserError
+from .errors import WriteError as WriteError
+from .explanation import explain as explain
+from .report.page import write_report as write_report
+from .store.read import Embeddings as Embeddings
+from .store.read import read_embeddings as read_embeddings
+
+__version__: str
