@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from loopjax.errors import LoopjaxError, UserError
 
 log = logging.getLogger(__name__)
@@ -124,9 +126,10 @@ def enable_compilation_cache() -> Path | None:
 
     The command line calls this; importing the library never does.
 
-    The default folder is `$XDG_CACHE_HOME/loopjax/jax/<jaxlib>-<machine>`: entries are executable
-    code for one CPU type, so they are neither shared between users nor between machines. A folder
-    already set in `JAX_COMPILATION_CACHE_DIR` wins.
+    The default folder is `jax/<jaxlib>-<machine>` below the user's cache folder
+    (`$XDG_CACHE_HOME/loopjax` on Linux): entries are executable code for one CPU type, so they are
+    neither shared between users nor between machines. A folder already set in
+    `JAX_COMPILATION_CACHE_DIR` wins.
 
     Returns:
         The folder; None where it cannot be made, which costs time only and is logged.
@@ -139,8 +142,8 @@ def enable_compilation_cache() -> Path | None:
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if given:
         return Path(given)
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "loopjax" / "jax" / f"{version('jaxlib')}-{_machine()}"
+    cache = platformdirs.user_cache_path("loopjax", appauthor=False)
+    folder = cache / "jax" / f"{version('jaxlib')}-{_machine()}"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:

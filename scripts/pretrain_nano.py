@@ -34,7 +34,8 @@ from rich.console import Console
 
 from loopjax.config import read_config
 from loopjax.encoders.encoder import flatten_state
-from loopjax.encoders.load import load_encoder, save_encoder
+from loopjax.encoders.load import load_encoder
+from loopjax.encoders.storage import save_encoder
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import Htsat, HtsatConfig
 

@@ -1,6 +1,7 @@
 """`loopjax encoders`: list, fetch and check encoders."""
 
 import argparse
+import dataclasses
 
 from loopjax.cli.verb import DONE, Verb
 from loopjax.errors import UserError
@@ -18,29 +19,38 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _act(args: argparse.Namespace) -> int:
-    from loopjax.encoders import load as zoo
-
     if args.action == "list":
-        _print_table(zoo.encoders())
+        _print_table()
         return DONE
     if args.name is None:
         raise UserError(f"encoders {args.action} needs a name; see `loopjax encoders list`")
-    print(zoo.pull(args.name) if args.action == "pull" else zoo.verify(args.name))  # noqa: T201
+    from loopjax.convert.hub import pull
+    from loopjax.encoders.load import verify
+
+    print(pull(args.name) if args.action == "pull" else verify(args.name))  # noqa: T201
     return DONE
 
 
-def _print_table(rows: list[dict]) -> None:
+def _print_table() -> None:
     from rich.markup import escape
     from rich.table import Table
 
     from loopjax.cli.printing import stdout
+    from loopjax.encoders.load import EncoderRow, encoders
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for key in rows[0]:
-        table.add_column(key, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(str("" if v is None else v)) for v in row.values()))
+    for field in dataclasses.fields(EncoderRow):
+        table.add_column(field.name, overflow="fold")
+    for row in encoders():
+        table.add_row(*(escape(_cell(value)) for value in dataclasses.astuple(row)))
     stdout().print(table)
+
+
+def _cell(value: object) -> str:
+    """Yes or nothing for flags, nothing for what is not known."""
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return "" if value is None else str(value)
 
 
 VERB = Verb(

@@ -1,31 +1,19 @@
-"""Published checkpoints to encoder folders: the one place where a PyTorch file is opened.
-
-safetensors and PyTorch zips are both read without PyTorch, tensor by tensor, so that converting
-needs little more memory than the audio tower takes.
-"""
+"""An audio tower's checkpoint to an encoder folder."""
 
 import dataclasses
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-
+from loopjax.convert.files import file_sha256, find_weights, open_tensors
 from loopjax.convert.hub_config import read_hub_config
-from loopjax.convert.layouts import LazyTensor, Source
 from loopjax.convert.mapping import map_checkpoint
-from loopjax.convert.torch_zip import TorchZip
 from loopjax.encoders.published import HUB_WEIGHTS, known_file
 from loopjax.encoders.storage import save_encoder
 from loopjax.errors import UserError
 
-TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-
 
 @dataclass(frozen=True)
-class Converted:
+class ConvertedEncoder:
     """What a conversion did; `str` of it is a summary for people.
 
     Attributes:
@@ -64,7 +52,7 @@ def convert_encoder(
     encoder_id: str | None = None,
     fusion: bool | None = None,
     quantize_int16: bool | None = None,
-) -> Converted:
+) -> ConvertedEncoder:
     """Converts a checkpoint file or Hugging Face folder to an encoder folder.
 
     Args:
@@ -116,7 +104,7 @@ def convert_encoder(
         encoder_id=encoder_id or default_id,
         about=about,
     )
-    return Converted(
+    return ConvertedEncoder(
         folder=out,
         layout=mapped.layout.name,
         embedding_dim=mapped.config.embedding_dim,
@@ -125,57 +113,3 @@ def convert_encoder(
         notes=notes,
         ignored=mapped.ignored,
     )
-
-
-def find_weights(source: Path) -> Path:
-    """The weights file of a source: itself, or the one in a Hugging Face folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    if source.is_file():
-        return source
-    if not source.is_dir():
-        raise UserError(f"{source} does not exist")
-    found = [source / name for name in HUB_WEIGHTS if (source / name).is_file()]
-    if not found:
-        raise UserError(f"{source} holds neither {' nor '.join(HUB_WEIGHTS)}")
-    return found[0]
-
-
-def open_tensors(file: Path) -> Source:
-    """The tensors of a checkpoint by name, read when asked for.
-
-    Raises:
-        UserError: unreadable or refused; says why.
-    """
-    if file.suffix == ".safetensors":
-        return _open_safetensors(file)
-    if file.suffix in TORCH_SUFFIXES:
-        return TorchZip(file).tensors()
-    raise UserError(
-        f"{file}: unknown kind of file; known: {', '.join(TORCH_SUFFIXES)}, .safetensors"
-    )
-
-
-def _open_safetensors(file: Path) -> Source:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        handle = safe_open(file, framework="numpy")
-        names = list(handle.keys())
-        shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file} is no complete safetensors file ({error}); fetch it again"
-        ) from None
-    if not names:
-        raise UserError(f"{file} holds no tensors")
-    read: Callable[[str], np.ndarray] = handle.get_tensor
-    return {name: LazyTensor(shapes[name], partial(read, name)) for name in names}
-
-
-def file_sha256(file: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from loopjax.convert.encoder import convert_encoder, file_sha256
+from loopjax.convert.encoder import convert_encoder
+from loopjax.convert.files import file_sha256
 from loopjax.encoders import storage as encoder_files
 from loopjax.encoders.storage import read_encoder, save_encoder, verify_encoder
 from loopjax.errors import ModelCheckError, UserError

@@ -1,19 +1,16 @@
-"""Named encoders: listing, fetching with and without a network, and what a person is told."""
+"""Named encoders: listing, and what a name means."""
 
-import hashlib
-import shutil
-import sys
-from types import SimpleNamespace
+from pathlib import Path
 
-import numpy as np
 import pytest
 
-from loopjax.encoders import load as zoo
+from loopjax.encoders import load as named
 from loopjax.encoders import published as known
-from loopjax.encoders import storage as encoder_files
+from loopjax.encoders.encoder import random_weights
+from loopjax.encoders.storage import save_encoder
 from loopjax.errors import UserError
-from tests.convert.torch_files import write_torch
-from tests.htsat.cases import checkpoint
+from loopjax.htsat.frontend import LogMelConfig
+from loopjax.htsat.model import HtsatConfig
 
 
 @pytest.fixture(autouse=True)
@@ -23,41 +20,17 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "loopjax" / "encoders"
 
 
-@pytest.fixture
-def no_probe(monkeypatch):
-    monkeypatch.setattr(
-        encoder_files, "probe_embeddings", lambda e: np.ones((2, e.embedding_dim), np.float32)
-    )
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A stand-in for huggingface_hub that serves files from a folder and remembers the calls."""
-    served, calls = tmp_path / "hub", []
-    served.mkdir()
-
-    def hf_hub_download(repo_id, filename, revision, etag_timeout):
-        calls.append((repo_id, filename, revision, etag_timeout))
-        if not (served / filename).is_file():
-            raise ConnectionError("no route to host\nsecond line")
-        return str(served / filename)
-
-    module = SimpleNamespace(hf_hub_download=hf_hub_download, errors=SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
-    return SimpleNamespace(folder=served, calls=calls)
-
-
 def test_every_known_encoder_says_where_what_and_under_which_license():
-    rows = zoo.encoders()
-    assert rows[0]["name"] == zoo.BUNDLED
-    assert len({row["name"] for row in rows}) == len(rows)
+    rows = named.encoders()
+    assert rows[0].name == named.BUNDLED
+    assert len({row.name for row in rows}) == len(rows)
     for row in rows[1:]:
-        assert row["source"].startswith("https://")
-        assert row["license"]
-        assert row["dims"] in (768, 1024)
-        assert row["here"] == ""
-        assert row["sha256"] is None or len(row["sha256"]) == 64
-    fused = {row["name"] for row in rows if row["fusion"]}
+        assert row.source.startswith("https://")
+        assert row.license
+        assert row.dims in (768, 1024)
+        assert not row.here
+        assert row.sha256 is None or len(row.sha256) == 64
+    fused = {row.name for row in rows if row.fusion}
     assert "630k-audioset-fusion-best" in fused
     assert not any("music_audioset" in name for name in fused)  # no fused base exists
 
@@ -77,84 +50,22 @@ def test_a_file_is_known_by_its_hash_or_by_a_name_of_its_own():
 
 def test_names_that_are_unknown_or_not_fetched():
     with pytest.raises(UserError, match="loopjax encoders pull laion/clap-htsat-fused"):
-        zoo.load_encoder("laion/clap-htsat-fused")
+        named.load_encoder("laion/clap-htsat-fused")
     with pytest.raises(UserError, match="no encoder 'zzz'"):
-        zoo.load_encoder("zzz")
-    with pytest.raises(UserError, match="no known encoder 'zzz'"):
-        zoo.pull("zzz")
+        named.load_encoder("zzz")
 
 
-def test_pull_verifies_converts_and_caches(hub, cache, monkeypatch, no_probe):
-    file = write_torch(
-        hub.folder / "630k-best.pt", {"state_dict": checkpoint("laion_mini_unfused")}
-    )
-    entry = known.known_encoder("630k-best")
-    told = zoo.pull("630k-best")
-    assert "license: CC0-1.0" in told
-    assert hub.calls == [("lukewys/laion_clap", "630k-best.pt", None, zoo.HUB_TIMEOUT_S)]
-    model = zoo.load_encoder("630k-best")
-    assert model.id == "630k-best"
-    assert not model.fusion
-    assert cache / "630k-best" == zoo.cache_folder(entry)
-    assert next(r for r in zoo.encoders() if r["name"] == "630k-best")["here"] == "yes"
-    file.unlink()
-    assert "already" in zoo.pull("630k-best")
-    assert "probe embeddings differ by 0.0e+00" in zoo.verify("630k-best")
-
-
-@pytest.mark.faults
-def test_a_wrong_hash_is_not_used(hub, cache):
-    entry = known.known_encoder("music_audioset_epoch_15_esc_90.14")
-    write_torch(hub.folder / entry.files[0], {"state_dict": checkpoint("laion_mini_unfused")})
-    with pytest.raises(UserError, match=f"instead of {entry.sha256}"):
-        zoo.pull(entry.name)
-    assert hub.calls[0][2] == entry.revision
-    assert not cache.exists()
-
-
-@pytest.mark.faults
-def test_fused_weights_under_an_unfused_name_are_refused(hub, cache):
-    write_torch(hub.folder / "630k-best.pt", {"state_dict": checkpoint("laion_mini_fused")})
-    with pytest.raises(UserError, match="mel_conv2d"):
-        zoo.pull("630k-best")
-    assert not cache.exists() or not any(cache.iterdir())
-
-
-@pytest.mark.faults
-def test_without_a_network_it_says_what_to_download_and_where_to_put_it(hub, cache):
-    with pytest.raises(UserError) as caught:
-        zoo.pull("clap-htsat-fused")
-    message = str(caught.value)
-    assert "no route to host" in message
-    assert "second line" not in message
-    base = "https://huggingface.co/laion/clap-htsat-fused/resolve/365dea6"
-    for file in ("model.safetensors", "config.json", "preprocessor_config.json"):
-        assert f"/{file}" in message
-    assert base in message
-    assert f"-o {cache}/laion--clap-htsat-fused" in message
-
-
-@pytest.mark.faults
-def test_without_the_optional_dependency(monkeypatch):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"pip install 'loopjax\[hub\]'"):
-        zoo.pull("630k-best")
-
-
-def test_weights_off_the_hub_say_where_they_are():
-    with pytest.raises(UserError, match="Google Drive"):
-        zoo.pull("HTSAT_AudioSet_Saved_1")
-
-
-def test_the_hub_cache_may_hold_links(hub, tmp_path, no_probe):
-    """huggingface_hub returns links into a folder of blobs named by hash."""
-    blob = write_torch(tmp_path / "blob", {"state_dict": checkpoint("laion_mini_unfused")})
-    (hub.folder / "630k-best.pt").symlink_to(blob)
-    zoo.pull("630k-best")
-    model = zoo.load_encoder("630k-best")
-    with blob.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    record = encoder_files.read_record(zoo.cache_folder(known.known_encoder("630k-best")))
-    assert record["about"]["source_sha256"] == digest
-    assert model.embedding_dim == 128
-    shutil.rmtree(zoo.cache_folder(known.known_encoder("630k-best")))
+def test_a_folder_called_like_a_known_name_is_not_that_encoder(tmp_path, monkeypatch):
+    """What lies in the working directory must not decide what a published name means."""
+    monkeypatch.chdir(tmp_path)
+    own = Path("loopjax-nano")
+    config = HtsatConfig.nano(width=16, depths=(1, 1), heads=(1, 2))
+    for folder in (own, Path("clap-htsat-fused")):
+        weights = random_weights(config)
+        front_end = LogMelConfig.clap_fused()
+        save_encoder(folder, config, front_end, weights, encoder_id="own", about={}, probe=False)
+    assert named.load_encoder("loopjax-nano").id == "loopjax-nano"
+    assert named.load_encoder("./loopjax-nano").id == named.load_encoder(own).id == "own"
+    with pytest.raises(UserError, match=r"say \./clap-htsat-fused"):
+        named.load_encoder("clap-htsat-fused")
+    assert named.load_encoder(tmp_path / "clap-htsat-fused").id == "own"

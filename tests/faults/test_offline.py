@@ -6,7 +6,8 @@ import socket
 import pytest
 
 from loopjax.encoders.encoder import random_weights
-from loopjax.encoders.load import load_encoder, save_encoder
+from loopjax.encoders.load import load_encoder
+from loopjax.encoders.storage import save_encoder
 from loopjax.errors import UserError
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig

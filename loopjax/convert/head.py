@@ -1,18 +1,21 @@
-"""Trained heads of the reference implementation (music-anomalizer) as plain arrays.
+"""A trained head of the reference implementation (music-anomalizer) to a Deep SVDD model folder.
 
 Its Lightning checkpoints hold an `encoder` of `layers.N.linear` and `layers.N.bn`; autoencoders a
 `decoder` beside it. The center vector is a pickled tensor next to the autoencoder's file, and once
 more among the hyper-parameters of the one-class network's.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from loopjax.convert.torch_pickle import RefusedError, TensorView, load
 from loopjax.convert.torch_zip import TorchZip
+from loopjax.detectors import DeepSVDD
 from loopjax.errors import UserError
 
 MAX_CENTER_BYTES = 1 << 20
@@ -24,6 +27,29 @@ _LEAVES = {
     "bn.running_mean": "bn/mean",
     "bn.running_var": "bn/var",
 }
+
+
+@dataclass(frozen=True)
+class ConvertedHead:
+    """What converting a trained head did; `str` of it is a summary for people.
+
+    Attributes:
+        folder: the saved Deep SVDD model.
+        widths: of its layers, from the embedding to the latent space.
+        stage: "one-class" or "autoencoder", see `read_head`.
+        notes: remarks that are no errors.
+    """
+
+    folder: Path
+    widths: tuple[int, ...]
+    stage: str
+    notes: list[str]
+
+    def __str__(self) -> str:
+        """One line, and one more per remark."""
+        widths = "-".join(map(str, self.widths))
+        lines = [f"{self.folder}: Deep SVDD head {widths} from the reference's {self.stage} stage"]
+        return "\n  note: ".join(lines + self.notes)
 
 
 @dataclass(frozen=True)
@@ -46,6 +72,48 @@ class HeadArrays:
 def is_head(names: set[str]) -> bool:
     """Whether a checkpoint's tensor names are those of a head."""
     return "encoder.layers.0.linear.weight" in names
+
+
+def convert_head(
+    source: Path,
+    out: Path,
+    *,
+    center: Path | None = None,
+    threshold: float | None = None,
+    training_rows: npt.ArrayLike | None = None,
+) -> ConvertedHead:
+    """Converts a head's Lightning checkpoint to a Deep SVDD model.
+
+    Args:
+        source: the `.ckpt`.
+        out: folder to write; it appears only when it is complete.
+        center: its center vector, where it is neither in nor next to the file.
+        threshold: above which a loop counts as anomalous.
+        training_rows: [N, D] embeddings it was trained on, for the threshold (their 95 % quantile)
+            and for percentiles.
+
+    Raises:
+        UserError: unreadable, refused, no such head, or without a center; names what is wrong.
+        WriteError: `out` cannot be written.
+    """
+    head = read_head(source, center)
+    notes = []
+    if threshold is None and training_rows is None:
+        threshold = math.inf
+        notes.append("no threshold is known: scores rank loops, but none is called anomalous")
+    if head.stage == "autoencoder":
+        notes.append("this is the pretrained autoencoder; the reference scores with its DSVDD file")
+    detector = DeepSVDD.from_arrays(
+        head.encoder,
+        head.center,
+        training_rows=training_rows,
+        threshold=threshold,
+        network="residual" if head.residual else "standard",
+    )
+    detector.save(out)
+    kernels = [head.encoder[f"layers/{i}/linear/kernel"] for i in range(len(detector.hidden_dims))]
+    widths = (kernels[0].shape[0], *(kernel.shape[1] for kernel in kernels))
+    return ConvertedHead(out, widths, head.stage, notes)
 
 
 def read_head(source: Path, center: Path | None = None) -> HeadArrays:
