@@ -65,7 +65,7 @@ def explain(
             f"{encoder.embedding_dim}: name the encoder that the model was fitted with"
         )
     sound = read_samples(file, encoder, options)
-    samples, rate_hz = sound.samples, sound.rate_hz
+    samples, rate_hz = sound.samples, sound.info.rate_hz
     wave = as_float(samples)
     windows = _windows(len(samples), rate_hz)
     segments = _segments(len(samples))
@@ -84,7 +84,7 @@ def explain(
     calibrated = hasattr(detector, "calibration_scores_")
     result: dict[str, Any] = {
         "file": str(file),
-        "duration_s": sound.duration_s,
+        "duration_s": sound.info.duration_s,
         "encoder": encoder.id,
         "detector": detector.kind,
         "score": score,
@@ -106,7 +106,7 @@ def explain(
             {"low_hz": low, "high_hz": high, "score": float(s), "drop": score - s}
             for (low, high), s in zip(bands_hz, band_scores.tolist(), strict=True)
         ],
-        "neighbors": _neighbors(detector, embedding[0], sound.sha256, neighbors_from),
+        "neighbors": _neighbors(detector, embedding[0], sound.info.sha256, neighbors_from),
     }
     result["strongest"] = _strongest(result)
     if out_dir is not None:
@@ -159,8 +159,8 @@ def _bands_hz(rate_hz: int) -> list[tuple[float, float]]:
 
 
 def _flags(sound: Decoded) -> list[str]:
-    short = ["too_short"] if sound.duration_s < TOO_SHORT_S else []
-    return [*sound.flags, *short]
+    short = ["too_short"] if sound.info.duration_s < TOO_SHORT_S else []
+    return [*sound.info.flags, *short]
 
 
 def _token_scores(

@@ -10,13 +10,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, Queue
-from typing import Any
 
 import numpy as np
 
-from loopjax.audio.headers import DecodeError
-from loopjax.audio.pool import Decoder, Reply, SharedIterator
-from loopjax.audio.sources.files import Failure, Loop
+from loopjax.audio.decoder import Decoder, Reply
+from loopjax.audio.loop import AudioInfo, DecodeError, Failure, Loop
 
 LONG_BUCKET_GROWTH = 2.0
 HOST_BYTES = 2 << 30  # open batches beyond this are sent partly filled
@@ -27,7 +25,7 @@ class Row:
     """One loop in a batch: the manifest row and what decoding found out."""
 
     loop: Loop
-    info: dict[str, Any]
+    info: AudioInfo
 
 
 @dataclass
@@ -128,7 +126,7 @@ class Feeder:
             queue_batches: full batches that may wait for the device.
             host_bytes: bound on partly filled batches.
         """
-        self._loops = SharedIterator(iter(loops))
+        self._loops = _SharedIterator(iter(loops))
         self._decoders = list(decoders)
         self._buckets = buckets
         self._on_failure = on_failure
@@ -212,25 +210,15 @@ class Feeder:
         except DecodeError as error:
             if self._stopping.is_set():
                 return
-            self._on_failure(
-                Failure(
-                    loop.key,
-                    loop.path,
-                    loop.path_bytes,
-                    "decode",
-                    error.reason,
-                    str(error),
-                    loop.size_bytes,
-                )
-            )
+            self._on_failure(Failure.of(loop, "decode", error.reason, str(error)))
             return
-        place = self._attach(Row(loop, reply.info))
+        place = self._attach(Row(reply.loop, reply.info))
         if place is not None:
             self._place(place, reply)
 
     def _place(self, place: list[Row], reply: Reply) -> None:
         """Reserves a row under the lock, copies the samples outside of it."""
-        rate = reply.info["rate_hz"]
+        rate = reply.info.rate_hz
         key = (rate, self._buckets.samples(reply.n_samples, rate), reply.dtype.name)
         with self._lock:
             ready = [] if key in self._open else self._make_room(key)
@@ -277,3 +265,18 @@ class Feeder:
 
     def _emit(self, batch: Batch | None) -> None:
         self._queue.put(batch)
+
+
+class _SharedIterator:
+    """Hands the items of one iterator to several threads."""
+
+    def __init__(self, items: Iterator[Loop | Failure]):
+        self._items = items
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> "_SharedIterator":
+        return self
+
+    def __next__(self) -> Loop | Failure:
+        with self._lock:
+            return next(self._items)

@@ -8,14 +8,14 @@ import errno
 import hashlib
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import soundfile
 
-from loopjax.audio.headers import DecodeError, read_header
+from loopjax.audio.headers import read_header
+from loopjax.audio.loop import AudioInfo, DecodeError, os_reason
 from loopjax.audio.mixdown import Mixer
-from loopjax.audio.sources.files import os_reason
 
 BLOCK_SAMPLES = 1 << 16  # samples of all channels decoded at a time; fits the cache
 MP3_PADDING_FRAMES = 4 * 1152  # encoder delay and padding that decoders may trim
@@ -45,19 +45,12 @@ class DecodeOptions:
     host_resampling: bool = True  # False rejects them instead
 
 
-@dataclass
+@dataclass(frozen=True)
 class Decoded:
     """One loop's samples and what is known about its file."""
 
-    samples: np.ndarray  # int16 or float32 [n], mono at `rate_hz`
-    rate_hz: int
-    sha256: str
-    source_rate_hz: int
-    channels: int
-    n_frames: int
-    duration_s: float
-    subtype: str
-    flags: list[str] = field(default_factory=list)
+    samples: np.ndarray  # int16 or float32 [n], mono at `info.rate_hz`
+    info: AudioInfo
 
 
 def decode_file(
@@ -231,8 +224,7 @@ def _finish(
             raise DecodeError("unsupported_rate", f"{rate_hz} Hz needs resample auto or host")
         target_hz = options.target_rate_hz
         mono = resample_on_host(mono, rate_hz, target_hz)
-    return Decoded(
-        samples=mono,
+    info = AudioInfo(
         rate_hz=target_hz,
         sha256=sha256,
         source_rate_hz=rate_hz,
@@ -240,8 +232,9 @@ def _finish(
         n_frames=n_frames,
         duration_s=n_frames / rate_hz,
         subtype=subtype,
-        flags=flags,
+        flags=tuple(flags),
     )
+    return Decoded(mono, info)
 
 
 def resample_on_host(mono: np.ndarray, rate_hz: int, target_hz: int) -> np.ndarray:

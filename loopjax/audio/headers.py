@@ -8,6 +8,8 @@ import os
 import struct
 from dataclasses import dataclass, field
 
+from loopjax.audio.loop import DecodeError
+
 HEAD_BYTES = 64
 MAX_HEADER_CHANNELS = 1024  # libsndfile's own bound; more than this is a broken header
 MAX_HEADER_RATE_HZ = 10_000_000
@@ -19,14 +21,6 @@ MP3_KBPS = {  # Layer III bit rates by header field, for MPEG-1 and for MPEG-2 a
 }
 MP3_RATES_HZ = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 MAX_CHUNKS = 10_000  # a file of zero-size chunks would be walked for minutes
-
-
-class DecodeError(Exception):
-    """A file was rejected; `reason` is the short code in failures.parquet."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass

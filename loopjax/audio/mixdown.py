@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from loopjax.audio.headers import DecodeError
+from loopjax.audio.loop import DecodeError
 
 INT16_SCALE = 1.0 / 32768.0
 MAX_AMPLITUDE = 1e6  # float files may hold 1e30; beyond this only overflow is left

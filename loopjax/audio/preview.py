@@ -54,7 +54,7 @@ def read_preview(path: bytes) -> Preview:
     if samples.dtype == np.int16:
         samples = samples.astype(np.float32) / 32768.0
     limit = int(MAX_PREVIEW_S * PREVIEW_RATE_HZ)
-    return Preview(samples[:limit], decoded.duration_s, len(samples) > limit)
+    return Preview(samples[:limit], decoded.info.duration_s, len(samples) > limit)
 
 
 def outline(samples: np.ndarray, columns: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The decoder process: a request per line in, a reply per line out, samples through shared memory.
 
-Started by `pool.py` as `python -m loopjax.audio.worker`, never imported by it, so that a codec that
-crashes, hangs or eats memory takes down this process and not the run. A plain subprocess is used
-instead of multiprocessing because the latter re-imports the user's main script in the child.
+Started by `process.py` as `python -m loopjax.audio.worker`, never imported by it, so that a codec
+that crashes, hangs or eats memory takes down this process and not the run. A plain subprocess is
+used instead of multiprocessing because the latter re-imports the user's main script in the child.
 """
 
 import contextlib
@@ -13,12 +13,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from queue import SimpleQueue
 
 import numpy as np
 
 from loopjax.audio.decode import Decoded, DecodeOptions, decode_file
-from loopjax.audio.headers import DecodeError
+from loopjax.audio.loop import DecodeError
 
 GRACE_S = 5  # the parent's own timeout comes first; this one ends an orphan
 
@@ -65,8 +66,7 @@ def _answer(decode, path: bytes, size_bytes: int, mtime_ns: int, options, setup:
         return {"reason": error.reason, "message": str(error)}
     except MemoryError:
         return {"reason": "out_of_memory", "message": "decoding needs more memory than allowed"}
-    info = {name: value for name, value in vars(decoded).items() if name != "samples"}
-    return {"dtype": data.dtype.name, "n_samples": data.size, "info": info}
+    return {"dtype": data.dtype.name, "n_samples": data.size, "info": asdict(decoded.info)}
 
 
 def _write_all(fd: int, data: np.ndarray) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from loopjax.audio.batching import make_buckets
 from loopjax.audio.decode import Decoded, DecodeOptions, decode_file
-from loopjax.audio.headers import DecodeError
+from loopjax.audio.loop import DecodeError
 from loopjax.config import EmbedConfig
 from loopjax.errors import UserError
 

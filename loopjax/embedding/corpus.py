@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from loopjax.audio.decode import DecodeOptions
-from loopjax.audio.pool import Decoder, DecoderProcess
-from loopjax.audio.sources.files import READABLE, Failure, Loop, count, scan
+from loopjax.audio.decoder import Decoder
+from loopjax.audio.loop import Failure
+from loopjax.audio.sources.files import READABLE
+from loopjax.audio.sources.source import Source, open_source
 from loopjax.config import EmbedConfig, from_dict
 from loopjax.embedding.encode import EmbeddingRun
 from loopjax.embedding.ledger import EmbedSummary, Ledger
@@ -63,7 +65,7 @@ def embed_corpus(
     index, n_processes = parallel.process_slot()
     folder = Path(out_dir)
     metadata, settings = identity(encoder, options)
-    corpus = _open(sources)
+    corpus = open_source(sources)
     if len(corpus) == 0:
         raise UserError(f"no audio files ({READABLE}) under {', '.join(map(str, sources))}")
     with contextlib.ExitStack() as stack:
@@ -124,7 +126,7 @@ def embed(
         config = cast(EmbedConfig, from_dict(EmbedConfig, options))
     if isinstance(sources, str | os.PathLike):
         sources = [sources]
-    corpus = _open(sources)
+    corpus = open_source(sources)
     metadata, _ = identity(encoder, config)
     memory = _Memory()
     ledger = Ledger(memory, None, config.strict)
@@ -181,36 +183,7 @@ def options_from_metadata(metadata: dict[str, str]) -> EmbedConfig:
     return EmbedConfig(encoder=encoder, **{name: settings[name] for name in names})
 
 
-class _Files:
-    """Files on disk, with the interface of `audio.datasets.AudioDataset`."""
-
-    def __init__(self, sources: Sequence[str | os.PathLike]):
-        self._sources = sources
-        self._length = count(sources)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def loops(self, index: int = 0, n_processes: int = 1) -> Iterator[Loop | Failure]:
-        return scan(self._sources, index, n_processes)
-
-    def decoder(self, options: DecodeOptions, timeout_s: float) -> Decoder:
-        return DecoderProcess(options, timeout_s)
-
-
-def _open(sources: Sequence[str | os.PathLike]) -> Any:
-    """Files, or one dataset."""
-    datasets = [str(s) for s in sources if str(s).startswith("tfds:")]
-    if not datasets:
-        return _Files(sources)
-    if len(sources) > 1:
-        raise UserError(f"{datasets[0]} must be the only source; embed the others separately")
-    from loopjax.audio.sources.tfds import open_dataset  # takes a second to import
-
-    return open_dataset(datasets[0])
-
-
-def _decoders(corpus: Any, options: EmbedConfig, encoder: Any) -> list[Decoder]:
+def _decoders(corpus: Source, options: EmbedConfig, encoder: Any) -> list[Decoder]:
     decode = DecodeOptions(
         mono=options.mono,
         accept_truncated=options.accept_truncated,

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from loopjax.audio.batching import Batch, Feeder, Row, make_buckets
-from loopjax.audio.pool import Decoder
-from loopjax.audio.sources.files import Failure, Loop
+from loopjax.audio.decoder import Decoder
+from loopjax.audio.loop import Failure, Loop
 from loopjax.config import EmbedConfig
 from loopjax.embedding.ledger import Ledger
 from loopjax.embedding.progress import Progress
@@ -182,7 +182,7 @@ class EmbeddingRun:
         from loopjax.htsat.fusion import seeded_fractions
 
         fractions = np.zeros((len(batch.samples), 3))
-        hashes = [rows[0].info["sha256"] for rows in batch.rows]
+        hashes = [rows[0].info.sha256 for rows in batch.rows]
         fractions[: len(hashes)] = seeded_fractions(hashes, draw)
         return fractions
 
@@ -225,7 +225,7 @@ class EmbeddingRun:
         for i, rows in enumerate(item.rows):
             embedding = embeddings[i].copy()
             std = None if spread is None else float(spread[i])
-            self._ledger.finish(rows[0].info["sha256"], embedding, std)
+            self._ledger.finish(rows[0].info.sha256, embedding, std)
 
     def _note(self) -> str:
         elapsed_s = max(1e-9, time.monotonic() - self._started_s)

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from loopjax.audio.batching import Row
-from loopjax.audio.sources.files import Failure, Loop
+from loopjax.audio.loop import Failure, Loop
 from loopjax.errors import TooManyRejectedError
 from loopjax.store.write import DoneIndex, StoreRow
 
@@ -88,7 +88,7 @@ class Ledger:
 
     def attach(self, row: Row) -> list[Row] | None:
         """Decides, from a decoder's thread, whether a decoded loop needs the device."""
-        sha256, key = row.info["sha256"], row.loop.key
+        sha256, key = row.info.sha256, row.loop.key
         with self._lock:
             at = self._stale.get(key)
             if at is not None and self._done is not None and self._done.same_content(at, sha256):
@@ -131,38 +131,29 @@ class Ledger:
     def _store(self, row: Row, embedding: np.ndarray, std: float | None) -> None:
         loop, info = row.loop, row.info
         if not np.isfinite(embedding).all():
-            self._fail(
-                Failure(
-                    loop.key,
-                    loop.path,
-                    loop.path_bytes,
-                    "encode",
-                    "non_finite",
-                    "the encoder returned NaN or infinity",
-                    loop.size_bytes,
-                )
-            )
+            message = "the encoder returned NaN or infinity"
+            self._fail(Failure.of(loop, "encode", "non_finite", message))
             return
         columns = {
-            "id": f"{info['sha256'][:16]}-{loop.key[:8]}",
+            "id": f"{info.sha256[:16]}-{loop.key[:8]}",
             "key": loop.key,
-            "path": info.get("path", loop.path),  # records know their own name and group
+            "path": loop.path,
             "path_bytes": loop.path_bytes,
-            "group": info.get("group", loop.group),
-            "sha256": info["sha256"],
+            "group": loop.group,
+            "sha256": info.sha256,
             "size_bytes": loop.size_bytes,
             "mtime_ns": loop.mtime_ns,
-            "sample_rate_hz": info["source_rate_hz"],
-            "channels": info["channels"],
-            "n_frames": info["n_frames"],
-            "duration_s": info["duration_s"],
-            "subtype": info["subtype"],
-            "flags": info["flags"],
+            "sample_rate_hz": info.source_rate_hz,
+            "channels": info.channels,
+            "n_frames": info.n_frames,
+            "duration_s": info.duration_s,
+            "subtype": info.subtype,
+            "flags": list(info.flags),
             "crop_std": std,
         }
         self._sink.add(StoreRow(columns, embedding), self._older(loop.key))
         self.summary.n_embedded += 1
-        self.summary.n_flagged += bool(info["flags"])
+        self.summary.n_flagged += bool(info.flags)
 
     def _fail(self, failure: Failure) -> None:
         self._sink.add_failure(failure, self._older(failure.key))

@@ -142,7 +142,7 @@ def _read_loops(
     loops = []
     for i in chosen:
         sound = read_samples(names[i], encoder, options)
-        loops.append(_Loop(ids[i], as_float(sound.samples), sound.rate_hz, groups[i]))
+        loops.append(_Loop(ids[i], as_float(sound.samples), sound.info.rate_hz, groups[i]))
     return loops
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from loopjax.audio import preview
-from loopjax.audio.headers import DecodeError
+from loopjax.audio.loop import DecodeError
 from loopjax.errors import UserError
 from loopjax.evaluation.metrics import principal_plane
 from loopjax.store.read import read_embeddings

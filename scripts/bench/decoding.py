@@ -17,7 +17,7 @@ import soundfile
 from measure import arguments, emit, peer
 
 from loopjax.audio.decode import DecodeOptions
-from loopjax.audio.pool import DecoderProcess
+from loopjax.audio.process import DecoderProcess
 from loopjax.audio.sources.files import scan
 
 FORMATS = (("wav", "PCM_16"), ("wav", "PCM_24"), ("flac", "PCM_16"), ("mp3", None), ("ogg", None))

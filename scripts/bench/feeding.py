@@ -24,7 +24,7 @@ from measure import REPOSITORY, arguments, emit
 
 from loopjax.audio.batching import Batch, Feeder, make_buckets
 from loopjax.audio.decode import DecodeOptions
-from loopjax.audio.pool import DecoderProcess
+from loopjax.audio.process import DecoderProcess
 from loopjax.audio.sources.files import AUDIO_EXTENSIONS, scan
 from loopjax.config import EmbedConfig
 from loopjax.embedding.corpus import embed_corpus

@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopjax.audio.batching import Feeder, Row, make_buckets
-from loopjax.audio.headers import DecodeError
-from loopjax.audio.pool import Reply
-from loopjax.audio.sources.files import Failure, Loop
+from loopjax.audio.decoder import Reply
+from loopjax.audio.loop import AudioInfo, DecodeError, Failure, Loop
 
 EDGES = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
 
@@ -32,8 +31,9 @@ class FakeDecoder:
             raise DecodeError("decode_error", "negative")
         self._n = n
         self.decoded.append(n)
-        info = {"rate_hz": self._rate_hz, "sha256": f"{n:064x}"}
-        return Reply(info, np.dtype("int16"), n, self)
+        rate = self._rate_hz
+        info = AudioInfo(rate, f"{n:064x}", rate, 1, n, n / rate, "PCM_16")
+        return Reply(loop, info, np.dtype("int16"), n, self)
 
     def copy_samples(self, out: np.ndarray) -> None:
         out[:] = self._n

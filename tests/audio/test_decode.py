@@ -8,7 +8,8 @@ import pytest
 import soundfile
 
 from loopjax.audio.decode import DecodeOptions, decode_array, decode_file, resample_on_host
-from loopjax.audio.headers import DecodeError, sniff
+from loopjax.audio.headers import sniff
+from loopjax.audio.loop import DecodeError
 from tests.audio_files import tone, write_tone
 
 ALL_RATES = (22_050, 44_100, 48_000, 96_000)
@@ -25,8 +26,9 @@ def test_mono_16_bit_stays_int16_and_exact(tmp_path):
     decoded = decode(tmp_path / "a.wav")
     assert decoded.samples.dtype == np.int16
     np.testing.assert_array_equal(decoded.samples, values)
-    assert (decoded.rate_hz, decoded.source_rate_hz, decoded.n_frames) == (44_100, 44_100, 6)
-    assert decoded.sha256 == hashlib.sha256((tmp_path / "a.wav").read_bytes()).hexdigest()
+    info = decoded.info
+    assert (info.rate_hz, info.source_rate_hz, info.n_frames) == (44_100, 44_100, 6)
+    assert info.sha256 == hashlib.sha256((tmp_path / "a.wav").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
@@ -61,7 +63,7 @@ def test_long_files_cross_block_borders(tmp_path, monkeypatch):
 def test_other_rates_are_resampled_on_the_host(tmp_path):
     write_tone(tmp_path / "a.wav", 0.5, 37_800)
     decoded = decode(tmp_path / "a.wav")
-    assert (decoded.rate_hz, decoded.source_rate_hz) == (48_000, 37_800)
+    assert (decoded.info.rate_hz, decoded.info.source_rate_hz) == (48_000, 37_800)
     assert decoded.samples.size == 24_000
     with pytest.raises(DecodeError, match="37800 Hz"):
         decode(tmp_path / "a.wav", host_resampling=False)
@@ -112,14 +114,14 @@ def test_arrays_given_by_the_caller_are_not_changed():
 def test_normalized_loops_are_not_called_clipped(tmp_path):
     wave = tone(0.5)[:, 0]
     soundfile.write(tmp_path / "a.wav", wave / np.abs(wave).max(), 48_000)
-    assert decode(tmp_path / "a.wav").flags == []
+    assert decode(tmp_path / "a.wav").info.flags == ()
 
 
 def test_most_negative_sample_counts_as_loud(tmp_path):
     values = np.zeros(1000, np.int16)
     values[500] = -32768
     soundfile.write(tmp_path / "a.wav", values, 48_000)
-    assert "silence" not in decode(tmp_path / "a.wav").flags
+    assert "silence" not in decode(tmp_path / "a.wav").info.flags
 
 
 def test_constant_bit_rate_mp3_without_length_header_is_whole(tmp_path):
@@ -133,7 +135,7 @@ def test_constant_bit_rate_mp3_without_length_header_is_whole(tmp_path):
     header = raw.find(b"Info")
     start = raw.find(raw[:2], 4) if 0 < header < 200 else 0
     path.write_bytes(raw[start:])
-    assert decode(path).n_frames >= 48_000 * 3
+    assert decode(path).info.n_frames >= 48_000 * 3
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loopjax.audio.decode import DecodeOptions
-from loopjax.audio.headers import DecodeError, read_header
-from loopjax.audio.pool import DecoderProcess
+from loopjax.audio.headers import read_header
+from loopjax.audio.loop import DecodeError
+from loopjax.audio.process import DecoderProcess
 from loopjax.audio.sources.files import scan
 from tests.audio_files import pcm16, tone, wav_bytes
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loopjax.audio.headers import DecodeError
+from loopjax.audio.loop import DecodeError
 from loopjax.audio.mixdown import Mixer
 
 

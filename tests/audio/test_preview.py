@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from loopjax.audio import preview
-from loopjax.audio.headers import DecodeError
+from loopjax.audio.loop import DecodeError
 
 RATE = preview.PREVIEW_RATE_HZ
 

@@ -56,7 +56,7 @@ def embed_directly(encoder, path: Path) -> np.ndarray:
     options = DecodeOptions(device_rates_hz=DEVICE_RATES_HZ)
     decoded = decode_file(os.fsencode(path), -1, 0, options)
     lengths = np.array([decoded.samples.size], np.int32)
-    features = encoder.front_end(decoded.samples[None], lengths, decoded.rate_hz)
+    features = encoder.front_end(decoded.samples[None], lengths, decoded.info.rate_hz)
     return np.asarray(encoder.encode(*features))[0]
 
 

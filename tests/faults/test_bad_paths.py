@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from loopjax.audio.decode import decode_file
-from loopjax.audio.sources.files import Failure, Loop, scan
+from loopjax.audio.loop import Failure, Loop
+from loopjax.audio.sources.files import scan
 from loopjax.config import EmbedConfig
 from loopjax.embedding.corpus import embed_corpus
 from loopjax.store.read import read_embeddings
@@ -105,7 +106,7 @@ def test_row_26_what_is_not_a_regular_file(encoder, healthy, clean, tmp_path):
 
 
 def test_row_26_a_pipe_that_appears_after_the_walk_does_not_hang(tmp_path):
-    from loopjax.audio.headers import DecodeError
+    from loopjax.audio.loop import DecodeError
 
     os.mkfifo(tmp_path / "late.wav")
     with pytest.raises(DecodeError) as caught:
@@ -115,7 +116,7 @@ def test_row_26_a_pipe_that_appears_after_the_walk_does_not_hang(tmp_path):
 
 PERMISSION_SCRIPT = """
 import os, sys
-from loopjax.audio.headers import DecodeError
+from loopjax.audio.loop import DecodeError
 from loopjax.audio.decode import decode_file
 from loopjax.audio.sources.files import scan
 if os.getuid() == 0:  # permissions do not bind root
@@ -168,7 +169,7 @@ def test_row_28_files_that_change_after_the_walk(encoder, healthy, clean, tmp_pa
         os.utime(folder / "touched.wav", ns=(1, 1))
         return iter(rows)
 
-    monkeypatch.setattr("loopjax.embedding.corpus.scan", scan_then_change)
+    monkeypatch.setattr("loopjax.audio.sources.files.scan", scan_then_change)
     outcome = run_and_read(encoder, [healthy, folder], tmp_path / "store")
     names = ("deleted.wav", "grown.wav", "touched.wav")
     assert outcome.reasons == dict.fromkeys(names, "changed")

@@ -13,8 +13,8 @@ import soundfile
 
 from loopjax.audio.batching import Feeder, make_buckets
 from loopjax.audio.decode import DecodeOptions
-from loopjax.audio.headers import DecodeError
-from loopjax.audio.pool import DecoderProcess
+from loopjax.audio.loop import DecodeError
+from loopjax.audio.process import DecoderProcess
 from loopjax.audio.sources.files import scan
 from loopjax.errors import LoopjaxError
 from tests.audio_files import wav_bytes, write_tone
@@ -32,7 +32,7 @@ def crashing(monkeypatch):
     def make(options, timeout_s):
         return DecoderProcess(options, 2.0, module=WORKER)
 
-    monkeypatch.setattr("loopjax.embedding.corpus.DecoderProcess", make)
+    monkeypatch.setattr("loopjax.audio.sources.files.DecoderProcess", make)
 
 
 def test_rows_30_to_32_cost_one_row_each(crashing, encoder, healthy, clean, tmp_path):
@@ -125,7 +125,7 @@ ORPHAN_SCRIPT = """
 import os, sys
 from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.sources.files import scan
-from loopjax.audio.pool import DecoderProcess
+from loopjax.audio.process import DecoderProcess
 process = DecoderProcess(DecodeOptions(), 60.0, module="tests.faults.crashing_worker")
 process._start()
 print(process._process.pid, flush=True)

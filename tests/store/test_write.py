@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from loopjax.audio.sources.files import Failure
+from loopjax.audio.loop import Failure
 from loopjax.store import write as shards
 from loopjax.store.read import part_files, read_embeddings, read_failures
 from loopjax.store.write import DoneIndex, ShardWriter, drop_rows, finish, locked, prepare

@@ -6,61 +6,51 @@ be embedded becomes a `Failure` row with a reason; the walk itself never stops.
 
 # Names that are not UTF-8 must stay bytes, which pathlib does not hold.
 # ruff: noqa: PTH100, PTH112, PTH113, PTH116, PTH118, PTH119, PTH120, PTH122, PTH123
-import hashlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from loopjax.audio.decode import DecodeOptions
+from loopjax.audio.decoder import Decoder
 from loopjax.audio.headers import HEAD_BYTES, sniff
+from loopjax.audio.loop import Failure, Loop, display, make_key, os_reason
+from loopjax.audio.process import DecoderProcess
+from loopjax.audio.sources.lists import LIST_EXTENSIONS, read_list
 from loopjax.bundled import DATA
 from loopjax.errors import UserError
 
 AUDIO_EXTENSIONS = frozenset(
     b".wav .wave .rf64 .bwf .aif .aiff .aifc .flac .ogg .oga .opus .mp3 .au .snd .caf".split()
 )
-LIST_EXTENSIONS = frozenset([b".txt", b".lst"])
 READABLE = "WAV, AIFF, FLAC, Ogg, MP3, AU or CAF"
 
 
-@dataclass(frozen=True)
-class Loop:
-    """One input, identified before it is opened.
+class Files:
+    """Folders, files and lists as one corpus; every file is decoded in a child process."""
 
-    `key` is the first 16 hex digits of sha256(folder name of the source + relative path), so a
-    corpus keeps its identities when its folder moves; explicit files and list entries use their
-    absolute path. `path` is for people (escaped), `path_bytes` opens the file from anywhere.
-    """
+    def __init__(self, sources: Sequence[str | os.PathLike]):
+        """Counts the files, reading folder listings only.
 
-    key: str
-    path: str
-    path_bytes: bytes
-    size_bytes: int
-    mtime_ns: int
-    group: str
+        Args:
+            sources: see `scan`.
 
+        Raises:
+            UserError: see `scan`.
+        """
+        self._sources = sources
+        self._length = count(sources)
 
-@dataclass(frozen=True)
-class Failure:
-    """One input that did not become an embedding, and why."""
+    def __len__(self) -> int:
+        return self._length
 
-    key: str
-    path: str
-    path_bytes: bytes
-    stage: str  # "scan" or "decode"
-    reason: str
-    message: str
-    size_bytes: int = 0
+    def loops(self, process_index: int = 0, process_count: int = 1) -> Iterator[Loop | Failure]:
+        """The manifest, see `scan`."""
+        return scan(self._sources, process_index, process_count)
 
-
-def display(path: bytes) -> str:
-    """Readable, always valid UTF-8 form of a path; undecodable bytes appear escaped."""
-    return path.decode("utf-8", "backslashreplace")
-
-
-def make_key(identity: bytes) -> str:
-    """First 16 hex digits of the SHA-256 of an identity."""
-    return hashlib.sha256(identity).hexdigest()[:16]
+    def decoder(self, options: DecodeOptions, timeout_s: float) -> Decoder:
+        """A decoder in a process of its own."""
+        return DecoderProcess(options, timeout_s)
 
 
 def scan(
@@ -170,7 +160,8 @@ def _entries(sources: list[tuple[bytes, bytes, str]]) -> Iterator[_Entry]:
         if kind == "folder":
             yield from _walk(given, shown, absolute)
         elif kind == "list":
-            yield from _read_list(given)
+            for path in read_list(given):
+                yield _Entry(os.path.abspath(path), path, os.path.abspath(path))
         else:
             yield _Entry(absolute, shown, absolute)
 
@@ -213,21 +204,6 @@ def _is_folder(item: os.DirEntry) -> bool:
         return False  # a link that cannot be followed; as an audio file it becomes a row
 
 
-def _read_list(given: bytes) -> Iterator[_Entry]:
-    base = os.path.dirname(given)
-    seen: set[bytes] = set()
-    with open(given, "rb") as lines:
-        for line in lines:
-            name = line.rstrip(b"\r\n")
-            if not name.strip() or name.startswith(b"#"):
-                continue
-            path = os.path.join(base, name)
-            absolute = os.path.abspath(path)
-            if absolute not in seen:
-                seen.add(absolute)
-                yield _Entry(absolute, path, absolute)
-
-
 def _row(entry: _Entry, key: str) -> Loop | Failure:
     shown, absolute = display(entry.shown), entry.absolute
     try:
@@ -241,12 +217,3 @@ def _row(entry: _Entry, key: str) -> Loop | Failure:
         return Failure(key, shown, absolute, "scan", "not_regular_file", f"is a {kind}")
     group = display(os.path.basename(os.path.dirname(absolute)))
     return Loop(key, shown, absolute, info.st_size, info.st_mtime_ns, group)
-
-
-def os_reason(error: OSError) -> str:
-    """The failure reason of an operating-system error."""
-    if isinstance(error, PermissionError):
-        return "permission"
-    if isinstance(error, FileNotFoundError):
-        return "not_found"
-    return "read_error"

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
 from loopjax.audio.decode import DecodeOptions, decode_array, decode_file
-from loopjax.audio.headers import DecodeError
-from loopjax.audio.pool import Reply
-from loopjax.audio.sources.files import Failure, Loop, display, make_key, scan
+from loopjax.audio.decoder import Reply
+from loopjax.audio.loop import DecodeError, Failure, Loop, display, make_key
+from loopjax.audio.sources.files import scan
 from loopjax.errors import UserError
 
 PREFIX = "tfds:"
@@ -115,11 +115,7 @@ class LoopFolder(tfds.core.GeneratorBasedBuilder):
                     loop.path_bytes, loop.size_bytes, loop.mtime_ns, self._options
                 )
             except DecodeError as error:
-                self.rejected.append(
-                    Failure(
-                        loop.key, loop.path, loop.path_bytes, "decode", error.reason, str(error)
-                    )
-                )
+                self.rejected.append(Failure.of(loop, "decode", error.reason, str(error)))
                 continue
             samples = decoded.samples
             if samples.dtype == np.int16:
@@ -128,11 +124,11 @@ class LoopFolder(tfds.core.GeneratorBasedBuilder):
             labels = self._labels.get(relative, {})
             example = {
                 "audio": samples,
-                "sample_rate_hz": decoded.source_rate_hz,
-                "duration_s": decoded.duration_s,
+                "sample_rate_hz": decoded.info.source_rate_hz,
+                "duration_s": decoded.info.duration_s,
                 "path": relative,
                 "group": loop.group,
-                "sha256": decoded.sha256,
+                "sha256": decoded.info.sha256,
             }
             yield loop.key, example | {name: labels.get(name, "") for name in self._columns}
 
@@ -253,11 +249,10 @@ class RecordDecoder:
         samples = np.asarray(field(self._dataset.audio_field))
         decoded = decode_array(samples, rate_hz, self._options)
         self._samples = np.ascontiguousarray(decoded.samples)
-        info = {name: value for name, value in vars(decoded).items() if name != "samples"}
         group = next(filter(None, (self._group(example, path) for path in GROUP_FIELDS)), split)
         name = next((_text(v) for v in map(field, NAME_FIELDS) if v is not None), "")
-        info |= {"group": group, "path": f"{loop.path}#{name}" if name else loop.path}
-        return Reply(info, self._samples.dtype, self._samples.size, self)
+        named = replace(loop, path=f"{loop.path}#{name}" if name else loop.path, group=group)
+        return Reply(named, decoded.info, self._samples.dtype, self._samples.size, self)
 
     def _group(self, example: dict[str, Any], path: str) -> str:
         value = _field(example, path)

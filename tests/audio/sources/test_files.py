@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from loopjax.audio.sources.files import Failure, Loop, count, display, scan
+from loopjax.audio.loop import Failure, Loop, display
+from loopjax.audio.sources.files import count, scan
 from loopjax.errors import UserError
 from tests.audio_files import write_tone
 

@@ -1,4 +1,4 @@
-"""Decoder processes and the threads that feed them.
+"""A decoder in a child process.
 
 libsndfile releases the GIL, so threads alone would be fast enough; processes are there because a
 crashing or hanging codec must cost one row, not the run. Samples cross through one anonymous file
@@ -13,57 +13,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from loopjax.audio.decode import DecodeOptions
-from loopjax.audio.headers import DecodeError
-from loopjax.audio.sources.files import Loop
+from loopjax.audio.decoder import Reply
+from loopjax.audio.loop import AudioInfo, DecodeError, Loop
 from loopjax.errors import LoopjaxError
 
 START_TIMEOUT_S = 120.0
 DEATH_WAIT_S = 2.0
 KEEP_BYTES = 16 << 20  # shared file kept between loops; larger ones give their pages back
 MEMORY_BYTES = 4 << 30  # address space of one decoder
-
-
-@dataclass
-class Reply:
-    """A decoded loop whose samples still lie with the decoder."""
-
-    info: dict
-    dtype: np.dtype
-    n_samples: int
-    source: "Decoder"
-
-    def copy_to(self, out: np.ndarray) -> None:
-        """Writes the samples to the front of `out` (same dtype, contiguous)."""
-        self.source.copy_samples(out[: self.n_samples])
-
-
-class Decoder(Protocol):
-    """Turns a manifest row into samples; one caller at a time."""
-
-    def decode(self, loop: Loop) -> Reply:
-        """Decodes one loop or raises DecodeError."""
-        ...
-
-    def copy_samples(self, out: np.ndarray) -> None:
-        """Copies the samples of the latest reply."""
-        ...
-
-    def interrupt(self) -> None:
-        """Makes a `decode` in another thread fail soon."""
-        ...
-
-    def close(self) -> None:
-        """Releases what the decoder holds."""
-        ...
 
 
 class DecoderProcess:
@@ -102,7 +65,8 @@ class DecoderProcess:
             raise DecodeError("worker_crash", f"the decoder died twice ({self._death})")
         if "reason" in reply:
             raise DecodeError(reply["reason"], reply["message"])
-        return Reply(reply["info"], np.dtype(reply["dtype"]), reply["n_samples"], self)
+        info = AudioInfo(**reply["info"] | {"flags": tuple(reply["info"]["flags"])})
+        return Reply(loop, info, np.dtype(reply["dtype"]), reply["n_samples"], self)
 
     def copy_samples(self, out: np.ndarray) -> None:
         """Copies the samples of the latest reply into `out`, contiguous."""
@@ -217,18 +181,3 @@ def _anonymous_file() -> int:
         return os.memfd_create("loopjax-samples")
     with tempfile.TemporaryFile() as file:  # already without a name
         return os.dup(file.fileno())
-
-
-class SharedIterator:
-    """Hands the items of one iterator to several threads."""
-
-    def __init__(self, items: Iterator):
-        self._items = items
-        self._lock = threading.Lock()
-
-    def __iter__(self) -> "SharedIterator":
-        return self
-
-    def __next__(self):
-        with self._lock:
-            return next(self._items)

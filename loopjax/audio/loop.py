@@ -1,0 +1,91 @@
+"""One input on its way in: what a source lists, what decoding finds out, and why it may fail."""
+
+import hashlib
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One input, identified before it is opened.
+
+    `key` is the first 16 hex digits of sha256(folder name of the source + relative path), so a
+    corpus keeps its identities when its folder moves; explicit files and list entries use their
+    absolute path. `path` is for people (escaped), `path_bytes` opens the file from anywhere.
+    """
+
+    key: str
+    path: str
+    path_bytes: bytes
+    size_bytes: int
+    mtime_ns: int
+    group: str
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What decoding found out about a loop.
+
+    Attributes:
+        rate_hz: rate of the samples that were delivered.
+        sha256: of the file's bytes, or of a record's samples.
+        source_rate_hz: rate of the file.
+        channels: of the file.
+        n_frames: samples per channel at the file's rate.
+        duration_s: of the whole file.
+        subtype: sample format, as libsndfile names it.
+        flags: sorted peculiarities that do not reject the file (`silence`, `clipped`, ...).
+    """
+
+    rate_hz: int
+    sha256: str
+    source_rate_hz: int
+    channels: int
+    n_frames: int
+    duration_s: float
+    subtype: str
+    flags: tuple[str, ...] = ()
+
+
+class DecodeError(Exception):
+    """A file was rejected; `reason` is the short code in failures.parquet."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One input that did not become an embedding, and why."""
+
+    key: str
+    path: str
+    path_bytes: bytes
+    stage: str  # "scan", "decode" or "encode"
+    reason: str
+    message: str
+    size_bytes: int = 0
+
+    @classmethod
+    def of(cls, loop: Loop, stage: str, reason: str, message: str) -> "Failure":
+        """The failure of a loop that was listed."""
+        return cls(loop.key, loop.path, loop.path_bytes, stage, reason, message, loop.size_bytes)
+
+
+def display(path: bytes) -> str:
+    """Readable, always valid UTF-8 form of a path; undecodable bytes appear escaped."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+def make_key(identity: bytes) -> str:
+    """First 16 hex digits of the SHA-256 of an identity."""
+    return hashlib.sha256(identity).hexdigest()[:16]
+
+
+def os_reason(error: OSError) -> str:
+    """The failure reason of an operating-system error."""
+    if isinstance(error, PermissionError):
+        return "permission"
+    if isinstance(error, FileNotFoundError):
+        return "not_found"
+    return "read_error"

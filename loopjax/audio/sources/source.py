@@ -1,0 +1,43 @@
+"""Where loops come from: one typed door to files and to datasets."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from loopjax.audio.decode import DecodeOptions
+from loopjax.audio.decoder import Decoder
+from loopjax.audio.loop import Failure, Loop
+from loopjax.audio.sources.files import Files
+from loopjax.errors import UserError
+
+
+class Source(Protocol):
+    """A corpus: its manifest, and decoders that read the manifest's rows."""
+
+    def __len__(self) -> int:
+        """Rows of the whole manifest."""
+        ...
+
+    def loops(self, process_index: int = 0, process_count: int = 1) -> Iterator[Loop | Failure]:
+        """The manifest in a stable order, or the slice of one of several processes."""
+        ...
+
+    def decoder(self, options: DecodeOptions, timeout_s: float) -> Decoder:
+        """A new decoder; several may run side by side."""
+        ...
+
+
+def open_source(sources: Sequence[str | os.PathLike]) -> Source:
+    """Opens folders, files and lists together, or one prepared dataset (`tfds:NAME`).
+
+    Raises:
+        UserError: a source that does not exist or is no audio, or a dataset among other sources.
+    """
+    datasets = [str(s) for s in sources if str(s).startswith("tfds:")]
+    if not datasets:
+        return Files(sources)
+    if len(sources) > 1:
+        raise UserError(f"{datasets[0]} must be the only source; embed the others separately")
+    from loopjax.audio.sources.tfds import open_dataset  # takes a second to import
+
+    return open_dataset(datasets[0])
