@@ -1,34 +1,51 @@
-"""Files and folders that are there completely or not at all."""
+"""Files and folders that are there completely or not at all, with one writer at a time.
 
+Everything is written under a temporary name beside its place, synced and renamed. A killed writer
+leaves at most such a temporary name; the next writer of the same place removes it.
+"""
+
+import contextlib
 import json
+import logging
 import os
+import re
 import shutil
-from collections.abc import Callable
+import socket
+import time
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from loopjax.errors import WriteError
+from filelock import FileLock, Timeout
+
+from loopjax.errors import UserError, WriteError
+
+LOCK_NAME = ".loopjax.lock"
+_HOLDER = ".loopjax.held-by-"  # names of empty files: other tools read a folder of Parquet files
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)(-(?P<host>[0-9a-f]{8}))?\.(?P<kind>tmp|old)")
+
+log = logging.getLogger(__name__)
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Runs `write(temporary path)` beside `path`, then renames; file and name are synced to disk.
 
     Raises:
         WriteError: disk full, no permission and the like; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_beside(path)
         write(temporary)
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        raise _write_error(path, error) from None
+    finally:
+        _remove(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -49,40 +66,188 @@ def write_json(path: Path, value: Any, **options: Any) -> None:
     write_text(path, json.dumps(value, indent=2, **options) + "\n")
 
 
-def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
+def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """Runs `write(temporary folder)` beside `folder`, then renames; an older folder is replaced.
 
     Whether an older folder may be replaced is the caller's decision, before calling.
 
     Raises:
+        UserError: another process is writing the same folder.
         WriteError: disk full, no permission and the like; nothing is left behind, and the older
             folder stays.
     """
     folder = folder.absolute()
-    temporary, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("tmp", "old"))
+    temporary, old = _beside(folder, "tmp"), _beside(folder, "old")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write(temporary)
-        for file in temporary.rglob("*"):
-            _sync(file)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        _sync(folder.parent)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _held(folder.parent / f".{folder.name}.lock", folder):
+            try:
+                _sweep_beside(folder)
+                temporary.mkdir()
+                write(temporary)
+                for file in temporary.rglob("*"):
+                    _sync(file)
+                if folder.exists():
+                    folder.rename(old)
+                temporary.rename(folder)
+                _sync(folder.parent)
+            finally:
+                if old.exists() and not folder.exists():
+                    old.rename(folder)
+                _remove(temporary)
+                _remove(old)
+                (folder.parent / f".{folder.name}.lock").unlink(missing_ok=True)
     except OSError as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        raise WriteError(f"cannot write {folder}: {error.strerror or error}") from None
+        raise _write_error(folder, error) from None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder that grows in place, such as a store or a run, for one writer.
+
+    The folder is made where it is missing, and what killed writers left in it is removed. The
+    system frees the lock when the holder dies.
+
+    Raises:
+        UserError: another run holds it; names the holder.
+        WriteError: the folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_held(folder / LOCK_NAME, folder))
+            for holder in folder.glob(f"{_HOLDER}*"):
+                log.warning("taking over %s from a run that died (%s)", folder, _describe(holder))
+                holder.unlink(missing_ok=True)
+            host = re.sub(r"[^\w.-]", "-", socket.gethostname())
+            holder = folder / f"{_HOLDER}{os.getpid()}-on-{host}"
+            holder.touch()
+            stack.callback(holder.unlink, missing_ok=True)
+            sweep(folder)
+        except OSError as error:
+            raise _write_error(folder, error) from None
+        yield
+
+
+def sweep(folder: Path) -> None:
+    """Removes the temporary files and folders that killed writers left anywhere in a folder.
+
+    Those of processes that still run on this machine stay. A folder that was moved aside to be
+    replaced, and was not, gets its name back.
+
+    Raises:
+        WriteError: something cannot be removed.
+    """
+    try:
+        for place, folders, files in os.walk(folder):
+            for name in (*folders, *files):
+                if _clear(Path(place) / name) and name in folders:
+                    folders.remove(name)
+    except OSError as error:
+        raise _write_error(folder, error) from None
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder is missing or holds nothing but locks and temporary names."""
+    if not folder.exists():
+        return True
+    names = [path.name for path in folder.iterdir()]
+    return all(
+        name == LOCK_NAME or name.startswith(_HOLDER) or _TEMPORARY.fullmatch(name)
+        for name in names
+    )
+
+
+@contextlib.contextmanager
+def _held(lock_file: Path, folder: Path) -> Iterator[None]:
+    """Holds a lock file, or says who does."""
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = next((_describe(path) for path in folder.glob(f"{_HOLDER}*")), "")
+        raise UserError(
+            f"{folder} is being written by another run{holder and f' ({holder})'}; "
+            "wait for it, stop it, or choose another output folder"
+        ) from None
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        lock.release()
+
+
+def _describe(holder: Path) -> str:
+    """The holder that an empty file's name and time tell of."""
+    pid, _, host = holder.name.removeprefix(_HOLDER).partition("-on-")
+    try:
+        since = time.ctime(holder.stat().st_mtime)
+    except OSError:
+        since = "just now"
+    return f"process {pid} on {host}, since {since}"
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """A hidden name that tells which process of which machine uses it."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{_this_host()}.{kind}")
+
+
+def _this_host() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _sweep_beside(path: Path) -> None:
+    """Clears what killed writers of the same file or folder left."""
+    for name in os.listdir(path.parent):  # noqa: PTH208 - a tenth of the time with many shards
+        if name.startswith(f".{path.name}."):
+            _clear(path.with_name(name))
+
+
+def _clear(path: Path) -> bool:
+    """Removes a temporary name if its process is gone; whether there was one to remove."""
+    found = _TEMPORARY.fullmatch(path.name)
+    if found is None:
+        return False
+    pid, host = int(found["pid"]), found["host"]
+    if pid != os.getpid() and host in (None, _this_host()) and _is_running(pid):
+        return False
+    place = path.with_name(found["name"])
+    if found["kind"] == "old" and not place.exists():
+        path.rename(place)
+    else:
+        _remove(path)
+    return True
+
+
+def _is_running(pid: int) -> bool:
+    if os.name == "nt":  # there, a signal 0 would end the process; the lock alone must do
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
     """Makes a file's content, or the renames in a folder, durable."""
-    fd = os.open(path, os.O_RDONLY)
+    on_windows = os.name == "nt"
+    if on_windows and path.is_dir():
+        return  # it has no such call
+    fd = os.open(path, os.O_RDWR if on_windows else os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _write_error(path: Path, error: OSError) -> WriteError:
+    return WriteError(f"cannot write {path}: {error.strerror or error}")

@@ -34,7 +34,7 @@ ALLOWED = {
     "training": "errors io",
     "encoders": "errors bundled io htsat",
     "detectors": "errors io training evaluation",
-    "embedding": "errors config parallel audio store encoders",
+    "embedding": "errors io config parallel audio store encoders",
     "convert": "errors io htsat encoders detectors",
     "model": "errors io config store encoders detectors embedding",
     "explanation": "errors store embedding model",

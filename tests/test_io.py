@@ -2,12 +2,14 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from loopjax.errors import WriteError
-from loopjax.io import write_atomically, write_folder, write_json
+import loopjax.io
+from loopjax.errors import UserError, WriteError
+from loopjax.io import is_empty, locked, sweep, write_atomically, write_folder, write_json
 
 
 def test_json_goes_into_folders_that_are_not_there_yet(tmp_path):
@@ -61,3 +63,51 @@ def test_a_folder_is_written_completely_or_not_at_all(tmp_path):
         write_folder(folder, fail)
     assert (folder / "inner" / "a").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_killed_writers_left_is_swept_and_what_runs_stays(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = loopjax.io._this_host()
+    inner = tmp_path / "models" / f".seed-0.{dead.pid}-{host}.tmp"
+    (inner / "arrays").mkdir(parents=True)
+    (tmp_path / f".run.json.{dead.pid}-{host}.tmp").write_text("{")
+    (tmp_path / f".part-00007.parquet.{dead.pid}.tmp").write_bytes(b"half")  # an older version's
+    replaced = tmp_path / f".report.{dead.pid}-{host}.old"
+    replaced.mkdir()
+    (replaced / "index.html").write_text("older")
+    running = tmp_path / f".metrics.jsonl.{os.getppid()}-{host}.tmp"
+    running.write_text("")
+    sweep(tmp_path)
+    assert {p.name for p in tmp_path.rglob("*")} == {"models", "report", "index.html", running.name}
+
+
+def test_writers_clear_what_was_left_of_the_same_name(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = f"{dead.pid}-{loopjax.io._this_host()}"
+    (tmp_path / f".a.json.{left}.tmp").write_text("{")
+    (tmp_path / f".model.{left}.tmp").mkdir()
+    (tmp_path / f".model.{left}.old").mkdir()
+    write_json(tmp_path / "a.json", 1)
+    write_folder(tmp_path / "model", lambda folder: (folder / "a").write_text("x"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "model"]
+
+
+def test_a_folder_has_one_writer_and_the_others_are_told_who(tmp_path):
+    with locked(tmp_path / "run"):
+        assert is_empty(tmp_path / "run")
+        with (
+            pytest.raises(UserError, match=rf"process {os.getpid()} on .*, since"),
+            locked(tmp_path / "run"),
+        ):
+            pass
+        (tmp_path / "run" / "a").touch()
+        assert not is_empty(tmp_path / "run")
+    with locked(tmp_path / "run"):
+        pass
+    with (
+        pytest.raises(FileNotFoundError),
+        locked(tmp_path / "run"),
+    ):  # the body's errors are its own
+        raise FileNotFoundError

@@ -9,12 +9,10 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pyarrow as pa
 
 from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.decoder import Decoder
@@ -26,8 +24,19 @@ from loopjax.embedding.encode import EmbeddingRun
 from loopjax.embedding.ledger import EmbedSummary, Ledger
 from loopjax.embedding.progress import Progress
 from loopjax.errors import TooManyRejectedError, UserError
-from loopjax.store import read as store
-from loopjax.store.write import DoneIndex, ShardWriter, StoreRow, finish, locked, prepare
+from loopjax.io import locked
+from loopjax.store.index import DoneIndex
+from loopjax.store.read import Embeddings
+from loopjax.store.resume import finish, prepare
+from loopjax.store.schema import (
+    EMBEDDING,
+    SCHEMA_VERSION,
+    StoreRow,
+    shard_schema,
+    table_of_failures,
+    table_of_rows,
+)
+from loopjax.store.write import ShardWriter
 
 # At 8 kHz most mel bands lie above the file's own Nyquist frequency and hold rounding noise alone:
 # there device and host agree to a cosine of 0.99987 only, so `auto` takes the reference's path.
@@ -107,7 +116,7 @@ def embed(
     encoder: Any,
     config: EmbedConfig | None = None,
     **options: Any,
-) -> store.Embeddings:
+) -> Embeddings:
     """Embeds a few files or folders in memory, with the engine of `loopjax embed`.
 
     Args:
@@ -158,7 +167,7 @@ def identity(encoder: Any, options: EmbedConfig) -> tuple[dict[str, str], dict[s
     }
     text = json.dumps(settings, sort_keys=True)
     metadata = {
-        "schema_version": store.SCHEMA_VERSION,
+        "schema_version": SCHEMA_VERSION,
         "encoder": encoder.id,
         "weights_sha256": encoder.weights_sha256,
         "preprocessing_sha256": hashlib.sha256(text.encode()).hexdigest(),
@@ -237,12 +246,13 @@ class _Memory:
     def add_failure(self, failure: Failure, replaces: Path | None = None) -> None:
         self.failures.append(failure)
 
-    def embeddings(self, metadata: dict[str, str]) -> store.Embeddings:
-        rows = sorted(self.rows, key=lambda r: (r.columns["path"], r.columns["id"]))
-        schema = pa.schema(list(store.ROW_FIELDS))
-        return store.Embeddings(
+    def embeddings(self, metadata: dict[str, str]) -> Embeddings:
+        rows = sorted(self.rows, key=lambda row: (row.path, row.id))
+        schema = shard_schema(len(rows[0].embedding), {})
+        table = table_of_rows(rows, schema).drop_columns([EMBEDDING]).replace_schema_metadata(None)
+        return Embeddings(
             np.stack([row.embedding for row in rows]),
-            pa.Table.from_pylist([row.columns for row in rows], schema=schema),
+            table,
             metadata,
-            pa.Table.from_pylist([asdict(f) for f in self.failures], schema=store.FAILURE_SCHEMA),
+            table_of_failures(self.failures),
         )

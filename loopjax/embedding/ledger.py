@@ -16,7 +16,8 @@ import numpy as np
 from loopjax.audio.batching import Row
 from loopjax.audio.loop import Failure, Loop
 from loopjax.errors import TooManyRejectedError
-from loopjax.store.write import DoneIndex, StoreRow
+from loopjax.store.index import DoneIndex
+from loopjax.store.schema import StoreRow
 
 RECENT_CONTENTS = 4096  # embeddings kept for files with equal bytes: 16 MiB of 1024 floats
 
@@ -134,24 +135,25 @@ class Ledger:
             message = "the encoder returned NaN or infinity"
             self._fail(Failure.of(loop, "encode", "non_finite", message))
             return
-        columns = {
-            "id": f"{info.sha256[:16]}-{loop.key[:8]}",
-            "key": loop.key,
-            "path": loop.path,
-            "path_bytes": loop.path_bytes,
-            "group": loop.group,
-            "sha256": info.sha256,
-            "size_bytes": loop.size_bytes,
-            "mtime_ns": loop.mtime_ns,
-            "sample_rate_hz": info.source_rate_hz,
-            "channels": info.channels,
-            "n_frames": info.n_frames,
-            "duration_s": info.duration_s,
-            "subtype": info.subtype,
-            "flags": list(info.flags),
-            "crop_std": std,
-        }
-        self._sink.add(StoreRow(columns, embedding), self._older(loop.key))
+        stored = StoreRow(
+            id=f"{info.sha256[:16]}-{loop.key[:8]}",
+            key=loop.key,
+            path=loop.path,
+            path_bytes=loop.path_bytes,
+            group=loop.group,
+            sha256=info.sha256,
+            size_bytes=loop.size_bytes,
+            mtime_ns=loop.mtime_ns,
+            sample_rate_hz=info.source_rate_hz,
+            channels=info.channels,
+            n_frames=info.n_frames,
+            duration_s=info.duration_s,
+            subtype=info.subtype,
+            flags=list(info.flags),
+            crop_std=std,
+            embedding=embedding,
+        )
+        self._sink.add(stored, self._older(loop.key))
         self.summary.n_embedded += 1
         self.summary.n_flagged += bool(info.flags)
 

@@ -7,17 +7,16 @@ so that a copy, another machine or another version can be checked at any time.
 import base64
 import dataclasses
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from loopjax.encoders.encoder import Encoder, Precision, weights_digest
-from loopjax.errors import ModelCheckError, UserError, WriteError
+from loopjax.errors import ModelCheckError, UserError
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
+from loopjax.io import write_folder, write_json
 
 FORMAT = "loopjax-encoder-1"
 PROBE_SECONDS = (2.3, 11.7)  # a repeated clip; a clip that is fused or cropped
@@ -64,21 +63,13 @@ def save_encoder(
         "probe": _pack(probe_embeddings(encoder)) if probe else None,
         "about": about,
     }
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+
+    def write(temporary: Path) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(temporary / "weights", weights)
-        text = json.dumps(record, indent=2) + "\n"
-        (temporary / "config.json").write_text(text, encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except OSError as error:
-        raise WriteError(f"cannot write the encoder to {folder}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(temporary / "config.json", record)
+
+    write_folder(folder, write)
 
 
 def read_encoder(folder: Path, precision: Precision = "fp32") -> Encoder:

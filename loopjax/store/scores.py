@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 
 from loopjax.errors import UserError
 from loopjax.io import write_atomically
-from loopjax.store.read import first_line, read_metadata, with_prefix, write_parquet
+from loopjax.store.parquet import first_line, write_parquet
+from loopjax.store.schema import read_metadata, with_prefix
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import pytest
 from loopjax.config import EmbedConfig
 from loopjax.embedding.corpus import embed_corpus
 from loopjax.errors import UserError
-from loopjax.store.read import part_files, read_embeddings, shard_schema
-from loopjax.store.write import QUARANTINE, SETTINGS_NAME
+from loopjax.store.read import part_files, read_embeddings
+from loopjax.store.resume import QUARANTINE, SETTINGS_NAME
+from loopjax.store.schema import shard_schema
 from tests.fake_encoder import FakeEncoder
 from tests.faults.conftest import assert_healthy_rows_equal, run_and_read
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from loopjax.errors import UserError, WriteError
+from loopjax.io import LOCK_NAME, locked
 from loopjax.store.read import part_files, read_embeddings
-from loopjax.store.write import LOCK_NAME, locked
 from tests.audio_files import write_corpus
 
 pytestmark = pytest.mark.faults
@@ -97,7 +97,7 @@ def test_row_34_signals_save_what_is_finished(corpus, undisturbed, tmp_path, num
     assert "Traceback" not in errors
     partial = by_id(out)
     assert 0 < len(partial) < N_FILES
-    assert (out / LOCK_NAME).read_text() == ""  # released in order
+    assert not list(out.glob(".loopjax.held-by-*"))  # released in order
     code, errors = finish(start(corpus, out))
     assert code == 0, errors
     assert by_id(out) == undisturbed
@@ -135,11 +135,14 @@ def test_row_39_second_writer_is_refused_by_name(corpus, tmp_path):
 
 
 def test_row_39_lock_of_a_dead_run_is_taken_over(tmp_path, caplog):
-    (tmp_path / LOCK_NAME).write_text("process 999999 on elsewhere, since yesterday")
+    (tmp_path / ".loopjax.held-by-999999-on-elsewhere").touch()
     with locked(tmp_path):
-        assert "999999" in caplog.text
+        assert "process 999999 on elsewhere" in caplog.text
         with pytest.raises(UserError, match=f"process {os.getpid()}"), locked(tmp_path):
             pass
+    with locked(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
 
 
 @pytest.mark.slow

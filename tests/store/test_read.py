@@ -6,14 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from loopjax.errors import UserError, WriteError
-from loopjax.store.read import (
-    FAILURE_SCHEMA,
-    ROW_FIELDS,
-    part_files,
-    read_embeddings,
-    write_parquet,
-)
-from loopjax.store.write import ShardWriter, StoreRow
+from loopjax.store.parquet import write_parquet
+from loopjax.store.read import part_files, read_embeddings
+from loopjax.store.schema import FAILURE_SCHEMA, ROW_FIELDS, StoreRow
+from loopjax.store.write import ShardWriter
 
 METADATA = {
     "schema_version": "1",
@@ -26,24 +22,24 @@ METADATA = {
 
 
 def make_row(i: int) -> StoreRow:
-    columns = {
-        "id": f"{i:016x}-{i:08x}",
-        "key": f"{i:016x}",
-        "path": f"folder/{i:03d}.wav",
-        "path_bytes": f"/folder/{i:03d}.wav".encode(),
-        "group": "folder",
-        "sha256": f"{i:064x}",
-        "size_bytes": 1000 + i,
-        "mtime_ns": 10**18 + i,
-        "sample_rate_hz": 48_000,
-        "channels": 2,
-        "n_frames": 480 * i,
-        "duration_s": 0.01 * i,
-        "subtype": "PCM_16",
-        "flags": ["silence", "dc"] if i % 2 else [],
-        "crop_std": None,
-    }
-    return StoreRow(columns, np.random.default_rng(i).standard_normal(8).astype(np.float32))
+    return StoreRow(
+        id=f"{i:016x}-{i:08x}",
+        key=f"{i:016x}",
+        path=f"folder/{i:03d}.wav",
+        path_bytes=f"/folder/{i:03d}.wav".encode(),
+        group="folder",
+        sha256=f"{i:064x}",
+        size_bytes=1000 + i,
+        mtime_ns=10**18 + i,
+        sample_rate_hz=48_000,
+        channels=2,
+        n_frames=480 * i,
+        duration_s=0.01 * i,
+        subtype="PCM_16",
+        flags=["silence", "dc"] if i % 2 else [],
+        crop_std=None,
+        embedding=np.random.default_rng(i).standard_normal(8).astype(np.float32),
+    )
 
 
 @pytest.fixture
@@ -64,7 +60,8 @@ def test_rows_come_back_sorted_whatever_the_shards(store):
     assert embeddings.table["path"].to_pylist() == [f"folder/{i:03d}.wav" for i in range(10)]
     for i in range(10):
         np.testing.assert_array_equal(embeddings.matrix[i], make_row(i).embedding)
-    assert embeddings.table.slice(3, 1).to_pylist() == [make_row(3).columns]
+    expected = {name: getattr(make_row(3), name) for name, _ in ROW_FIELDS}
+    assert embeddings.table.slice(3, 1).to_pylist() == [expected]
     assert embeddings.metadata == METADATA
     assert embeddings.failures.schema == FAILURE_SCHEMA
 
@@ -126,7 +123,7 @@ def test_a_failed_shard_leaves_nothing_and_keeps_the_old_file(tmp_path, monkeypa
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("loopjax.store.read.pq.write_table", full)
+    monkeypatch.setattr("loopjax.store.parquet.pq.write_table", full)
     with pytest.raises(WriteError, match=r"cannot write .*a.parquet: No space left"):
         write_parquet(table, path)
     assert path.read_bytes() == before

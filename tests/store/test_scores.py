@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from loopjax.errors import UserError
-from loopjax.store.read import write_parquet
+from loopjax.store.parquet import write_parquet
 from loopjax.store.scores import Scores, read_scores, write_scores
 
 

@@ -3,16 +3,20 @@
 import os
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from loopjax.audio.loop import Failure
-from loopjax.store import write as shards
+from loopjax.io import locked
+from loopjax.store import index, write
+from loopjax.store.index import DoneIndex
 from loopjax.store.read import part_files, read_embeddings, read_failures
-from loopjax.store.write import DoneIndex, ShardWriter, drop_rows, finish, locked, prepare
+from loopjax.store.resume import finish, prepare
+from loopjax.store.write import ShardWriter, drop_rows
 from tests.store.test_read import METADATA, make_row
 
 
-def write(folder, numbers, shard_rows=100, **kwargs) -> ShardWriter:
+def write_rows(folder, numbers, shard_rows=100, **kwargs) -> ShardWriter:
     writer = ShardWriter(folder, METADATA, shard_rows, **kwargs)
     for i in numbers:
         writer.add(make_row(i))
@@ -25,15 +29,15 @@ def keys(folder) -> list[str]:
 
 
 def failure(i: int, reason="decode_error") -> Failure:
-    key = make_row(i).columns["key"]
+    key = make_row(i).key
     return Failure(key, f"{i}.wav", f"{i}.wav".encode(), "decode", reason, "message", 5)
 
 
 def test_numbering_continues_and_processes_do_not_collide(tmp_path):
-    write(tmp_path, range(3))
-    write(tmp_path, range(3, 5))
-    write(tmp_path, range(5, 6), process_index=1, process_count=2)
-    write(tmp_path, range(6, 7), process_index=1, process_count=2)
+    write_rows(tmp_path, range(3))
+    write_rows(tmp_path, range(3, 5))
+    write_rows(tmp_path, range(5, 6), process_index=1, process_count=2)
+    write_rows(tmp_path, range(6, 7), process_index=1, process_count=2)
     names = [part.name for part in part_files(tmp_path)]
     assert names == [
         "part-00000.parquet",
@@ -51,60 +55,60 @@ def test_rows_are_written_when_enough_or_old_enough(tmp_path, monkeypatch):
     assert not part_files(tmp_path)
     writer.add(make_row(2))
     assert len(part_files(tmp_path)) == 1
-    now = shards.time.monotonic()
+    now = write.time.monotonic()
     writer.add(make_row(3))
-    monkeypatch.setattr("loopjax.store.write.time.monotonic", lambda: now + shards.FLUSH_S + 5)
+    monkeypatch.setattr("loopjax.store.write.time.monotonic", lambda: now + write.FLUSH_S + 5)
     writer.add(make_row(4))
     assert len(part_files(tmp_path)) == 2
 
 
 def test_done_index_finds_rows_and_notices_changes(tmp_path):
-    write(tmp_path, range(0, 50, 2), shard_rows=7)
+    write_rows(tmp_path, range(0, 50, 2), shard_rows=7)
     done = DoneIndex(tmp_path)
     assert len(done) == 25
     for i in range(50):
-        columns = make_row(i).columns
-        at = done.find(columns["key"])
+        row = make_row(i)
+        at = done.find(row.key)
         assert (at is None) == bool(i % 2)
         if at is not None:
-            assert done.unchanged(at, columns["size_bytes"], columns["mtime_ns"])
-            assert not done.unchanged(at, columns["size_bytes"] + 1, columns["mtime_ns"])
-            assert done.same_content(at, columns["sha256"])
+            assert done.unchanged(at, row.size_bytes, row.mtime_ns)
+            assert not done.unchanged(at, row.size_bytes + 1, row.mtime_ns)
+            assert done.same_content(at, row.sha256)
             assert not done.same_content(at, "f" * 64)
             stored = read_embeddings(done.part(at)).table["key"].to_pylist()
-            assert columns["key"] in stored
+            assert row.key in stored
     assert DoneIndex(tmp_path / "empty").find("0" * 16) is None
 
 
 def test_largest_keys_fit():
-    digits = shards.pa.chunked_array([["f" * 64, "0" * 64, "8" + "0" * 63]])
+    digits = pa.chunked_array([["f" * 64, "0" * 64, "8" + "0" * 63]])
     expected = np.array([2**64 - 1, 0, 2**63], np.uint64)
-    np.testing.assert_array_equal(shards._as_uint64(digits), expected)
+    np.testing.assert_array_equal(index._as_uint64(digits), expected)
 
 
 def test_replacing_drops_the_old_row_first(tmp_path, monkeypatch):
-    write(tmp_path, range(4))
+    write_rows(tmp_path, range(4))
     (old,) = part_files(tmp_path)
     writer = ShardWriter(tmp_path, METADATA, 100)
     writer.add(make_row(1), replaces=old)
     writer.add_failure(failure(2), replaces=old)
     order: list[str] = []
-    plain = shards.store.write_parquet
+    plain = write.write_parquet
     monkeypatch.setattr(
-        "loopjax.store.write.store.write_parquet",
+        "loopjax.store.write.write_parquet",
         lambda table, path: (order.append(path.name), plain(table, path))[1],
     )
     writer.flush()
     assert order == ["part-00000.parquet", "part-00001.parquet", "failures-p000.parquet"]
-    assert sorted(keys(tmp_path)) == sorted(make_row(i).columns["key"] for i in (0, 1, 3))
+    assert sorted(keys(tmp_path)) == sorted(make_row(i).key for i in (0, 1, 3))
 
 
 def test_a_shard_that_loses_all_rows_disappears(tmp_path):
-    write(tmp_path, [1, 2])
+    write_rows(tmp_path, [1, 2])
     (part,) = part_files(tmp_path)
-    drop_rows(part, [make_row(1).columns["key"]])
-    assert keys(tmp_path) == [make_row(2).columns["key"]]
-    drop_rows(part, [make_row(2).columns["key"]])
+    drop_rows(part, [make_row(1).key])
+    assert keys(tmp_path) == [make_row(2).key]
+    drop_rows(part, [make_row(2).key])
     assert not part_files(tmp_path)
 
 
@@ -119,7 +123,7 @@ def test_failures_of_all_processes_become_one_list_without_the_embedded(tmp_path
     finish(tmp_path)
     assert [f.name for f in tmp_path.glob("failures*")] == ["failures.parquet"]
     assert read_failures(tmp_path)["path"].to_pylist() == ["1.wav", "2.wav", "3.wav"]
-    write(tmp_path, [2])  # was repaired and embedded
+    write_rows(tmp_path, [2])  # was repaired and embedded
     third = ShardWriter(tmp_path, METADATA, 10)
     third.add_failure(failure(3, "timeout"))  # failed again, otherwise
     third.flush()
@@ -133,10 +137,8 @@ def test_failures_of_all_processes_become_one_list_without_the_embedded(tmp_path
 
 def test_prepare_cleans_up_and_restart_starts_over(tmp_path):
     prepare(tmp_path, METADATA, {"mono": "mean"})
-    write(tmp_path, range(3))
-    (tmp_path / ".part-00007.parquet.123.tmp").write_bytes(b"half")
+    write_rows(tmp_path, range(3))
     prepare(tmp_path, METADATA, {"mono": "mean"})
-    assert not list(tmp_path.glob(".*.tmp"))
     assert len(keys(tmp_path)) == 3
     (tmp_path / "notes.txt").write_text("mine")
     prepare(tmp_path, METADATA, {"mono": "left"}, restart=True)

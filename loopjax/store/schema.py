@@ -1,0 +1,149 @@
+"""What a store of embeddings holds: columns, metadata keys and the table of rejected inputs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+SCHEMA_VERSION = "1"
+PREFIX = "loopjax."  # of our keys in the Parquet metadata
+EMBEDDING = "embedding"
+IDENTITY_KEYS = (
+    "schema_version",
+    "encoder",
+    "weights_sha256",
+    "preprocessing_sha256",
+    "embedding_dim",
+)
+
+ROW_FIELDS = (
+    ("id", pa.string()),  # first 16 hex of the content's SHA-256, "-", first 8 of the key
+    ("key", pa.string()),
+    ("path", pa.string()),  # for people; bytes that are not UTF-8 are escaped
+    ("path_bytes", pa.binary()),  # absolute, exact
+    ("group", pa.string()),
+    ("sha256", pa.string()),
+    ("size_bytes", pa.int64()),
+    ("mtime_ns", pa.int64()),
+    ("sample_rate_hz", pa.int32()),  # of the file
+    ("channels", pa.int32()),
+    ("n_frames", pa.int64()),
+    ("duration_s", pa.float64()),
+    ("subtype", pa.string()),
+    ("flags", pa.list_(pa.string())),
+    ("crop_std", pa.float32()),  # spread over random crops; null with deterministic crops
+)
+FAILURE_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("path", pa.string()),
+        ("path_bytes", pa.binary()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+        ("size_bytes", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class StoreRow:
+    """One finished loop: a value for each of `ROW_FIELDS`, and its embedding."""
+
+    id: str
+    key: str
+    path: str
+    path_bytes: bytes
+    group: str
+    sha256: str
+    size_bytes: int
+    mtime_ns: int
+    sample_rate_hz: int
+    channels: int
+    n_frames: int
+    duration_s: float
+    subtype: str
+    flags: list[str]
+    crop_std: float | None
+    embedding: np.ndarray  # float32 [D]
+
+
+class Rejected(Protocol):
+    """A rejected input: a value for each field of `FAILURE_SCHEMA`."""
+
+    @property
+    def key(self) -> str:
+        """Identifies the input across runs."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """For people; bytes that are not UTF-8 are escaped."""
+        ...
+
+    @property
+    def path_bytes(self) -> bytes:
+        """Absolute and exact."""
+        ...
+
+    @property
+    def stage(self) -> str:
+        """Where it was rejected: scan, decode, encode."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """One word for the kind."""
+        ...
+
+    @property
+    def message(self) -> str:
+        """One sentence for people."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file; 0 if unknown."""
+        ...
+
+
+def table_of_rows(rows: Sequence[StoreRow], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of a shard's schema."""
+    columns: dict[str, list | pa.Array] = {
+        name: [getattr(row, name) for row in rows] for name, _ in ROW_FIELDS
+    }
+    width = schema.field(EMBEDDING).type.list_size
+    values = np.concatenate([row.embedding for row in rows])
+    columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
+    return pa.table(columns, schema=schema)
+
+
+def table_of_failures(failures: Sequence[Rejected]) -> pa.Table:
+    """Rejected inputs as a table."""
+    names = FAILURE_SCHEMA.names
+    return pa.table(
+        {name: [getattr(failure, name) for failure in failures] for name in names},
+        schema=FAILURE_SCHEMA,
+    )
+
+
+def shard_schema(embedding_dim: int, metadata: dict[str, str]) -> pa.Schema:
+    """Schema of a shard, with its metadata."""
+    width = pa.list_(pa.float32(), embedding_dim)
+    return pa.schema([*ROW_FIELDS, (EMBEDDING, width)], metadata=with_prefix(metadata))
+
+
+def with_prefix(metadata: dict[str, str]) -> dict[str, str]:
+    """Metadata under the keys that `read_metadata` finds in a file."""
+    return {PREFIX + key: str(value) for key, value in metadata.items()}
+
+
+def read_metadata(schema: pa.Schema) -> dict[str, str]:
+    """Our keys in a file's metadata."""
+    return {
+        key.decode()[len(PREFIX) :]: value.decode()
+        for key, value in (schema.metadata or {}).items()
+        if key.startswith(PREFIX.encode())
+    }
