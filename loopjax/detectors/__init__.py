@@ -1,52 +1,93 @@
-"""Detectors: embeddings in, one anomaly score per row out; they know nothing of audio."""
+"""Detectors: embeddings in, one anomaly score per row out; they know nothing of audio.
 
-from typing import Any
+A new detector is one file with one class and one line in the list below. The list is light: a
+class, and with it jax, is imported when it is first asked for.
+"""
 
-from loopjax.detectors.base import DataError, Detector, RowBlocks
-from loopjax.detectors.isolation_forest import IsolationForest
-from loopjax.detectors.knn import KNN
-from loopjax.detectors.mahalanobis import Mahalanobis
-from loopjax.detectors.mean_cosine import MeanCosine
-from loopjax.detectors.pca import PCA
-from loopjax.detectors.storage import load_detector
-from loopjax.detectors.svdd.estimator import REFERENCE, DeepSVDD
-from loopjax.detectors.svdd.fit import fit_heads
+import importlib
+import inspect
+import typing
+from typing import TYPE_CHECKING, Any
+
 from loopjax.errors import UserError
 
-__all__ = [
-    "KINDS",
-    "KNN",
-    "PCA",
-    "REFERENCE",
-    "DataError",
-    "DeepSVDD",
-    "Detector",
-    "IsolationForest",
-    "Mahalanobis",
-    "MeanCosine",
-    "RowBlocks",
-    "fit_heads",
-    "load_detector",
-    "make_detector",
-]
+if TYPE_CHECKING:  # the type of what this module returns; it imports scikit-learn
+    from loopjax.detectors.base import Detector
 
-KINDS: dict[str, type[Detector]] = {
-    cls.kind: cls for cls in (DeepSVDD, IsolationForest, PCA, KNN, Mahalanobis, MeanCosine)
+# Kind, as config files and the command line name it -> module and class.
+_KINDS = {
+    "deep-svdd": ("loopjax.detectors.svdd.estimator", "DeepSVDD"),
+    "isolation-forest": ("loopjax.detectors.isolation_forest", "IsolationForest"),
+    "pca": ("loopjax.detectors.pca", "PCA"),
+    "knn": ("loopjax.detectors.knn", "KNN"),
+    "mahalanobis": ("loopjax.detectors.mahalanobis", "Mahalanobis"),
+    "mean-cosine": ("loopjax.detectors.mean_cosine", "MeanCosine"),
 }
 
 
-def make_detector(kind: str, **params: Any) -> Detector:
+def detector_kinds() -> tuple[str, ...]:
+    """Every kind of detector, in the order of tables; imports nothing."""
+    return tuple(_KINDS)
+
+
+def detector_class(kind: str) -> "type[Detector]":
+    """The class of a kind.
+
+    Raises:
+        UserError: unknown kind; the message lists the known ones.
+    """
+    if kind not in _KINDS:
+        raise UserError(f"unknown detector {kind!r}; known: {', '.join(_KINDS)}")
+    module, name = _KINDS[kind]
+    return getattr(importlib.import_module(module), name)
+
+
+def parameter_types(kind: str) -> dict[str, Any]:
+    """Hyper-parameters of a kind with their resolved annotations, in the constructor's order.
+
+    Parameters that steer one run and are no part of the model (callbacks, checkpoint folders) are
+    left out.
+
+    Raises:
+        UserError: unknown kind.
+    """
+    cls = detector_class(kind)
+    types = typing.get_type_hints(cls.__init__)
+    names = inspect.signature(cls).parameters
+    return {name: types[name] for name in names if name not in cls.run_time_params}
+
+
+def make_detector(kind: str, **params: Any) -> "Detector":
     """An unfitted detector by its kind, for example `make_detector("knn", n_neighbors=10)`.
 
     Raises:
         UserError: unknown kind or parameter; the message lists the known ones.
     """
-    if kind not in KINDS:
-        raise UserError(f"unknown detector {kind!r}; known: {', '.join(KINDS)}")
-    known = KINDS[kind]().get_params()
+    cls = detector_class(kind)
+    known = inspect.signature(cls).parameters
     unknown = sorted(set(params) - set(known))
     if unknown:
         raise UserError(
             f"detector {kind} has no parameter {', '.join(unknown)}; known: {', '.join(known)}"
         )
-    return KINDS[kind](**params)
+    return cls(**params)
+
+
+# The public names by module, until every importer names the module itself.
+_HOME = {
+    **{name: module for module, name in _KINDS.values()},
+    "DataError": "loopjax.detectors.base",
+    "Detector": "loopjax.detectors.base",
+    "RowBlocks": "loopjax.detectors.base",
+    "REFERENCE": "loopjax.detectors.svdd.estimator",
+    "fit_heads": "loopjax.detectors.svdd.fit",
+    "load_detector": "loopjax.detectors.storage",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "KINDS":
+        return {kind: detector_class(kind) for kind in _KINDS}
+    if name not in _HOME:
+        raise AttributeError(f"module 'loopjax.detectors' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

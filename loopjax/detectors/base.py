@@ -80,7 +80,9 @@ class Detector(BaseEstimator):
     # Names of fitted attributes that `save` writes; arrays (or nested dicts of them) and scalars.
     _fitted: ClassVar[tuple[str, ...]]
     # Constructor parameters that steer a run but are no part of the model.
-    _transient: ClassVar[tuple[str, ...]] = ()
+    run_time_params: ClassVar[tuple[str, ...]] = ()
+    # Whether a fit with default parameters depends on `random_state`.
+    depends_on_seed: ClassVar[bool] = False
     _min_rows: ClassVar[int] = 2
     contamination: float
 

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -43,12 +43,13 @@ class IsolationForest(Detector):
     """
 
     kind: ClassVar[str] = "isolation-forest"
+    depends_on_seed: ClassVar[bool] = True
     _fitted: ClassVar[tuple[str, ...]] = ("feature_", "cut_", "path_", "max_samples_")
 
     def __init__(
         self,
         n_estimators: int = 100,
-        max_samples: int | float | str = "auto",
+        max_samples: int | float | Literal["auto"] = "auto",
         max_features: int | float = 1.0,
         contamination: float = 0.05,
         random_state: int = 0,

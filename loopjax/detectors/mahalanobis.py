@@ -1,6 +1,6 @@
 """Mahalanobis distance to the mean under a shrunk covariance."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,9 @@ class Mahalanobis(Detector):
     kind: ClassVar[str] = "mahalanobis"
     _fitted: ClassVar[tuple[str, ...]] = ("mean_", "axes_", "variances_", "floor_", "shrinkage_")
 
-    def __init__(self, shrinkage: float | str = "ledoit-wolf", contamination: float = 0.05):
+    def __init__(
+        self, shrinkage: float | Literal["ledoit-wolf"] = "ledoit-wolf", contamination: float = 0.05
+    ):
         self.shrinkage = shrinkage
         self.contamination = contamination
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from loopjax.detectors import detector_class, detector_kinds
 from loopjax.detectors.base import Detector
 from loopjax.errors import UserError, WriteError
 
@@ -37,7 +38,7 @@ def save_detector(detector: Detector, path: Path) -> Path:
         "format": FORMAT,
         "kind": detector.kind,
         "score_convention": "higher_is_anomalous",
-        "params": {k: v for k, v in params.items() if k not in detector._transient},
+        "params": {k: v for k, v in params.items() if k not in detector.run_time_params},
         "fitted": {
             "n_features_in_": detector.n_features_in_,
             "threshold_": detector.threshold_,
@@ -75,15 +76,14 @@ def load_detector(path: str | Path) -> Detector:
     Raises:
         UserError: the folder is missing, damaged, or no saved detector; the message names it.
     """
-    from loopjax.detectors import KINDS
-
     path = Path(path).absolute()
     config = _read_config(path)
     kind = config.get("kind")
-    if kind not in KINDS:
-        raise UserError(f"{path}: unknown detector kind {kind!r}; known: {', '.join(KINDS)}")
+    if kind not in detector_kinds():
+        known = ", ".join(detector_kinds())
+        raise UserError(f"{path}: unknown detector kind {kind!r}; known: {known}")
     try:
-        detector = KINDS[kind](**_tuples(config["params"]))
+        detector = detector_class(kind)(**_tuples(config["params"]))
         arrays = _restore_arrays(path / "arrays", config["arrays"])
         for name, value in config["fitted"].items():
             setattr(detector, name, value)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from loopjax.config import ExperimentConfig
-from loopjax.detectors import DeepSVDD
+from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.evaluation import metrics as evaluate
 from loopjax.io import write_json
 from loopjax.model import TrainedModel, fit_models, held_out_rows

@@ -18,7 +18,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from loopjax.detectors import DeepSVDD, Detector, make_detector
+from loopjax.detectors import make_detector
+from loopjax.detectors.base import Detector
+from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.detectors.svdd.fit import group_size, train_heads
 from loopjax.errors import ModelCheckError, UserError
 from loopjax.evaluation.metrics import labeled, separation

@@ -88,7 +88,12 @@ class DeepSVDD(Detector):
         "train_rows_",
         "latent_shrinkage_",
     )
-    _transient: ClassVar[tuple[str, ...]] = ("checkpoint_dir", "on_epoch")
+    run_time_params: ClassVar[tuple[str, ...]] = (
+        "checkpoint_dir",
+        "checkpoint_every_epochs",
+        "on_epoch",
+    )
+    depends_on_seed: ClassVar[bool] = True
     _min_rows: ClassVar[int] = 5
 
     encoder_: dict[str, Any]
@@ -102,7 +107,7 @@ class DeepSVDD(Detector):
     def __init__(
         self,
         network: Literal["standard", "residual"] = "standard",
-        hidden_dims: Sequence[int] | str = (512, 256, 128),
+        hidden_dims: tuple[int, ...] | str = (512, 256, 128),
         objective: Literal["one-class", "soft-boundary"] = "one-class",
         nu: float = 0.1,
         warmup_epochs: int = 10,
@@ -110,7 +115,7 @@ class DeepSVDD(Detector):
         bn_shift: bool = True,
         bn_scale: float = 0.1,
         bias: bool = False,
-        activation: str = "elu",
+        activation: Literal["elu", "relu", "leaky_relu"] = "elu",
         dropout: float = 0.2,
         pretrain_epochs: int = 10,
         epochs: int = 30,
