@@ -1,14 +1,14 @@
 # The public names and their homes: read by type checkers, and at run time by `lazy_loader`.
 from .config import load_config as load_config
-from .detectors import KNN as KNN
-from .detectors import PCA as PCA
-from .detectors import DataError as DataError
-from .detectors import DeepSVDD as DeepSVDD
-from .detectors import Detector as Detector
-from .detectors import IsolationForest as IsolationForest
-from .detectors import Mahalanobis as Mahalanobis
-from .detectors import MeanCosine as MeanCosine
-from .detectors import load_detector as load_detector
+from .detectors.base import DataError as DataError
+from .detectors.base import Detector as Detector
+from .detectors.isolation_forest import IsolationForest as IsolationForest
+from .detectors.knn import KNN as KNN
+from .detectors.mahalanobis import Mahalanobis as Mahalanobis
+from .detectors.mean_cosine import MeanCosine as MeanCosine
+from .detectors.pca import PCA as PCA
+from .detectors.storage import load_detector as load_detector
+from .detectors.svdd.estimator import DeepSVDD as DeepSVDD
 from .embedding.corpus import embed as embed
 from .embedding.corpus import embed_corpus as embed_corpus
 from .encoders.load import load_encoder as load_encoder

@@ -4,8 +4,8 @@ A new detector is one file with one class and one line in the list below. The li
 class, and with it jax, is imported when it is first asked for.
 """
 
-import importlib
 import inspect
+import pkgutil
 import typing
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,14 @@ from loopjax.errors import UserError
 if TYPE_CHECKING:  # the type of what this module returns; it imports scikit-learn
     from loopjax.detectors.base import Detector
 
-# Kind, as config files and the command line name it -> module and class.
+# Kind, as config files and the command line name it -> its class.
 _KINDS = {
-    "deep-svdd": ("loopjax.detectors.svdd.estimator", "DeepSVDD"),
-    "isolation-forest": ("loopjax.detectors.isolation_forest", "IsolationForest"),
-    "pca": ("loopjax.detectors.pca", "PCA"),
-    "knn": ("loopjax.detectors.knn", "KNN"),
-    "mahalanobis": ("loopjax.detectors.mahalanobis", "Mahalanobis"),
-    "mean-cosine": ("loopjax.detectors.mean_cosine", "MeanCosine"),
+    "deep-svdd": "loopjax.detectors.svdd.estimator:DeepSVDD",
+    "isolation-forest": "loopjax.detectors.isolation_forest:IsolationForest",
+    "pca": "loopjax.detectors.pca:PCA",
+    "knn": "loopjax.detectors.knn:KNN",
+    "mahalanobis": "loopjax.detectors.mahalanobis:Mahalanobis",
+    "mean-cosine": "loopjax.detectors.mean_cosine:MeanCosine",
 }
 
 
@@ -38,8 +38,7 @@ def detector_class(kind: str) -> "type[Detector]":
     """
     if kind not in _KINDS:
         raise UserError(f"unknown detector {kind!r}; known: {', '.join(_KINDS)}")
-    module, name = _KINDS[kind]
-    return getattr(importlib.import_module(module), name)
+    return pkgutil.resolve_name(_KINDS[kind])
 
 
 def parameter_types(kind: str) -> dict[str, Any]:
@@ -73,15 +72,15 @@ def make_detector(kind: str, **params: Any) -> "Detector":
     return cls(**params)
 
 
-# The public names by module, until every importer names the module itself.
+# For importers that do not name a class's own module yet.
 _HOME = {
-    **{name: module for module, name in _KINDS.values()},
-    "DataError": "loopjax.detectors.base",
-    "Detector": "loopjax.detectors.base",
-    "RowBlocks": "loopjax.detectors.base",
-    "REFERENCE": "loopjax.detectors.svdd.estimator",
-    "fit_heads": "loopjax.detectors.svdd.fit",
-    "load_detector": "loopjax.detectors.storage",
+    **{place.partition(":")[2]: place for place in _KINDS.values()},
+    "DataError": "loopjax.detectors.base:DataError",
+    "Detector": "loopjax.detectors.base:Detector",
+    "RowBlocks": "loopjax.detectors.base:RowBlocks",
+    "REFERENCE": "loopjax.detectors.svdd.estimator:REFERENCE",
+    "fit_heads": "loopjax.detectors.svdd.fit:fit_heads",
+    "load_detector": "loopjax.detectors.storage:load_detector",
 }
 
 
@@ -90,4 +89,4 @@ def __getattr__(name: str) -> Any:
         return {kind: detector_class(kind) for kind in _KINDS}
     if name not in _HOME:
         raise AttributeError(f"module 'loopjax.detectors' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return pkgutil.resolve_name(_HOME[name])
