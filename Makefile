@@ -20,7 +20,7 @@ bench: # pip install -e ".[bench]"
 	python scripts/bench/suite.py
 
 golden:
-	python scripts/make_goldens.py
+	python -m scripts.goldens.encoders
 
 demo:
 	loopjax demo -o out/demo

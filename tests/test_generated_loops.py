@@ -21,9 +21,16 @@ def embeddings(tmp_path_factory):
     from loopjax.encoders.load import load_encoder
 
     folder = tmp_path_factory.mktemp("generated") / "loops"
-    command = [sys.executable, str(ROOT / "scripts" / "render_loops.py"), "-o", str(folder)]
-    command += ["--n", str(N_FIT + N_CALIBRATE + N_FRESH), "--degraded-share", "0", "--wav", "flac"]
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT / "scripts")
+    command = [sys.executable, "-m", "scripts.render", "-o", str(folder)]
+    command += [
+        "--n",
+        str(N_FIT + N_CALIBRATE + N_FRESH),
+        "--degraded-fraction",
+        "0",
+        "--wav",
+        "flac",
+    ]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     return embed(str(folder), load_encoder("log-mel-statistics")).matrix
 
 

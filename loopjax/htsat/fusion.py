@@ -54,9 +54,9 @@ def waveform_starts(
     The original (`rand_trunc`) draws it uniformly from [0, length - clip]; here the first fraction
     places it.
     """
-    room = np.maximum(np.asarray(length_samples, np.int64) - config.clip_samples + 1, 1)
+    last = np.maximum(np.asarray(length_samples, np.int64) - config.clip_samples + 1, 1)
     place = DETERMINISTIC_FRACTION if fractions is None else np.asarray(fractions)[:, 0]
-    return np.floor(place * room).astype(np.int32)[:, None]
+    return np.floor(place * last).astype(np.int32)[:, None]
 
 
 def seeded_fractions(audio_sha256: list[str], seed: int) -> np.ndarray:

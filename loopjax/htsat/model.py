@@ -274,7 +274,7 @@ class Htsat(nnx.Module):
             mel: float32 dB [B, V, T, mel_bins].
             longer: bool [B], rows to fuse (ignored without fusion); None = no row.
             key: switches stochastic depth on; BatchNorm follows `.train()` / `.eval()`.
-            taps: receives the intermediate values by name, for the parity ladder.
+            taps: receives the intermediate values by name, for parity tests.
 
         Returns:
             [B, bands, steps, C]: `bands` halves of the mel axis, `steps` of 10 s / steps each.

@@ -7,7 +7,7 @@ Both sides run one architecture with the same random weights on the same log-mel
 type; their embeddings must agree before anything is timed. Each side is quoted at its best batch
 size, and `torch.compile`, with its weights frozen into the program, at one, because it compiles for
 minutes. "Arithmetic" sets the encoder's floating-point operations per second beside those of one
-large matrix product on the same device: the share that is useful work.
+large matrix product on the same device: the fraction that is useful work.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Resident memory of an embedding run against the size of the corpus.
 
-    python scripts/bench/memory.py --sizes 1000 5000 20000 --encoder fake
+    python scripts/bench/memory.py --sizes 1000 5000 20000
 
 Loops of mixed length (50 ms to 12 s) are written once, all different; each size runs in a fresh
-process. The default encoder is the tests' fast double, because the host side is what is measured.
+process. The default encoder has no network, because the host side is what is measured.
 One line per size: the peak against that of the smallest corpus, with the medians of the run's four
 quarters beside it.
 """
@@ -42,15 +42,9 @@ def measure(listing: str, encoder_name: str) -> None:
     """Embeds the listed files in this process and prints samples of its memory."""
     from loopjax.config import EmbedConfig
     from loopjax.embedding.corpus import embed_corpus
+    from loopjax.encoders.load import load_encoder
 
-    if encoder_name == "fake":
-        from tests.fake_encoder import FakeEncoder
-
-        encoder = FakeEncoder(dim=192)
-    else:
-        from loopjax.encoders.load import load_encoder
-
-        encoder = load_encoder(encoder_name)
+    encoder = load_encoder(encoder_name)
     samples: list[float] = []
     stop = threading.Event()
 
@@ -82,7 +76,7 @@ def main() -> None:
     """Runs every size in its own process."""
     parser = arguments(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 5000, 20_000])
-    parser.add_argument("--encoder", default="fake", help="fake, or a name for load_encoder")
+    parser.add_argument("--encoder", default="log-mel-statistics", help="a name or a folder")
     parser.add_argument("--measure", metavar="LIST", help="of files; used by the script itself")
     args = parser.parse_args()
     if args.measure:

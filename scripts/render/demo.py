@@ -120,7 +120,7 @@ def demo_plans() -> list[LoopPlan]:
 
 def _row(name: str, loop: RenderedLoop) -> dict[str, object]:
     plan = loop.plan
-    odd = plan.degradation != "none"
+    degraded = plan.degradation != "none"
     return {
         "file": name,
         "family": plan.family,
@@ -131,10 +131,10 @@ def _row(name: str, loop: RenderedLoop) -> dict[str, object]:
         "bars": plan.bars,
         "pattern": plan.pattern,
         "duration_s": round(len(loop.samples) / SAMPLE_RATE_HZ, 3),
-        "is_anomaly": int(odd),
+        "is_anomaly": int(degraded),
         "anomaly_kind": _KIND_NAMES.get(plan.degradation, plan.degradation),
-        "strength": plan.strength if odd else "",
-        "strength_unit": DEGRADATIONS[plan.degradation][2] if odd else "",
+        "strength": plan.strength if degraded else "",
+        "strength_unit": DEGRADATIONS[plan.degradation][2] if degraded else "",
         "detail": loop.detail,
     }
 

@@ -32,10 +32,10 @@ def _pulse(setting: Setting, step: float, accent: float = 0.5) -> list[tuple[flo
 
 
 def _scatter(
-    setting: Setting, rng: np.random.Generator, step: float, share: float
+    setting: Setting, rng: np.random.Generator, step: float, fraction: float
 ) -> list[tuple[float, float]]:
     return [
-        (b, float(rng.uniform(0.4, 0.9))) for b in _steps(setting, step) if rng.random() < share
+        (b, float(rng.uniform(0.4, 0.9))) for b in _steps(setting, step) if rng.random() < fraction
     ]
 
 

@@ -112,21 +112,21 @@ def clip(samples: Samples, drive_db: float) -> Samples:
     return np.clip(gain * normalize_peak(samples, 1.0), -1.0, 1.0)
 
 
-def drop_out(samples: Samples, share: float, n_gaps: int, rng: np.random.Generator) -> Samples:
-    """Silence `share` of the clip in `n_gaps` equal hard-edged gaps at random places."""
+def drop_out(samples: Samples, fraction: float, n_gaps: int, rng: np.random.Generator) -> Samples:
+    """Silence `fraction` of the clip in `n_gaps` equal hard-edged gaps at random places."""
     out = samples.copy()
     slot = len(samples) // n_gaps
-    gap = round(slot * share)
+    gap = round(slot * fraction)
     for i in range(n_gaps):
         start = i * slot + int(rng.integers(0, max(1, slot - gap)))
         out[start : start + gap] = 0.0
     return out
 
 
-def cut_off(samples: Samples, share: float) -> Samples:
-    """Silence the last `share` of the clip."""
+def cut_off(samples: Samples, fraction: float) -> Samples:
+    """Silence the last `fraction` of the clip."""
     out = samples.copy()
-    out[round(len(samples) * (1 - share)) :] = 0.0
+    out[round(len(samples) * (1 - fraction)) :] = 0.0
     return out
 
 

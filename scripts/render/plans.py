@@ -151,7 +151,7 @@ def draw_plan(
     seed: int,
     families: tuple[str, ...],
     split: str,
-    degraded_share: float,
+    degraded_fraction: float,
     degradations: tuple[str, ...] = tuple(DEGRADATIONS),
 ) -> LoopPlan:
     """Draw loop number `index` of a seeded, order-free sequence."""
@@ -185,4 +185,4 @@ def draw_plan(
         peak=round(10 ** (float(rng.uniform(-14, -0.5)) / 20), 4),
         effects=draw_effects(rng),
     )
-    return draw_degradation(plan, rng, degradations) if rng.random() < degraded_share else plan
+    return draw_degradation(plan, rng, degradations) if rng.random() < degraded_fraction else plan

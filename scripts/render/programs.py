@@ -37,7 +37,7 @@ HELD_OUT_KEYS = ("F#", "Bb")
 
 @dataclass(frozen=True)
 class Family:
-    """Programs of one family, its playing range (MIDI pitches), its patterns and its share."""
+    """Programs of one family, its playing range (MIDI pitches), its patterns and its fraction."""
 
     programs: tuple[int, ...]
     held_out: tuple[int, ...]

@@ -12,9 +12,9 @@ from loopjax.convert.files import file_sha256
 from loopjax.encoders import storage as encoder_files
 from loopjax.encoders.storage import read_encoder, save_encoder, verify_encoder
 from loopjax.errors import ModelCheckError, UserError
+from scripts.goldens.synthetic import clip
 from tests.convert.torch_files import Call, Global, write_torch
 from tests.htsat.cases import checkpoint, encoder
-from tests.htsat.synthetic import clip
 
 
 @pytest.fixture(scope="module")

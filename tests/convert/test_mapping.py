@@ -7,8 +7,8 @@ from loopjax.convert.mapping import Mapped, map_checkpoint
 from loopjax.errors import UserError
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
+from scripts.goldens.synthetic import SEEDS
 from tests.htsat.cases import GOLDENS, checkpoint, constant, lazy
-from tests.htsat.synthetic import SEEDS
 
 BLOCK = "audio_branch.layers.1.blocks.1."
 HF_BLOCK = "audio_model.audio_encoder.layers.1.blocks.1."

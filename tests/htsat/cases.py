@@ -13,7 +13,7 @@ from loopjax.convert.mapping import map_checkpoint
 from loopjax.encoders.encoder import Encoder, random_weights
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
-from tests.htsat import synthetic
+from scripts.goldens import synthetic
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 STORED_BANK_HZ = {"laion": "48000", "retrocirce": "32000", "msclap": "32000"}

@@ -15,9 +15,9 @@ from loopjax.htsat.frontend import (
     resample,
     resampled_lengths,
 )
+from scripts.goldens.synthetic import clip
 from tests.htsat import tolerances
 from tests.htsat.cases import GOLDENS
-from tests.htsat.synthetic import clip
 
 FRONT_ENDS = {
     "htk 48 kHz": LogMelConfig.clap_fused(),

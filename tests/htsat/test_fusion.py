@@ -6,8 +6,8 @@ import pytest
 
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.fusion import crop_starts, seeded_fractions, shrink, waveform_starts
+from scripts.goldens.synthetic import clip
 from tests.htsat.cases import micro
-from tests.htsat.synthetic import clip
 
 CONFIG = LogMelConfig.clap_fused()
 

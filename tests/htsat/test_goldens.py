@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from scripts.goldens.synthetic import SEEDS, clip, sample
 from tests.htsat import tolerances
 from tests.htsat.cases import encoder, everything, golden
-from tests.htsat.synthetic import SEEDS, clip, sample
 
 OUR_NAMES = {
     "clipwise_output": "clipwise",

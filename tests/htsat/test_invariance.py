@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soxr
 
+from scripts.goldens.synthetic import clip
 from tests.htsat import tolerances
 from tests.htsat.cases import micro
-from tests.htsat.synthetic import clip
 
 LENGTHS = (30000, 96000, 480000, 480240, 700000, 12345, 559999)  # short, exact, long, in a mix
 BUCKET = 720000

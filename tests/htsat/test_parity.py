@@ -12,7 +12,8 @@ from flax import nnx  # noqa: E402
 from loopjax.convert.mapping import map_checkpoint  # noqa: E402
 from loopjax.convert.torch_zip import TorchZip  # noqa: E402
 from loopjax.encoders.encoder import Encoder  # noqa: E402
-from tests.htsat import synthetic, tolerances  # noqa: E402
+from scripts.goldens import synthetic  # noqa: E402
+from tests.htsat import tolerances  # noqa: E402
 from tests.htsat.cases import lazy  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
@@ -24,7 +25,7 @@ SIZES = {
         "depths": [2, 2, 12, 2],
     },
 }
-LADDER = ("bn0", "patch_embed", "stage0", "stage1", "stage2", "stage3", "norm")
+STAGES = ("bn0", "patch_embed", "stage0", "stage1", "stage2", "stage3", "norm")
 
 
 def original(size: str, fusion: bool):
@@ -116,7 +117,7 @@ def extracted(extractor, wave, fusion):
 
 
 def check_same_mel(ours: dict, theirs: dict) -> None:
-    for name in LADDER:
+    for name in STAGES:
         limit = tolerances.SAME_MEL * np.abs(theirs[name]).max()
         assert np.abs(ours[name] - theirs[name]).max() <= limit, name
     for name in ("embedding", "projection"):

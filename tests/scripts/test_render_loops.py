@@ -26,7 +26,8 @@ from scripts.render.programs import (
 )
 
 RATE_HZ = midi.SAMPLE_RATE_HZ
-SCRIPT = Path(__file__).parents[2] / "scripts" / "render_loops.py"
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "scripts.render"]
 needs_fluidsynth = pytest.mark.skipif(
     shutil.which("fluidsynth") is None or not midi.SOUNDFONT.exists(),
     reason="needs fluidsynth and the FluidR3 GM soundfont",
@@ -39,8 +40,8 @@ def tone(seconds=1.0, hz=440.0):
     )
 
 
-def plans(n=200, split="train", share=0.35):
-    return [draw_plan(i, 7, tuple(FAMILIES), split, share) for i in range(n)]
+def plans(n=200, split="train", fraction=0.35):
+    return [draw_plan(i, 7, tuple(FAMILIES), split, fraction) for i in range(n)]
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -133,7 +134,9 @@ def onsets(plan):
 
 
 def clean_bass():
-    plan = next(p for p in plans(share=0.0) if p.family == "bass" and p.pattern == "root_eighths")
+    plan = next(
+        p for p in plans(fraction=0.0) if p.family == "bass" and p.pattern == "root_eighths"
+    )
     return replace(plan, swing=0.0, jitter_ms=0.0)
 
 
@@ -313,9 +316,11 @@ def test_a_loop_sounds_the_same_alone_and_among_others():
 @needs_fluidsynth
 def test_command_line_writes_complete_shards_and_single_files(tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    common = [sys.executable, str(SCRIPT), "--n", "6", "--seed", "3", "--families", "bass,drums"]
+    common = [*COMMAND, "--n", "6", "--seed", "3", "--families", "bass,drums"]
     for extra in (["-o", str(tmp_path / "s")], ["-o", str(tmp_path / "w"), "--wav", "flac"]):
-        subprocess.run([*common, *extra], check=True, capture_output=True, env=environment)
+        subprocess.run(
+            [*common, *extra], check=True, capture_output=True, env=environment, cwd=ROOT
+        )
     table = pq.read_table(tmp_path / "s" / "labels.parquet").to_pylist()
     audio = np.load(tmp_path / "s" / "shard-00000.npy", mmap_mode="r")
     assert audio.dtype == np.int16
@@ -329,10 +334,11 @@ def test_command_line_writes_complete_shards_and_single_files(tmp_path):
 
 def test_command_line_refuses_unknown_families():
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "-o", "x", "--families", "bass,kazoo"],
+        [*COMMAND, "-o", "x", "--families", "bass,kazoo"],
         capture_output=True,
         text=True,
         check=False,
+        cwd=ROOT,
     )
     assert done.returncode == 2
     assert "kazoo" in done.stderr

@@ -13,9 +13,9 @@ from loopjax.errors import UserError
 from loopjax.htsat.kernels.window_attention import window_attention
 from loopjax.htsat.model import HtsatConfig
 from loopjax.htsat.swin import SwinBlock
+from scripts.goldens.synthetic import clip
 from tests.htsat import tolerances
 from tests.htsat.cases import micro
-from tests.htsat.synthetic import clip
 
 
 @pytest.mark.parametrize(

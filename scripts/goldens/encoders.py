@@ -2,9 +2,9 @@
 
 Needs torch, torchaudio, torchlibrosa, einops and transformers, and checkouts of the originals:
 
-    python scripts/make_goldens.py --laion CLAP --retrocirce HTS-Audio-Transformer --msclap msCLAP
+    python -m scripts.goldens.encoders --laion CLAP --retrocirce HTS-AT --msclap msCLAP
 
-Weights and clips are rebuilt by `tests/htsat/synthetic.py`, so a golden file holds outputs alone.
+Weights and clips are rebuilt by `synthetic.py` beside it, so a golden file holds outputs alone.
 What is pinned: every stage of the originals' own front ends and networks, on the CPU in float32.
 What is not: trained weights, and the draw of random crops (they are taken at given places).
 """
@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import platform
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,11 +23,10 @@ import torchaudio
 import torchlibrosa
 import transformers
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-import originals  # noqa: E402
+from scripts.goldens import originals, synthetic
 
-from tests.htsat import synthetic  # noqa: E402
+ROOT = Path(__file__).parents[2]
+
 
 SIZES = {
     "mini": {"embed_dim": 16, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8]},
@@ -37,8 +35,8 @@ SIZES = {
 }
 MEL = {"window_size": 1024, "mel_bins": 64, "fmin": 50, "fmax": 14000}
 AUDIO = MEL | {"sample_rate": 48000, "hop_size": 480}
-LADDER = {"bn0": "bn0", "patch_embed": "patch_embed", "norm": "norm"}
-LADDER |= {f"stage{i}": f"layers.{i}" for i in range(4)}
+STAGES = {"bn0": "bn0", "patch_embed": "patch_embed", "norm": "norm"}
+STAGES |= {f"stage{i}": f"layers.{i}" for i in range(4)}
 KEPT_WHOLE = 1100  # larger arrays are kept as a strided sample
 
 Case = tuple[dict[str, np.ndarray], dict[str, list[int]]]
@@ -122,7 +120,7 @@ def laion_case(original: SimpleNamespace, size: str, fusion: bool, clips: list[s
         torch.nn.Linear(width, 512), torch.nn.ReLU(), torch.nn.Linear(512, 512)
     )
     shapes = fill(network, "audio_branch.", seed) | fill(projection, "audio_projection.", seed)
-    taps = Taps(network, LADDER if fusion else LADDER | {"mel": "logmel_extractor"})
+    taps = Taps(network, STAGES if fusion else STAGES | {"mel": "logmel_extractor"})
     out: dict[str, np.ndarray] = {}
     for clip in clips:
         wave = synthetic.clip(synthetic.CLIP_SAMPLES[clip])
@@ -161,7 +159,7 @@ def hf_case(fusion: bool, clips: list[str], seed: int) -> Case:
     model = transformers.ClapAudioModelWithProjection(config)
     shapes = fill(model, "", seed)
     network = model.audio_model.audio_encoder
-    taps = Taps(network, LADDER | {"bn0": "batch_norm"})
+    taps = Taps(network, STAGES | {"bn0": "batch_norm"})
     truncation = "fusion" if fusion else "rand_trunc"
     extractor = transformers.ClapFeatureExtractor(frequency_min=50, truncation=truncation)
     out: dict[str, np.ndarray] = {}
@@ -186,7 +184,7 @@ def retrocirce_case(network_class: type[torch.nn.Module], seed: int) -> Case:
     config = network_config(sample_rate=32000, hop_size=320)
     network = network_class(config=config, num_classes=11, **SIZES["mini"])
     shapes = fill(network, "sed_model.", seed)
-    taps = Taps(network, LADDER | {"mel": "logmel_extractor"})
+    taps = Taps(network, STAGES | {"mel": "logmel_extractor"})
     wave = synthetic.clip(320000, rate_hz=32000)
     with torch.no_grad():
         result = network(torch.tensor(wave)[None])
@@ -203,7 +201,7 @@ def msclap_case(original: SimpleNamespace, seed: int) -> Case:
     projection = original.projection(128, 64)
     shapes = fill(network, "audio_encoder.base.htsat.", seed)
     shapes |= fill(projection, "audio_encoder.projection.", seed)
-    taps = Taps(network, LADDER | {"mel": "logmel_extractor"})
+    taps = Taps(network, STAGES | {"mel": "logmel_extractor"})
     wave = synthetic.clip(308700, rate_hz=44100)
     out: dict[str, np.ndarray] = {}
     with torch.no_grad():
@@ -257,7 +255,7 @@ def main() -> None:
     (arguments.out / "shapes.json").write_text(json.dumps(shapes, separators=(",", ":")) + "\n")
     versions = {m.__name__: m.__version__ for m in (torch, torchaudio, torchlibrosa, transformers)}
     meta = {
-        "made_by": "scripts/make_goldens.py",
+        "made_by": "scripts/goldens/encoders.py",
         "versions": versions | {"numpy": np.__version__, "python": platform.python_version()},
         "pinned": "outputs of the originals on CPU, float32, for synthetic weights and clips",
         "not_pinned": "trained weights; the random draw of crop positions",

@@ -1,6 +1,6 @@
 """Kills embedding runs at random times and checks that nothing is lost, doubled or changed.
 
-    python scripts/kill_embed.py [--files 500] [--kills 20] [--seed 0] [--encoder NAME]
+    python -m scripts.faults.kill_embed [--files 500] [--kills 20] [--seed 0] [--encoder NAME]
 
 A corpus of synthetic loops of mixed length is embedded once undisturbed and once with SIGKILL sent
 to the whole process group at random moments (the same command is started again each time), then
@@ -50,7 +50,7 @@ def start(corpus: Path, out: Path, encoder: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
 
 

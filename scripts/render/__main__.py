@@ -4,9 +4,9 @@ Three outputs: shards for pretraining (default), single WAV or FLAC files (--wav
 corpus that ships with the package (--demo). Everything follows from --seed. Needs the programs
 of the Debian packages fluidsynth and fluid-soundfont-gm.
 
-    python scripts/render_loops.py -o DIR --n 16000
-    python scripts/render_loops.py -o DIR --n 20 --families bass,guitar --wav flac
-    python scripts/render_loops.py --demo -o loopjax/data/demo
+    python -m scripts.render -o DIR --n 16000
+    python -m scripts.render -o DIR --n 20 --families bass,guitar --wav flac
+    python -m scripts.render --demo -o loopjax/data/demo
 """
 
 import argparse
@@ -19,14 +19,15 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import repeat
 from pathlib import Path
 
-from render.demo import write_demo
-from render.loops import RenderedLoop, render
-from render.midi import SOUNDFONT
-from render.output import merge_labels, write_files, write_shard
-from render.plans import DEGRADATIONS, draw_plan
-from render.programs import FAMILIES
 from rich.console import Console
 from rich.progress import Progress
+
+from scripts.render.demo import write_demo
+from scripts.render.loops import RenderedLoop, render
+from scripts.render.midi import SOUNDFONT
+from scripts.render.output import merge_labels, write_files, write_shard
+from scripts.render.plans import DEGRADATIONS, draw_plan
+from scripts.render.programs import FAMILIES
 
 SHARD_LOOPS = 250
 _BATCH_LOOPS = 50
@@ -47,7 +48,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default="train",
         help="which programs and keys: those for training, those held out, or all",
     )
-    parser.add_argument("--degraded-share", type=float, default=0.35, metavar="SHARE")
+    parser.add_argument("--degraded-fraction", type=float, default=0.35, metavar="FRACTION")
     parser.add_argument("--degradations", default=",".join(DEGRADATIONS), help="comma-separated")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--wav", choices=("wav", "flac"), help="write single files, not shards")
@@ -59,8 +60,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         if unknown:
             parser.error(f"unknown {name} {unknown}; known: {', '.join(known)}")
         setattr(arguments, name, wanted)
-    if arguments.n < 1 or not 0 <= arguments.degraded_share <= 1:
-        parser.error("--n must be positive and --degraded-share within 0..1")
+    if arguments.n < 1 or not 0 <= arguments.degraded_fraction <= 1:
+        parser.error("--n must be positive and --degraded-fraction within 0..1")
     if shutil.which("fluidsynth") is None or not SOUNDFONT.exists():
         parser.error(f"needs the fluidsynth program and {SOUNDFONT} (fluid-soundfont-gm)")
     return arguments
@@ -76,7 +77,7 @@ def render_range(arguments: argparse.Namespace, start: int, stop: int) -> list[R
                 arguments.seed,
                 arguments.families,
                 arguments.split,
-                arguments.degraded_share,
+                arguments.degraded_fraction,
                 arguments.degradations,
             )
             for i in range(first, min(first + _BATCH_LOOPS, stop))

@@ -40,7 +40,7 @@ class LoopMels:
         """Reads (or computes) the caches.
 
         Args:
-            folders: written by scripts/render_loops.py.
+            folders: written by scripts/render.
             mel_config: the front end.
             seed: of the crop positions of long clips and of the batch order.
         """
@@ -73,11 +73,11 @@ class LoopMels:
         return sample.mean(axis=(0, 1)), sample.var(axis=(0, 1))
 
     def class_weights(self) -> dict[str, np.ndarray]:
-        """Weights by task and class: rare degradations count more, as 1/sqrt of their share."""
+        """Weights by task and class: rare degradations count more, as 1/sqrt of their fraction."""
         weights = {task.name: np.ones(task.n_classes, np.float32) for task in self.tasks}
         labels = self.labels["degradation"]
-        share = np.bincount(labels[labels >= 0], minlength=len(self.degradations)) / len(labels)
-        weights["degradation"] = (share.max() / share).astype(np.float32) ** 0.5
+        fraction = np.bincount(labels[labels >= 0], minlength=len(self.degradations)) / len(labels)
+        weights["degradation"] = (fraction.max() / fraction).astype(np.float32) ** 0.5
         return weights
 
     def batch(self, step: int, size: int) -> dict:
@@ -105,15 +105,15 @@ class LoopMels:
 
 
 def play_backwards(
-    mel: jax.Array, degradation: jax.Array, names: tuple[int, int], share: float, key: jax.Array
+    mel: jax.Array, degradation: jax.Array, names: tuple[int, int], fraction: float, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Reverse a share of the rows in time, their local crops changing places accordingly.
+    """Reverse a fraction of the rows in time, their local crops changing places accordingly.
 
     Args:
         mel: [B, V, T, mel]; the first view is the whole clip.
         degradation: labels [B].
         names: the labels of clean and of reversed loops; each becomes the other.
-        share: of the rows.
+        fraction: of the rows.
         key: JAX key.
 
     Returns:
@@ -122,7 +122,7 @@ def play_backwards(
     clean, backwards = names
     swapped = jnp.where(degradation == backwards, clean, degradation)
     swapped = jnp.where(degradation == clean, backwards, swapped)
-    chosen = jax.random.bernoulli(key, share, degradation.shape)
+    chosen = jax.random.bernoulli(key, fraction, degradation.shape)
     flipped = jnp.concatenate([mel[:, :1], mel[:, :0:-1]], axis=1)[:, :, ::-1]
     mel = jnp.where(chosen[:, None, None, None], flipped, mel)
     return mel, jnp.where(chosen, swapped, degradation)

@@ -1,4 +1,4 @@
-"""Clips and checkpoints that the tests and `scripts/make_goldens.py` build alike, without torch.
+"""Clips and checkpoints that the tests and the goldens of encoders build alike, without torch.
 
 Nothing is left at an identity default: norm affines, running statistics, biases and bias tables are
 all random, so that no mistake hides behind a one or a zero.

@@ -1,7 +1,7 @@
 """Held-out evaluation of the bundled encoder, for its model card (weights/README.md).
 
-    python scripts/render_loops.py -o HELDOUT --n 1000 --seed 2 --split heldout
-    python scripts/evaluate_nano.py --rendered HELDOUT --real SONIC_PI -o nano_heldout.json
+    python -m scripts.render -o HELDOUT --n 1000 --seed 2 --split heldout
+    python -m scripts.nano.evaluate --rendered HELDOUT --real SONIC_PI -o nano_heldout.json
 
 One-class protocol: 80 % of one class train as normal, its other 20 % and all other classes are
 the test; AUROC, mean over classes and seeds. Classes are the GM programs that the encoder never saw

@@ -1,7 +1,7 @@
 """Pretrains the bundled encoder, loopjax-nano, on rendered loops.
 
-    python scripts/render_loops.py --n 7000 --seed 1 -o LOOPS
-    python scripts/pretrain_nano.py configs/pretrain_nano.yaml --set data=[LOOPS] --set out=RUN
+    python -m scripts.render --n 7000 --seed 1 -o LOOPS
+    python -m scripts.nano.pretrain configs/pretrain_nano.yaml --set data=[LOOPS] --set out=RUN
 
 The last command again resumes a killed run.
 
@@ -29,7 +29,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from flax import nnx
-from pretrain_data import LoopMels, Task, augment, play_backwards
 from rich.console import Console
 
 from loopjax.config import read_config
@@ -38,6 +37,7 @@ from loopjax.encoders.load import load_encoder
 from loopjax.encoders.storage import save_encoder
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import Htsat, HtsatConfig
+from scripts.nano.data import LoopMels, Task, augment, play_backwards
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Freeze what PyTorch computes for the two autoencoders, so that tests need no torch.
 
-    python scripts/make_detector_goldens.py        # writes tests/goldens/detectors/*.npz
+    python -m scripts.goldens.detectors        # writes tests/goldens/detectors/*.npz
 
 The networks are built here from the paper's description (Linear without bias, BatchNorm1d, ELU,
 dropout; bare last layers; additive skips). Dropout masks are drawn first and handed to both sides.
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-GOLDENS = Path(__file__).parent.parent / "tests" / "goldens" / "detectors"
+GOLDENS = Path(__file__).parents[2] / "tests" / "goldens" / "detectors"
 LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 1e-3, 1e-2, 0.2
 
 

@@ -1,0 +1,1 @@
+"""Programs around the package; run them from the checkout, `python -m scripts.render --help`."""

@@ -1,0 +1,1 @@
+"""Outputs of the original PyTorch implementations, frozen for the tests."""
