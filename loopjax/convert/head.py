@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from loopjax.convert.torch_pickle import RefusedError, TensorView, load
+from loopjax.convert.torch_pickle import TensorView, read_torch_pickle
 from loopjax.convert.torch_zip import TorchZip
 from loopjax.detectors import DeepSVDD
 from loopjax.errors import UserError
+from loopjax.restricted_pickle.machine import RefusedError
 
 MAX_CENTER_BYTES = 1 << 20
 _LEAVES = {
@@ -182,7 +183,7 @@ def _read_center(file: Path) -> np.ndarray:
         except ValueError as error:
             raise UserError(f"{file} is no NumPy array: {error}") from None
     try:
-        view = load(file.read_bytes())
+        view = read_torch_pickle(file.read_bytes())
     except RefusedError as error:
         raise UserError(f"{file} is refused: {error}") from None
     if not isinstance(view, TensorView) or view.storage.data is None:

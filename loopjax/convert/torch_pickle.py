@@ -1,18 +1,16 @@
-"""An unpickler for PyTorch's files that knows a dozen harmless names and refuses every other.
+"""What PyTorch puts into its pickles: tensors as views of storages, and the state of training."""
 
-Nothing it returns can be called by the pickle except the few functions listed in `_functions`, and
-nothing it builds has an attribute that the pickle could set.
-"""
-
-import io
 import math
-import pickle  # noqa: TID251  (behind find_class below; the file's own code is never reached)
-import pickletools
-from collections.abc import Callable
+import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from loopjax.restricted_pickle.arrays import NUMPY_FUNCTIONS
+from loopjax.restricted_pickle.machine import Function, Name, RefusedError, UnknownNameError, fill
+from loopjax.restricted_pickle.reader import load, load_next
 
 _DTYPES = {
     "FloatStorage": np.float32,
@@ -26,11 +24,9 @@ _DTYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+_DTYPE_NAME = re.compile(r"b?float(16|32|64)|u?int(8|16|32|64)|bool")
+_MAX_DIMENSIONS = 16
 _STORAGE_BYTES_HEADER = 8  # each storage of the old format starts with its length
-
-
-class RefusedError(ValueError):
-    """The pickle is damaged, dishonest, or asks for something that is not known to be harmless."""
 
 
 class Storage(NamedTuple):
@@ -64,147 +60,91 @@ class TensorView(NamedTuple):
         return view(elements[self.offset :], self.shape, steps, writeable=False)
 
 
-class _Dict(dict):
-    """A plain dict where the file says OrderedDict; extra attributes (`_metadata`) are dropped."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        """Ignored."""
-
-
-class _Name(str):
-    """A class the file mentions but that is of no use here; a string cannot be called."""
-
-    __slots__ = ()
-
-
-class _DType(str):
-    """A NumPy dtype's spelling; its pickled state says nothing that matters here."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: Any) -> None:
-        """Ignored."""
-
-
-class _Call(NamedTuple):
-    """A function the pickle may call."""
-
-    function: Callable[..., Any]
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Calls it."""
-        return self.function(*arguments)
-
-
-def load(data: bytes) -> Any:
-    """Reads one pickle; tensors come back as `TensorView`, optimizer state and the like as is.
+def read_torch_pickle(data: bytes) -> Any:
+    """Reads one pickle; tensors come back as `TensorView`, optimizer state and the like as data.
 
     Raises:
         RefusedError: names what was asked for, or what is wrong. Nothing was run.
     """
-    return _load_next(io.BytesIO(data))
-
-
-def _load_next(stream: io.BytesIO) -> Any:
-    start = stream.tell()
     try:
-        # A memo index far past the end makes the C unpickler allocate for all before it.
-        for opcode, argument, _ in pickletools.genops(stream):
-            if "PUT" in opcode.name and int(argument or 0) > stream.getbuffer().nbytes:
-                raise RefusedError("its pickle is malformed")
-        stream.seek(start)
-        return _Unpickler(stream).load()
-    except RefusedError:
-        raise
-    except (
-        pickle.UnpicklingError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        EOFError,
-        OverflowError,
-        MemoryError,
-        RecursionError,
-    ) as error:
-        raise RefusedError(f"its pickle is unreadable ({error})") from None
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _functions():
-            return _Call(_functions()[module, name])
-        if module in ("torch", "torch.storage") and name in _DTYPES:
-            return _Name(name)
-        if module.split(".")[0] in ("pytorch_lightning", "lightning"):
-            return _Name(f"{module}.{name}")  # old Lightning keys callback states by class
+        return load(data, _FUNCTIONS, is_inert=_is_inert, persistent=_storage_of)
+    except UnknownNameError as error:
         raise RefusedError(
-            f"it asks for {module}.{name}, which no checkpoint of weights needs; nothing was run. "
+            f"it asks for {error.name}, which no checkpoint of weights needs; nothing was run. "
             "If you trust the file, save its state dict alone, best as safetensors"
-        )
-
-    def persistent_load(self, pid: Any) -> Storage:
-        match pid:
-            # The old format, inside `_storage`, adds a view (None).
-            case ("storage", _Name() as kind, str(name), str(), int(count), *_) if kind in _DTYPES:
-                return Storage(name, np.dtype(_DTYPES[kind]), count)
-        raise RefusedError("it has an unknown kind of storage")
+        ) from None
 
 
-def _functions() -> dict[tuple[str, str], Callable[..., Any]]:
-    containers = {"set": set, "list": list, "dict": dict}
-    paths = ("PosixPath", "WindowsPath", "PurePosixPath")
-    return {
-        **{(m, n): kind for m in ("builtins", "__builtin__") for n, kind in containers.items()},
-        **{("pathlib", name): lambda *parts: "/".join(parts) for name in paths},
-        ("collections", "OrderedDict"): _Dict,
-        ("collections", "defaultdict"): lambda *_: _Dict(),
-        ("argparse", "Namespace"): _Dict,
-        ("torch", "Size"): tuple,
-        ("torch", "device"): lambda *name: str(name),
-        ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-        ("torch._utils", "_rebuild_tensor"): _tensor,
-        ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-        ("torch.storage", "_load_from_bytes"): _storage,
-        ("_codecs", "encode"): _encode,
-        ("numpy", "dtype"): lambda spelling, *_: _DType(spelling),
-        ("numpy.core.multiarray", "scalar"): _scalar,
-        ("numpy._core.multiarray", "scalar"): _scalar,
-    }
+def _is_inert(module: str, name: str) -> bool:
+    if module in ("torch", "torch.storage"):
+        return name in _DTYPES or _DTYPE_NAME.fullmatch(name) is not None
+    return module.split(".")[0] in ("pytorch_lightning", "lightning")  # keys of callback states
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> TensorView:
-    sizes = (offset, *shape, *stride)
-    if not isinstance(storage, Storage) or not all(type(n) is int and n >= 0 for n in sizes):
+def _storage_of(pid: object) -> Storage:
+    match pid:
+        # The old format, inside `_storage`, adds a view (None).
+        case ("storage", Name() as kind, str(name), str(), int(count), *_):
+            dtype = _DTYPES.get(kind.rpartition(".")[2])
+            if dtype is not None:
+                return Storage(name, np.dtype(dtype), count)
+    raise RefusedError("it has an unknown kind of storage")
+
+
+def _tensor(storage: object, offset: object, shape: object, stride: object, *_: object) -> object:
+    match storage, offset, shape, stride:
+        case Storage(), int(), tuple(shape), tuple(stride) if len(shape) == len(stride):
+            pass
+        case _:
+            raise RefusedError("it has a malformed tensor")
+    sizes = (offset, *shape[:_MAX_DIMENSIONS], *stride[:_MAX_DIMENSIONS])
+    if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in sizes):
         raise RefusedError("it has a malformed tensor")
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if 0 not in shape and max(last + 1, math.prod(shape)) > storage.n_elements:
-        raise RefusedError(f"it has a tensor of shape {tuple(shape)} that leaves its storage")
-    return TensorView(storage, offset, tuple(shape), tuple(stride))
+        raise RefusedError(f"it has a tensor of shape {shape} that leaves its storage")
+    return TensorView(storage, offset, shape, stride)
 
 
 def _storage(data: bytes) -> Storage:
     """A lone storage in the format of before 1.6, as a pickled tensor carries it."""
-    stream = io.BytesIO(data)
-    _magic, _version, _machine, storage, _names = [_load_next(stream) for _ in range(5)]
-    raw = stream.read()[_STORAGE_BYTES_HEADER:]
+    end, values = 0, []
+    for _ in range(5):  # magic number, version, machine, storage, names of storages
+        value, end = load_next(
+            data, end, _FUNCTIONS_INSIDE, is_inert=_is_inert, persistent=_storage_of
+        )
+        values.append(value)
+    storage, raw = values[3], data[end + _STORAGE_BYTES_HEADER :]
     if not isinstance(storage, Storage) or len(raw) != storage.n_elements * storage.dtype.itemsize:
         raise RefusedError("it has a malformed storage")
     return storage._replace(data=raw)
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Protocol 2 spells bytes as `_codecs.encode(text, 'latin1')`."""
-    if encoding != "latin1":
-        raise ValueError(f"encoding {encoding}")
-    return text.encode("latin1")
+def _ordered_dict(*pairs: Any) -> dict[Any, Any]:
+    made: dict[Any, Any] = {}
+    fill(made, ((key, value) for key, value in (pairs[0] if pairs else ())))
+    return made
 
 
-def _scalar(spelling: str, data: bytes) -> Any:
-    """A NumPy scalar, such as a learning rate in an optimizer's state."""
-    dtype = np.dtype(str(spelling))
-    if dtype.kind not in "fiub":
-        raise ValueError(f"dtype {spelling}")
-    return np.frombuffer(data, dtype, 1)[0].item()
+def _as_it_is(value: object = ()) -> object:
+    return value
+
+
+_FUNCTIONS_INSIDE: Mapping[tuple[str, str], Function] = {
+    **NUMPY_FUNCTIONS,
+    **{(m, n): _as_it_is for m in ("builtins", "__builtin__") for n in ("set", "list", "dict")},
+    **{
+        ("pathlib", name): lambda *parts: "/".join(parts)
+        for name in ("PosixPath", "WindowsPath", "PurePosixPath")
+    },
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("collections", "defaultdict"): lambda *_: {},
+    ("collections", "Counter"): _as_it_is,
+    ("argparse", "Namespace"): lambda: {},
+    ("torch", "Size"): _as_it_is,
+    ("torch", "device"): lambda *_: "device",
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+}
+_FUNCTIONS = {**_FUNCTIONS_INSIDE, ("torch.storage", "_load_from_bytes"): _storage}

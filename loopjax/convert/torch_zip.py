@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from loopjax.convert.layouts import LazyTensor
-from loopjax.convert.torch_pickle import RefusedError, Storage, TensorView, load
+from loopjax.convert.torch_pickle import Storage, TensorView, read_torch_pickle
 from loopjax.errors import UserError
+from loopjax.restricted_pickle.machine import RefusedError
 
 MAX_PICKLE_BYTES = 64 << 20  # the largest published checkpoint's is about 1 MB
 _PICKLE_START = b"\x80"  # torch.save before 1.6 wrote a row of bare pickles
@@ -54,7 +55,7 @@ class TorchZip:
         if f"{self._root}/byteorder" in self._members and self._raw("byteorder", 16) != b"little":
             self._refuse("was written on a big-endian machine, which is not supported")
         try:
-            self.content = load(self._raw("data.pkl", MAX_PICKLE_BYTES))
+            self.content = read_torch_pickle(self._raw("data.pkl", MAX_PICKLE_BYTES))
         except RefusedError as error:
             self._refuse(f"is refused: {error}")
 
