@@ -83,11 +83,11 @@ class EvaluateConfig:
     quantile: float = 0.95
     sigma: float = 3.0
     target_fpr: float = 0.05
-    protocols: tuple[str, ...] = ()  # P1 (one folder normal), P3 (one folder odd)
+    protocols: tuple[str, ...] = ()  # P1 (one folder normal), P3 (one folder anomalous)
     reference: str | None = None  # JSON with published values printed beside ours
     bootstrap: int = 1000
-    # The variation ladder: detection against strength of a variation. Quick: 3 strengths of 6.
-    ladder: Literal["none", "quick", "full"] = "none"
+    # AUROC of perturbed copies against severity, per perturbation. Quick: 3 severities of 6.
+    robustness: Literal["none", "quick", "full"] = "none"
 
 
 @dataclass(frozen=True)

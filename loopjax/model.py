@@ -21,7 +21,7 @@ from loopjax.detectors import (
     make_detector,
 )
 from loopjax.errors import UserError, WriteError
-from loopjax.evaluation.statistics import MIN_TRAIN
+from loopjax.evaluation.splits import MIN_TRAIN
 from loopjax.store.read import Embeddings
 from loopjax.store.scores import Scores
 

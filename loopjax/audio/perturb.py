@@ -1,9 +1,9 @@
-"""Graded variations of a loop, weak to strong: the material of the variation ladder.
+"""Perturbations of a loop at rising severities: the material of the robustness curves.
 
 NumPy in, NumPy out. Pitch, time, filters, clipping, gain and reversal are audiomentations' (extra
-[eval]); what it does not have, or draws from a global generator, is made here. Every variation is
-a pure function of the samples, the strength and a seed, keeps the loop's loudness unless loudness
-is what it varies, and never lengthens a loop (time stretching may shorten it).
+[eval]); what it does not have, or draws from a global generator, is made here. Every perturbation
+is a pure function of the samples, the severity and a seed, keeps the loop's loudness unless
+loudness is what it changes, and never lengthens a loop (time stretching may shorten it).
 """
 
 import itertools
@@ -20,35 +20,35 @@ EDGE_S = 0.004  # cross-fade where parts meet, so that a join is no click
 N_DROPOUTS = 4
 N_SLICES = 8
 
-Vary = Callable[[np.ndarray, int, float, np.random.Generator, np.ndarray | None], np.ndarray]
+Apply = Callable[[np.ndarray, int, float, np.random.Generator, np.ndarray | None], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Variation:
-    """One family of changes and its six strengths."""
+class Perturbation:
+    """One family of changes and its six severities, mild to severe."""
 
     name: str
     unit: str
-    strengths: tuple[float, ...]
-    apply: Vary
+    severities: tuple[float, ...]
+    apply: Apply
     needs_donor: bool = False
 
 
-def vary(
-    variation: Variation,
+def perturb(
+    perturbation: Perturbation,
     samples: np.ndarray,
     rate_hz: int,
-    strength: float,
+    severity: float,
     seed: Sequence[int],
     donor: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Returns a varied copy of a loop.
+    """Returns a perturbed copy of a loop.
 
     Args:
-        variation: one of `VARIATIONS`.
+        perturbation: one of `PERTURBATIONS`.
         samples: float32 [n], mono.
         rate_hz: sample rate of the loop and the donor.
-        strength: in the variation's unit.
+        severity: in the perturbation's unit.
         seed: of everything random in it (places, noise, direction).
         donor: float32 [m], another instrument's loop, for `splice`.
 
@@ -58,11 +58,13 @@ def vary(
     Raises:
         UserError: audiomentations is not installed, or a donor is missing.
     """
-    if variation.needs_donor and donor is None:
-        raise UserError(f"variation {variation.name!r} needs a loop of another group as donor")
+    if perturbation.needs_donor and donor is None:
+        raise UserError(
+            f"perturbation {perturbation.name!r} needs a loop of another group as donor"
+        )
     rng = np.random.default_rng([*seed])
-    varied = variation.apply(np.asarray(samples, np.float32), rate_hz, strength, rng, donor)
-    return np.ascontiguousarray(varied, np.float32)
+    perturbed = perturbation.apply(np.asarray(samples, np.float32), rate_hz, severity, rng, donor)
+    return np.ascontiguousarray(perturbed, np.float32)
 
 
 @cache
@@ -70,7 +72,9 @@ def _library() -> Any:
     try:
         import audiomentations
     except ImportError:
-        raise UserError("the ladder needs audiomentations: pip install 'loopjax[eval]'") from None
+        raise UserError(
+            "robustness curves need audiomentations: pip install 'loopjax[eval]'"
+        ) from None
     return audiomentations
 
 
@@ -135,7 +139,7 @@ def _dropouts(samples, rate_hz, length_ms, rng, donor):
 
 
 def _off_grid(samples, rate_hz, percent, rng, donor):
-    """Cuts the loop into eight slices and moves each off its place by up to that share of it."""
+    """Cuts the loop into eight slices and moves each off its place by up to that fraction of it."""
     edges = np.linspace(0, len(samples), N_SLICES + 1).astype(int)
     reach = percent / 100 * len(samples) / N_SLICES
     changed = np.zeros_like(samples)
@@ -148,7 +152,7 @@ def _off_grid(samples, rate_hz, percent, rng, donor):
 
 
 def _splice(samples, rate_hz, percent, rng, donor):
-    """Another instrument takes over for a share of the loop, at the same loudness."""
+    """Another instrument takes over for a fraction of the loop, at the same loudness."""
     start, end = _place(len(samples), percent / 100, rng)
     repeats = -(-len(samples) // max(1, len(donor)))
     other = np.tile(donor, repeats)[: len(samples)]
@@ -157,19 +161,19 @@ def _splice(samples, rate_hz, percent, rng, donor):
     return _blend(samples, _same_loudness(other, samples), mask, rate_hz)
 
 
-VARIATIONS = {
-    variation.name: variation
-    for variation in (
-        Variation("pitch shift", "cents", (25, 50, 100, 200, 400, 700), _pitch),
-        Variation("time stretch", "% faster", (1, 3, 6, 12, 25, 50), _stretch),
-        Variation("noise", "dB signal to noise", (40, 30, 20, 15, 10, 5), _noise),
-        Variation("drive", "dB over full scale", (3, 6, 12, 18, 24, 36), _drive),
-        Variation("low-pass", "Hz", (8000, 4000, 2000, 1000, 500, 250), _low_pass),
-        Variation("gain steps", "dB", (1, 3, 6, 12, 18, 30), _gain_steps),
-        Variation("reversal", "% of the loop", (5, 10, 20, 40, 70, 100), _reversal),
-        Variation("dropouts", "ms, four times", (5, 10, 25, 50, 100, 200), _dropouts),
-        Variation("off-grid slices", "% of a slice", (5, 10, 20, 35, 50, 75), _off_grid),
-        Variation(
+PERTURBATIONS = {
+    perturbation.name: perturbation
+    for perturbation in (
+        Perturbation("pitch shift", "cents", (25, 50, 100, 200, 400, 700), _pitch),
+        Perturbation("time stretch", "% faster", (1, 3, 6, 12, 25, 50), _stretch),
+        Perturbation("noise", "dB signal to noise", (40, 30, 20, 15, 10, 5), _noise),
+        Perturbation("drive", "dB over full scale", (3, 6, 12, 18, 24, 36), _drive),
+        Perturbation("low-pass", "Hz", (8000, 4000, 2000, 1000, 500, 250), _low_pass),
+        Perturbation("gain steps", "dB", (1, 3, 6, 12, 18, 30), _gain_steps),
+        Perturbation("reversal", "% of the loop", (5, 10, 20, 40, 70, 100), _reversal),
+        Perturbation("dropouts", "ms, four times", (5, 10, 25, 50, 100, 200), _dropouts),
+        Perturbation("off-grid slices", "% of a slice", (5, 10, 20, 35, 50, 75), _off_grid),
+        Perturbation(
             "foreign splice", "% of the loop", (5, 10, 20, 30, 50, 75), _splice, needs_donor=True
         ),
     )
@@ -189,8 +193,8 @@ def _fit(samples: np.ndarray, length: int) -> np.ndarray:
     return np.pad(samples[:length], (0, max(0, length - len(samples))))
 
 
-def _place(length: int, share: float, rng: np.random.Generator) -> tuple[int, int]:
-    size = max(1, min(length, round(share * length)))
+def _place(length: int, fraction: float, rng: np.random.Generator) -> tuple[int, int]:
+    size = max(1, min(length, round(fraction * length)))
     start = int(rng.integers(0, length - size + 1))
     return start, start + size
 

@@ -12,7 +12,7 @@ from loopjax.config import load_config
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="CONFIG|RUN", help="experiment file, or a run folder")
     parser.add_argument("-o", "--out", help="run folder (default: out/NAME, the config's name)")
-    parser.add_argument("--quick", action="store_true", help="one seed, fewer strengths")
+    parser.add_argument("--quick", action="store_true", help="one seed, fewer severities")
     parser.add_argument(
         "--seeds", metavar="A..B", help="the same seeds for every detector, e.g. 0..4"
     )
@@ -33,8 +33,8 @@ def _act(args: argparse.Namespace) -> int:
         return DONE
     config = load_config(args.target, args.set)
     changes: list[str] = [*QUICK] if args.quick else []
-    if args.quick and config.evaluate.ladder != "none":
-        changes.append("evaluate.ladder=quick")
+    if args.quick and config.evaluate.robustness != "none":
+        changes.append("evaluate.robustness=quick")
     if args.seeds is not None:
         changes.append(f"seeds={parse_seeds(args.seeds)}")
     if changes:

@@ -1,12 +1,12 @@
 """What verbs print: tables of results on stdout, messages on stderr."""
 
 import sys
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from loopjax.evaluation.tables import Evaluation
 from loopjax.store.scores import Scores
 
 PRINTED_TABLES = 3  # the rest is in evaluation.json and the report
@@ -47,16 +47,15 @@ def print_ranking(scores: Scores, top: int) -> None:
         say(f"{hidden} more loops are less anomalous")
 
 
-def print_evaluation(evaluation: dict[str, Any]) -> None:
+def print_evaluation(evaluation: Evaluation) -> None:
     """Prints the first tables of an evaluation."""
-    from loopjax.report.tables import prepare_table
+    from loopjax.report.tables import shown_table
 
-    for part in map(prepare_table, evaluation["tables"][:PRINTED_TABLES]):
-        table = Table(title=part["title"], box=None, pad_edge=False, header_style="bold")
+    for part in map(shown_table, evaluation.tables[:PRINTED_TABLES]):
+        table = Table(title=part.title, box=None, pad_edge=False, header_style="bold")
         table.title_justify = "left"
-        for column in part["columns"]:
-            table.add_column(column["label"], justify="right" if column["numeric"] else "left")
-        for row in part["rows"]:
-            cells = (row[column["key"]] for column in part["columns"])
-            table.add_row(*(escape("" if cell is None else str(cell)) for cell in cells))
+        for column in part.columns:
+            table.add_column(column.label, justify="right" if column.is_numeric else "left")
+        for row in part.rows:
+            table.add_row(*(escape("" if cell is None else str(cell)) for cell in row))
         stdout().print(table)

@@ -1,35 +1,87 @@
 """Labeled protocols over folders: many detectors, folders and seeds from one embedding matrix.
 
-P1 calls one folder normal, P3 calls one folder odd, "unlabeled" fits on 80 % of everything and
-measures the scores without labels (the paper's way). Heads of one architecture train together.
-The reference's row-duplicating shuffle (`compat: reference`) acts on "unlabeled" only: in P1 and
-P3 such heads split truly, as the independent re-implementation of the reference did.
+P1 calls one folder normal, P3 calls one folder anomalous, "unlabeled" fits on
+80 % of everything and measures the scores without labels (the paper's way). Heads of one
+architecture train together. The reference's row-duplicating shuffle (`compat: reference`) acts on
+"unlabeled" only: in P1 and P3 such heads split truly, as the independent re-implementation of the
+reference did.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
+from loopjax.config import DetectorConfig
 from loopjax.detectors import make_detector
 from loopjax.detectors.base import Detector
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.detectors.svdd.fit import group_size, train_heads
 from loopjax.errors import ModelCheckError, UserError
-from loopjax.evaluation.metrics import labeled, separation
-from loopjax.evaluation.statistics import Table, protocol_splits
+from loopjax.evaluation.metrics import labeled_metrics
+from loopjax.evaluation.separation import separation
+from loopjax.evaluation.splits import protocol_splits
+
+CACHE_FORMAT = 2  # of its rows; raised when they change
+
+
+@dataclass(frozen=True)
+class ProtocolRow:
+    """One fit: what it was fitted on and how it did; None where a number does not apply.
+
+    Attributes:
+        protocol: "P1", "P3" or "unlabeled".
+        folder: the normal one in P1, the anomalous one in P3, "" else.
+        method: name of the detector.
+        seed: of the split and of the detector.
+        n_train: rows it was fitted on.
+        collapsed: the reason why a head failed its check; then all numbers are None.
+        epochs: trained epochs by stage, of heads.
+        threshold: decision threshold.
+        median: of the training scores.
+        auroc: on the test rows, in labeled protocols.
+        pauc: the same up to a false-positive rate of 0.1.
+        average_precision: on the test rows.
+        n_normal: normal test rows.
+        n_anomaly: anomalous test rows.
+        false_alarms: fraction of normal test rows above the threshold.
+        gap_ratio: see `separation`, in "unlabeled".
+        robust_z_top5: see `separation`.
+        dynamic_range_log10: see `separation`.
+        fraction_above_threshold: of held-out rows.
+    """
+
+    protocol: str
+    folder: str
+    method: str
+    seed: int
+    n_train: int
+    collapsed: str = ""
+    epochs: dict[str, int] | None = None
+    threshold: float | None = None
+    median: float | None = None
+    auroc: float | None = None
+    pauc: float | None = None
+    average_precision: float | None = None
+    n_normal: int | None = None
+    n_anomaly: int | None = None
+    false_alarms: float | None = None
+    gap_ratio: float | None = None
+    robust_z_top5: float | None = None
+    dynamic_range_log10: float | None = None
+    fraction_above_threshold: float | None = None
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One detector to fit on some rows and to judge on others."""
+    """One detector to fit on some rows and to test on others."""
 
     method: str
     protocol: str
@@ -43,49 +95,43 @@ class _Task:
 def run_protocols(
     X: np.ndarray,
     groups: Sequence[str],
-    methods: Mapping[str, Mapping[str, Any]],
+    methods: Sequence[DetectorConfig],
     protocols: Sequence[str] = ("P1", "P3", "unlabeled"),
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     *,
     cache: Path | None = None,
     log: Callable[[str], None] | None = None,
-) -> Table:
+) -> list[ProtocolRow]:
     """Rows of every method on every protocol, folder and seed.
 
     Args:
         X: [N, D] embeddings.
         groups: [N] folder names.
-        methods: name -> {"kind": ..., "params": {...}, "protocol_seeds": {...}}; a detector whose
-            constructor takes `random_state` gets the seed.
+        methods: the detectors; one whose constructor takes `random_state` gets the seed.
         protocols: of "P1", "P3", "unlabeled".
-        seeds: splits (and random states), where a method has no `protocol_seeds` of its own.
+        seeds: splits (and random states), where a detector has no `protocol_seeds` of its own.
         cache: JSON-lines file of finished rows; what it holds for this X and these settings is
             not computed again.
         log: receives one line per finished group of fits.
-
-    Returns:
-        Dicts with protocol, folder (the normal one in P1, the odd one in P3, "" else), method,
-        seed, n_train, threshold, median, and `auroc`, `pauc_0.1`, `average_precision`, `n_normal`,
-        `n_anomaly`, `false_alarms` (share of normal test rows above the threshold) or the numbers
-        of `separation`; `collapsed` holds the reason when a head failed its check, else "".
 
     Raises:
         UserError: unknown protocol, kind or parameter, or fewer than two folders.
     """
     X = np.asarray(X, np.float32)
     store = _Cache(cache, X, groups, methods)
-    rows: Table = []
-    for name, spec in methods.items():
-        detector = make_detector(spec["kind"], **spec.get("params", {}))
+    rows: list[ProtocolRow] = []
+    for method in methods:
+        detector = make_detector(method.kind, **method.params)
         for protocol in protocols:
-            own_seeds = spec.get("protocol_seeds", {}).get(protocol, seeds)
-            tasks = list(_tasks(name, protocol, groups, own_seeds, detector))
+            own_seeds = method.protocol_seeds.get(protocol, seeds)
+            tasks = list(_tasks(method.name, protocol, groups, own_seeds, detector))
             waiting = [task for task in tasks if store.get(task) is None]
             for task, row in _run(detector, X, waiting):
                 store.put(task, row)
-            rows += [store.get(task) for task in tasks]
+            rows += [row for task in tasks if (row := store.get(task)) is not None]
             if log is not None:
-                log(f"{name} {protocol}: {len(tasks)} fits, {len(tasks) - len(waiting)} known")
+                known = len(tasks) - len(waiting)
+                log(f"{method.name} {protocol}: {len(tasks)} fits, {known} known")
     return rows
 
 
@@ -109,7 +155,9 @@ def _tasks(
             raise UserError(f"unknown protocol {protocol!r}: P1, P3 or unlabeled")
 
 
-def _run(detector: Detector, X: np.ndarray, tasks: list[_Task]) -> Iterator[tuple[_Task, dict]]:
+def _run(
+    detector: Detector, X: np.ndarray, tasks: list[_Task]
+) -> Iterator[tuple[_Task, ProtocolRow]]:
     if isinstance(detector, DeepSVDD):
         yield from _run_heads(detector, X, tasks)
         return
@@ -118,12 +166,12 @@ def _run(detector: Detector, X: np.ndarray, tasks: list[_Task]) -> Iterator[tupl
         if "random_state" in params:
             params["random_state"] = task.seed
         fitted = type(detector)(**params).fit(X[task.train])
-        yield task, _judge(task, fitted, X, fitted.decision_scores_, X[task.test])
+        yield task, _measure(task, fitted, X, fitted.decision_scores_, X[task.test])
 
 
 def _run_heads(
     detector: DeepSVDD, X: np.ndarray, tasks: list[_Task]
-) -> Iterator[tuple[_Task, dict]]:
+) -> Iterator[tuple[_Task, ProtocolRow]]:
     params = detector.get_params()
     if params["compat"] == "reference" and tasks and tasks[0].labels is not None:
         params["compat"] = "reference-true-split"
@@ -149,19 +197,19 @@ def _run_heads(
     pool = ThreadPoolExecutor(workers)
     try:
         for chosen in pool.map(train, groups):
-            yield from _judge_heads([(tasks[i], heads[i]) for i in chosen], X)
+            yield from _test_heads([(tasks[i], heads[i]) for i in chosen], X)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _judge_heads(
+def _test_heads(
     trained: list[tuple[_Task, DeepSVDD]], X: np.ndarray
-) -> Iterator[tuple[_Task, dict]]:
+) -> Iterator[tuple[_Task, ProtocolRow]]:
     for task, head in trained:
         try:
             scores = head._finish(X[task.train])
         except ModelCheckError as error:
-            yield task, _describe(task, head) | {"collapsed": str(error)}
+            yield task, dataclasses.replace(_describe(task, head), collapsed=str(error))
             continue
         head.decision_scores_ = scores
         head.threshold_ = head._threshold_from(scores)
@@ -170,37 +218,46 @@ def _judge_heads(
             held_out = np.ones(len(X), bool)
             held_out[head.train_rows_] = False
             test, scores = X[held_out], scores[head.train_rows_]
-        yield task, _judge(task, head, X, scores, test)
+        yield task, _measure(task, head, X, scores, test)
 
 
-def _judge(
+def _measure(
     task: _Task, detector: Detector, X: np.ndarray, train_scores: np.ndarray, test: np.ndarray
-) -> dict[str, Any]:
+) -> ProtocolRow:
     scores = detector.decision_function(test)
     row = _describe(task, detector)
     if task.labels is None:
-        return row | separation(train_scores, scores)
-    normal = scores[task.labels == 0]
-    return row | {
-        "threshold": detector.threshold_,
-        "median": float(np.median(train_scores)),
-        "false_alarms": float(np.mean(normal > detector.threshold_)),
-        **labeled(task.labels, scores, bootstrap=0),
-    }
+        found = separation(train_scores, scores)
+        return dataclasses.replace(
+            row,
+            threshold=found.threshold,
+            median=found.median,
+            gap_ratio=found.gap_ratio,
+            robust_z_top5=found.robust_z_top5,
+            dynamic_range_log10=found.dynamic_range_log10,
+            fraction_above_threshold=found.fraction_above_threshold,
+        )
+    found = labeled_metrics(task.labels, scores, bootstrap=0)
+    return dataclasses.replace(
+        row,
+        threshold=detector.threshold_,
+        median=float(np.median(train_scores)),
+        false_alarms=float(np.mean(scores[task.labels == 0] > detector.threshold_)),
+        n_normal=found.n_normal,
+        n_anomaly=found.n_anomaly,
+        auroc=found.auroc.value,
+        pauc=found.pauc.value,
+        average_precision=found.average_precision.value,
+    )
 
 
-def _describe(task: _Task, detector: Detector) -> dict[str, Any]:
-    row = {
-        "protocol": task.protocol,
-        "folder": task.folder,
-        "method": task.method,
-        "seed": task.seed,
-        "n_train": len(task.train),
-        "collapsed": "",
-    }
+def _describe(task: _Task, detector: Detector) -> ProtocolRow:
+    epochs = None
     if isinstance(detector, DeepSVDD):
-        row["epochs"] = {k: len(v["train_loss"]) for k, v in detector.history_.items()}
-    return row
+        epochs = {stage: len(curves["train_loss"]) for stage, curves in detector.history_.items()}
+    return ProtocolRow(
+        task.protocol, task.folder, task.method, task.seed, len(task.train), epochs=epochs
+    )
 
 
 class _Cache:
@@ -211,39 +268,41 @@ class _Cache:
         path: Path | None,
         X: np.ndarray,
         groups: Sequence[str],
-        methods: Mapping[str, Mapping[str, Any]],
+        methods: Sequence[DetectorConfig],
     ):
         self._path = path
         data = hashlib.sha256(X.tobytes() + "\0".join(map(str, groups)).encode())
         self._prefix = {
-            name: hashlib.sha256(
-                data.digest() + json.dumps(_identity(spec), sort_keys=True, default=str).encode()
-            ).hexdigest()[:16]
-            for name, spec in methods.items()
+            method.name: hashlib.sha256(data.digest() + _identity(method)).hexdigest()[:16]
+            for method in methods
         }
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._rows: dict[str, ProtocolRow] = {}
         if path is not None and path.exists():
             for line in path.read_text("utf-8").splitlines():
                 try:
                     entry = json.loads(line)
                 except ValueError:
                     continue  # the last line of a killed run may be cut
-                self._rows[entry["key"]] = entry["row"]
+                if entry["key"].startswith(tuple(self._prefix.values())):
+                    self._rows[entry["key"]] = ProtocolRow(**entry["row"])
 
-    def get(self, task: _Task) -> Any:
+    def get(self, task: _Task) -> ProtocolRow | None:
         return self._rows.get(self._key(task))
 
-    def put(self, task: _Task, row: dict[str, Any]) -> None:
+    def put(self, task: _Task, row: ProtocolRow) -> None:
         self._rows[self._key(task)] = row
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": self._key(task), "row": row}) + "\n")
+                entry = {"key": self._key(task), "row": dataclasses.asdict(row)}
+                file.write(json.dumps(entry) + "\n")
 
     def _key(self, task: _Task) -> str:
         prefix = self._prefix[task.method]
         return f"{prefix}/{task.protocol}/{task.folder}/{task.seed}"
 
 
-def _identity(spec: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: spec[key] for key in ("kind", "params") if key in spec}
+def _identity(method: DetectorConfig) -> bytes:
+    """What decides a fit's result, beside data, protocol, folder and seed."""
+    known = {"kind": method.kind, "params": method.params, "format": CACHE_FORMAT}
+    return json.dumps(known, sort_keys=True, default=str).encode()

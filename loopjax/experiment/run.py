@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,8 @@ import pyarrow as pa
 from loopjax.bundled import DATA
 from loopjax.config import ExperimentConfig
 from loopjax.errors import UserError
-from loopjax.experiment.evaluate import assess
+from loopjax.evaluation.tables import Evaluation
+from loopjax.experiment.evaluate import FittedRun, evaluate_fitted
 from loopjax.experiment.record import claim, recorded_config
 from loopjax.model import (
     TrainedModel,
@@ -23,6 +23,7 @@ from loopjax.model import (
     score_embeddings,
     split_rows,
 )
+from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings, read_embeddings
 from loopjax.store.scores import Scores, write_scores
 
@@ -38,7 +39,7 @@ class RunResult:
     """What a finished run leaves for the caller to print."""
 
     scores: Scores
-    evaluation: dict[str, Any]
+    evaluation: Evaluation
     report: Path
     n_rejected: int
 
@@ -59,6 +60,7 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
     """
     from loopjax.report.page import write_report
 
+    require_report_extra()
     if not config.detectors:
         raise UserError(f"config {config.name!r} lists no detectors")
     for detector in config.detectors:
@@ -70,14 +72,15 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
     models = fit_all(config, embeddings, train, labels, out, log)
     scores = rank(config, models, embeddings, labels)
     write_scores(scores, out / "scores.parquet", csv=out / "scores.csv")
-    evaluation = assess(config, models, embeddings, train, labels, out, log)
+    fitted = FittedRun(config, models, embeddings, train, labels)
+    evaluation = evaluate_fitted(fitted, out, log)
     report = write_report(out, config=config.report)
     log(f"report: {report}")
     return RunResult(scores, evaluation, report, n_rejected)
 
 
-def evaluate_run(run: Path, log: Log) -> dict[str, Any]:
-    """Judges a finished run folder again: evaluation.json and figures/ anew, as {headline, tables}.
+def evaluate_run(run: Path, log: Log) -> Evaluation:
+    """Evaluates a finished run folder again: evaluation.json and figures/ are written anew.
 
     Raises:
         UserError: no run there.
@@ -87,7 +90,7 @@ def evaluate_run(run: Path, log: Log) -> dict[str, Any]:
     labels = read_labels(config, embeddings)
     train = training_rows(config, embeddings, labels)
     models = fit_all(config, embeddings, train, labels, run, log)
-    return assess(config, models, embeddings, train, labels, run, log)
+    return evaluate_fitted(FittedRun(config, models, embeddings, train, labels), run, log)
 
 
 def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embeddings, int]:

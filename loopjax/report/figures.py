@@ -1,6 +1,6 @@
 """The figures: arrays in, one SVG file out.
 
-This file and `drawing.py` are the only ones that import matplotlib; callers import them late.
+Only this wing imports matplotlib; callers check `require_report_extra` and import this file late.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from loopjax.evaluation.metrics import principal_plane
+from loopjax.evaluation.robustness import CurvePoint
+from loopjax.report.plane import principal_plane
 from loopjax.report.style import (
+    ANOMALOUS,
     COLORS,
     INK,
     NORMAL,
-    ODD,
     STYLE,
     log_axis,
     panels,
@@ -52,10 +53,15 @@ def score_boxes(
             medianprops={"color": INK, "linewidth": 1.3},
             whiskerprops={"color": INK, "linewidth": 0.8},
             capprops={"color": INK, "linewidth": 0.8},
-            flierprops={"marker": ".", "markersize": 3.5, "markeredgecolor": ODD, "alpha": 0.7},
+            flierprops={
+                "marker": ".",
+                "markersize": 3.5,
+                "markeredgecolor": ANOMALOUS,
+                "alpha": 0.7,
+            },
         )
         for box, split in zip(boxes["boxes"], splits, strict=True):
-            color = ODD if "anom" in split else COLORS[index % len(COLORS)]
+            color = ANOMALOUS if "anom" in split else COLORS[index % len(COLORS)]
             box.set(facecolor=color, edgecolor=color, alpha=0.9 if split == "train" else 0.55)
         if thresholds and name in thresholds:
             threshold_line(axes, thresholds[name], horizontal=True)
@@ -90,9 +96,9 @@ def score_histograms(
         logarithmic = low > 0 and high / low > 5
         edges = np.geomspace(low, high * 1.0001, 33) if logarithmic else np.linspace(low, high, 33)
         for i, (split, values) in enumerate(splits.items()):
-            color = ODD if "anom" in split else COLORS[i]
-            share = np.full(len(values), 100 / len(values))
-            axes.hist(values, edges, weights=share, color=color, alpha=0.55, label=split)
+            color = ANOMALOUS if "anom" in split else COLORS[i]
+            percent = np.full(len(values), 100 / len(values))
+            axes.hist(values, edges, weights=percent, color=color, alpha=0.55, label=split)
         if logarithmic:
             log_axis(axes, "x")
         threshold_line(axes, thresholds[name], horizontal=False)
@@ -151,11 +157,15 @@ def latent_pca(
     """
 
     def draw(axes: Axes, name: str, index: int) -> None:
-        plane, share = principal_plane(np.asarray(latents[name], float))
-        odd = np.asarray(is_anomaly[name], bool)
-        axes.scatter(*plane[~odd].T, s=9, color=NORMAL, alpha=0.5, lw=0, label="normal")
-        axes.scatter(*plane[odd].T, s=20, color=ODD, alpha=0.9, lw=0, marker="D", label="anomaly")
-        axes.set(title=name, xlabel=f"PC 1 ({share[0]:.0%})", ylabel=f"PC 2 ({share[1]:.0%})")
+        plane, explained = principal_plane(np.asarray(latents[name], float))
+        flagged = np.asarray(is_anomaly[name], bool)
+        axes.scatter(*plane[~flagged].T, s=9, color=NORMAL, alpha=0.5, lw=0, label="normal")
+        axes.scatter(
+            *plane[flagged].T, s=20, color=ANOMALOUS, alpha=0.9, lw=0, marker="D", label="anomaly"
+        )
+        axes.set(
+            title=name, xlabel=f"PC 1 ({explained[0]:.0%})", ylabel=f"PC 2 ({explained[1]:.0%})"
+        )
 
     return panels(list(latents), draw, out, title, width=3.3, height=3.1, columns=3, legend=True)
 
@@ -166,7 +176,7 @@ def latent_heat_map(
     out: Path,
     title: str = "Latent vectors, most anomalous on top",
 ) -> Path:
-    """Draws each latent space as a picture: one row per loop, sorted by score, oddest on top.
+    """Draws each latent space as a picture: one row per loop, the highest score on top.
 
     Args:
         latents: detector -> [N, D] latent vectors.
@@ -220,44 +230,43 @@ def training_curves(
     )
 
 
-def ladder(
-    rows: Sequence[Mapping[str, Any]],
+def robustness_curves(
+    points: Sequence[CurvePoint],
     out: Path,
-    title: str = "Detection against strength of a variation",
+    title: str = "Detection against the severity of a perturbation",
 ) -> Path:
-    """Draws the variation ladder: AUROC against strength, one panel per variation.
+    """Draws AUROC against severity, one panel per perturbation, one curve per detector.
 
     Args:
-        rows: each with `variation`, `unit`, `strength` (label), `step` (0-based, weak to strong),
-            `detector`, `auroc`.
+        points: every point of every curve.
         out: SVG file to write.
         title: name of the figure for screen readers.
     """
-    variations = list(dict.fromkeys(str(row["variation"]) for row in rows))
-    detectors = list(dict.fromkeys(str(row["detector"]) for row in rows))
-    lowest = min(0.4, *(row["auroc"] for row in rows))
+    perturbations = list(dict.fromkeys(point.perturbation for point in points))
+    detectors = list(dict.fromkeys(point.detector for point in points))
+    lowest = min(0.4, *(point.auroc.value for point in points))
 
     def draw(axes: Axes, name: str, index: int) -> None:
-        own = [row for row in rows if row["variation"] == name]
+        own = [point for point in points if point.perturbation == name]
         axes.axhline(0.5, color=INK, lw=0.8, alpha=0.5, ls=(0, (3, 3)))
         for i, detector in enumerate(detectors):
-            line = sorted((r for r in own if r["detector"] == detector), key=lambda r: r["step"])
+            curve = sorted((p for p in own if p.detector == detector), key=lambda p: p.level)
             axes.plot(
-                [r["step"] for r in line],
-                [r["auroc"] for r in line],
+                [point.level for point in curve],
+                [point.auroc.value for point in curve],
                 color=COLORS[i % len(COLORS)],
                 marker="os^Dv<>P"[i % 8],
                 markersize=3.6,
                 lw=1.4,
                 label=detector,
             )
-        ticks = {row["step"]: str(row["strength"]) for row in own}
+        ticks = {point.level: point.severity for point in own}
         axes.set_xticks(list(ticks), list(ticks.values()))
-        axes.set(title=name, ylim=(lowest - 0.04, 1.03), xlabel=str(own[0]["unit"]))
+        axes.set(title=name, ylim=(lowest - 0.04, 1.03), xlabel=own[0].unit)
         axes.grid(visible=False, axis="x")
 
     return panels(
-        variations,
+        perturbations,
         draw,
         out,
         title,
@@ -297,7 +306,7 @@ def explanation(parts: Mapping[str, Any], out: Path, title: str = "Explanation")
         strongest = max(float(np.max(drops, initial=0)), 1e-12)
         for left, right, drop in zip(edges[:-1], edges[1:], drops, strict=True):
             if drop > 0:
-                wave.axvspan(left, right, color=ODD, alpha=0.45 * drop / strongest, lw=0)
+                wave.axvspan(left, right, color=ANOMALOUS, alpha=0.45 * drop / strongest, lw=0)
         mel.imshow(
             np.asarray(parts["mel"], float),
             aspect="auto",
@@ -321,12 +330,14 @@ def explanation(parts: Mapping[str, Any], out: Path, title: str = "Explanation")
                 label="encoder step",
             )
         time.axhline(parts["full_score"], color=INK, lw=1.0, label="whole loop")
-        time.axhline(parts["threshold"], color=ODD, lw=1.0, ls=(0, (4, 2)), label="threshold")
+        time.axhline(parts["threshold"], color=ANOMALOUS, lw=1.0, ls=(0, (4, 2)), label="threshold")
         time.set(xlabel="time (s)", ylabel="score", xlim=(0, end))
         time.legend(loc="best")
         band_drops = np.asarray(parts["band_drop"], float)
         y = np.arange(len(band_drops))
-        bands.barh(y, band_drops, color=[ODD if d > 0 else NORMAL for d in band_drops], height=0.8)
+        bands.barh(
+            y, band_drops, color=[ANOMALOUS if d > 0 else NORMAL for d in band_drops], height=0.8
+        )
         bands.axvline(0, color=INK, lw=0.8)
         bands.set(title="score lost when muted", ylabel="low → high band")
         bands.set_yticks([])

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 INK = "#010203"  # stands for currentColor until the file is written
 COLORS = ("#3d7fc1", "#d9822b", "#2e9c7c", "#a066c9", "#c94f6d", "#8c8f3f", "#5aa9c9", "#8a8f98")
-ODD, NORMAL = "#e0603a", "#3d7fc1"
+ANOMALOUS, NORMAL = "#e0603a", "#3d7fc1"
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -103,7 +103,7 @@ def write_svg(figure: Figure, out: Path, title: str) -> Path:
 def threshold_line(axes: Axes, threshold: float, horizontal: bool) -> None:
     """Draws a decision threshold."""
     line = axes.axhline if horizontal else axes.axvline
-    line(threshold, color=ODD, lw=1.1, ls=(0, (4, 2)), label="threshold")
+    line(threshold, color=ANOMALOUS, lw=1.1, ls=(0, (4, 2)), label="threshold")
 
 
 def log_axis(axes: Axes, which: str) -> None:

@@ -19,17 +19,18 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from loopjax.config import DetectorConfig
 from loopjax.embedding.arrays import embed_arrays
 from loopjax.embedding.corpus import embed
 from loopjax.encoders.load import load_encoder
 from loopjax.experiment.protocols import run_protocols
 
 ENCODERS = ("loopjax-nano", "untrained-nano", "log-mel-statistics")
-METHODS = {
-    "residual": {"kind": "deep-svdd", "params": {"network": "residual"}},
-    "standard": {"kind": "deep-svdd", "params": {"network": "standard"}},
-    "knn": {"kind": "knn"},
-}
+METHODS = [
+    DetectorConfig("residual", "deep-svdd", {"network": "residual"}),
+    DetectorConfig("standard", "deep-svdd", {"network": "standard"}),
+    DetectorConfig("knn", "knn"),
+]
 MIN_CLASS = 8  # rows; smaller rendered classes are left out
 PREFIXES = {"bd": "drums", "drum": "drums", "sn": "drums", "hat": "drums"}
 
@@ -52,8 +53,8 @@ def one_class(matrix: np.ndarray, groups: list[str], seeds: range) -> dict[str, 
     rows = run_protocols(matrix, groups, METHODS, ("P1",), seeds)
     found = {}
     for method in METHODS:
-        values = [row["auroc"] for row in rows if row["method"] == method]
-        found[method] = round(float(np.nanmean(values)), 4)
+        own = [row.auroc for row in rows if row.method == method.name]
+        found[method.name] = round(float(np.mean([x for x in own if x is not None])), 4)
     return found
 
 

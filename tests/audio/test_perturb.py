@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from loopjax.audio.perturb import VARIATIONS, vary
+from loopjax.audio.perturb import PERTURBATIONS, perturb
 from loopjax.errors import UserError
 
 pytest.importorskip("audiomentations", reason="the extra [eval] is not installed")
@@ -32,13 +32,13 @@ def spectrum_distance(a, b):
     return float(np.abs(picture(a) - picture(b)).mean())
 
 
-@pytest.mark.parametrize("name", VARIATIONS)
-def test_variation_is_deterministic_finite_and_in_place(name):
-    variation, samples, donor = VARIATIONS[name], loop(), loop(900.0, 0.7)
-    assert len(variation.strengths) == 6
-    for strength in variation.strengths:
-        first = vary(variation, samples, RATE, strength, (1, 2), donor)
-        again = vary(variation, samples, RATE, strength, (1, 2), donor)
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_perturbation_is_deterministic_finite_and_in_place(name):
+    perturbation, samples, donor = PERTURBATIONS[name], loop(), loop(900.0, 0.7)
+    assert len(perturbation.severities) == 6
+    for severity in perturbation.severities:
+        first = perturb(perturbation, samples, RATE, severity, (1, 2), donor)
+        again = perturb(perturbation, samples, RATE, severity, (1, 2), donor)
         np.testing.assert_array_equal(first, again)
         assert first.dtype == np.float32
         assert np.isfinite(first).all()
@@ -48,17 +48,17 @@ def test_variation_is_deterministic_finite_and_in_place(name):
     np.testing.assert_array_equal(samples, loop())
 
 
-@pytest.mark.parametrize("name", VARIATIONS)
-def test_stronger_is_further_away(name):
-    variation, samples, donor = VARIATIONS[name], loop(), loop(900.0, 0.7)
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_more_severe_is_further_away(name):
+    perturbation, samples, donor = PERTURBATIONS[name], loop(), loop(900.0, 0.7)
     distance = [
         np.mean(
             [
-                spectrum_distance(vary(variation, samples, RATE, s, (seed,), donor), samples)
+                spectrum_distance(perturb(perturbation, samples, RATE, s, (seed,), donor), samples)
                 for seed in range(6)
             ]
         )
-        for s in variation.strengths
+        for s in perturbation.severities
     ]
     assert distance[0] < distance[3] or name == "time stretch"
     assert distance[0] < max(distance[4:])
@@ -72,7 +72,7 @@ def peak_hz(x):
 def test_pitch_shift_moves_by_the_given_cents():
     samples = loop(440.0)
     for cents in (100, 700):
-        shifted = vary(VARIATIONS["pitch shift"], samples, RATE, cents, (0,))
+        shifted = perturb(PERTURBATIONS["pitch shift"], samples, RATE, cents, (0,))
         moved = 1200 * np.log2(peak_hz(shifted) / 440.0)
         assert abs(moved) == pytest.approx(cents, abs=12)
         assert rms(shifted) == pytest.approx(rms(samples), rel=1e-3)
@@ -80,20 +80,20 @@ def test_pitch_shift_moves_by_the_given_cents():
 
 def test_time_stretch_shortens_and_keeps_the_pitch():
     samples = loop(440.0)
-    fast = vary(VARIATIONS["time stretch"], samples, RATE, 25, (0,))
+    fast = perturb(PERTURBATIONS["time stretch"], samples, RATE, 25, (0,))
     assert len(fast) == pytest.approx(len(samples) / 1.25, rel=0.01)
     assert peak_hz(fast) == pytest.approx(440.0, rel=0.02)
 
 
 def test_noise_has_the_given_ratio():
     samples = loop()
-    noise = vary(VARIATIONS["noise"], samples, RATE, 20, (0,)) - samples
+    noise = perturb(PERTURBATIONS["noise"], samples, RATE, 20, (0,)) - samples
     assert 20 * np.log10(rms(samples) / rms(noise)) == pytest.approx(20, abs=0.2)
 
 
 def test_drive_flattens_the_tops():
     samples = loop()
-    driven = vary(VARIATIONS["drive"], samples, RATE, 24, (0,))
+    driven = perturb(PERTURBATIONS["drive"], samples, RATE, 24, (0,))
     top = np.abs(driven).max()
     assert np.mean(np.abs(driven) > 0.999 * top) > 0.05
     assert rms(driven) == pytest.approx(rms(samples), rel=1e-3)
@@ -101,7 +101,7 @@ def test_drive_flattens_the_tops():
 
 def test_low_pass_removes_what_lies_above():
     samples = loop(2000.0)
-    dark = vary(VARIATIONS["low-pass"], samples, RATE, 500, (0,))
+    dark = perturb(PERTURBATIONS["low-pass"], samples, RATE, 500, (0,))
     spectrum = np.abs(np.fft.rfft(dark)) ** 2
     hz = np.fft.rfftfreq(len(dark), 1 / RATE)
     assert spectrum[hz > 3900].sum() < 0.01 * spectrum.sum()
@@ -109,7 +109,7 @@ def test_low_pass_removes_what_lies_above():
 
 def test_gain_steps_lower_half_of_the_loop():
     ones = np.ones(RATE, np.float32)
-    stepped = vary(VARIATIONS["gain steps"], ones, RATE, 6, (0,))
+    stepped = perturb(PERTURBATIONS["gain steps"], ones, RATE, 6, (0,))
     low = 10 ** (-6 / 20)
     assert np.mean(np.isclose(stepped, low, atol=1e-3)) == pytest.approx(0.5, abs=0.03)
     assert np.mean(np.isclose(stepped, 1.0, atol=1e-3)) == pytest.approx(0.5, abs=0.03)
@@ -118,13 +118,13 @@ def test_gain_steps_lower_half_of_the_loop():
 def test_full_reversal_is_the_loop_backwards():
     samples = loop()
     np.testing.assert_allclose(
-        vary(VARIATIONS["reversal"], samples, RATE, 100, (0,)), samples[::-1], atol=1e-6
+        perturb(PERTURBATIONS["reversal"], samples, RATE, 100, (0,)), samples[::-1], atol=1e-6
     )
 
 
 def test_dropouts_silence_four_gaps_of_the_given_length():
     samples = np.ones(2 * RATE, np.float32)
-    gaps = vary(VARIATIONS["dropouts"], samples, RATE, 50, (0,)) == 0
+    gaps = perturb(PERTURBATIONS["dropouts"], samples, RATE, 50, (0,)) == 0
     assert gaps.sum() == 4 * int(0.05 * RATE)
     assert np.sum(np.diff(gaps.astype(int)) == 1) == 4
 
@@ -132,27 +132,27 @@ def test_dropouts_silence_four_gaps_of_the_given_length():
 def test_off_grid_slices_keep_their_sound_but_not_their_place():
     clicks = np.zeros(8 * 4000, np.float32)
     clicks[2000::4000] = 1.0  # in the middle of every slice
-    moved = np.flatnonzero(vary(VARIATIONS["off-grid slices"], clicks, RATE, 20, (3,)) > 0.5)
+    moved = np.flatnonzero(perturb(PERTURBATIONS["off-grid slices"], clicks, RATE, 20, (3,)) > 0.5)
     shift = moved - np.arange(2000, len(clicks), 4000)
     assert len(moved) == 8
     assert ((np.abs(shift) >= 0.5 * 0.2 * 4000 - 1) & (np.abs(shift) <= 0.2 * 4000 + 1)).all()
 
 
-def test_splice_is_the_donor_for_its_share_at_the_same_loudness():
+def test_splice_is_the_donor_for_its_fraction_at_the_same_loudness():
     samples, donor = loop(220.0), 0.01 * loop(1500.0, 0.4)
-    spliced = vary(VARIATIONS["foreign splice"], samples, RATE, 50, (0,), donor)
+    spliced = perturb(PERTURBATIONS["foreign splice"], samples, RATE, 50, (0,), donor)
     foreign = np.abs(spliced - samples) > 1e-4
     assert np.mean(foreign) == pytest.approx(0.5, abs=0.08)
     assert rms(spliced) == pytest.approx(rms(samples), rel=0.5)
     with pytest.raises(UserError, match="donor"):
-        vary(VARIATIONS["foreign splice"], samples, RATE, 50, (0,))
+        perturb(PERTURBATIONS["foreign splice"], samples, RATE, 50, (0,))
 
 
-@pytest.mark.parametrize("name", VARIATIONS)
+@pytest.mark.parametrize("name", PERTURBATIONS)
 @pytest.mark.parametrize("samples", [np.zeros(RATE // 2, np.float32), loop(seconds=0.06)])
 def test_silence_and_very_short_loops_survive(name, samples):
-    variation = VARIATIONS[name]
-    for strength in variation.strengths[::5]:
-        varied = vary(variation, samples, RATE, strength, (0,), loop(900.0, 0.7))
-        assert np.isfinite(varied).all()
-        assert len(varied) > 0
+    perturbation = PERTURBATIONS[name]
+    for severity in perturbation.severities[::5]:
+        perturbed = perturb(perturbation, samples, RATE, severity, (0,), loop(900.0, 0.7))
+        assert np.isfinite(perturbed).all()
+        assert len(perturbed) > 0

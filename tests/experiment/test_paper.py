@@ -6,6 +6,7 @@ import pytest
 from loopjax.cli import main
 from loopjax.config import load_config
 from loopjax.errors import UserError
+from loopjax.evaluation.tables import Estimate, Evaluation
 from loopjax.experiment.paper import reproduce
 from tests.detectors.small import TINY, odd_rows, rows
 
@@ -35,14 +36,19 @@ def evaluation(tmp_path_factory):
     sets.append(f"evaluate.reference={folder / 'published.json'}")
     config = load_config(folder / "config.yaml", sets)
     found = reproduce(config, folder / "out", log=lambda line: None)
-    assert json.loads((folder / "out" / "evaluation.json").read_text("utf-8")) == found
-    return {table["title"]: table["rows"] for table in found["tables"]}
+    written = json.loads((folder / "out" / "evaluation.json").read_text("utf-8"))
+    assert Evaluation.from_json(written, "evaluation.json") == found
+    return {table.title: table.rows for table in found.tables}
 
 
 def test_ours_stands_first_beside_the_published_values(evaluation):
     assert next(iter(evaluation)) == "Ours beside the published values"
     (row,) = evaluation["Ours beside the published values"]
-    assert (row["measure"], row["detector"], row["reproduced"]) == ("auroc_P1", "knn", 0.9)
+    assert (row["measure"], row["detector"], row["reproduced"]) == (
+        "auroc_P1",
+        "knn",
+        Estimate(0.9),
+    )
 
 
 def test_every_detector_has_its_means(evaluation):
@@ -51,21 +57,22 @@ def test_every_detector_has_its_means(evaluation):
     folders = evaluation["P1 on set: one folder normal"]
     for row in folders:
         mean = np.mean([row[folder] for folder in "abc"])
-        assert row["mean"] == pytest.approx(mean) == means[row["detector"]]["set P1"]
+        assert row["mean"].value == pytest.approx(mean)
+        assert row["mean"] == means[row["detector"]]["set P1"]
 
 
-def test_losses_of_the_heads_are_named(evaluation):
-    losses = evaluation["Where Deep SVDD loses to a cheap method"]
+def test_cheap_methods_that_beat_a_head_are_named(evaluation):
+    beside = evaluation["Deep SVDD beside the cheap methods"]
     means = {row["detector"]: row for row in evaluation["AUROC by detector"]}
-    assert [(row["protocol"], row["head"]) for row in losses] == [
+    assert [(row["protocol"], row["head"]) for row in beside] == [
         ("P1", "standard"),
         ("P3", "standard"),
     ]
-    for row in losses:
+    for row in beside:
         key = f"set {row['protocol']}"
-        cheap = {name: means[name][key] for name in ("knn", "pca")}
-        head = means["standard"][key]
-        named = set() if row["loses_to"] == "none" else set(row["loses_to"].split(", "))
+        cheap = {name: means[name][key].value for name in ("knn", "pca")}
+        head = means["standard"][key].value
+        named = set() if row["beaten_by"] == "none" else set(row["beaten_by"].split(", "))
         assert named == {name for name, mean in cheap.items() if mean > head}
         assert row["difference"] == pytest.approx(head - max(cheap.values()))
 

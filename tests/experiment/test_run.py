@@ -10,7 +10,8 @@ import soundfile
 
 from loopjax.config import load_config
 from loopjax.errors import UserError
-from loopjax.experiment import evaluate as assessment
+from loopjax.evaluation.tables import Evaluation, Table
+from loopjax.experiment import evaluate
 from loopjax.experiment import run as experiment
 from loopjax.experiment.run import run
 
@@ -75,12 +76,12 @@ def test_run_leaves_everything(finished):
     assert "jax" in record["versions"]
 
 
-def test_the_odd_loops_rank_first_and_are_found(finished):
+def test_the_anomalous_loops_rank_first_and_are_found(finished):
     _, result, _ = finished
     top = result.scores.table.slice(0, 2)["path"].to_pylist()
     assert all("noise_" in path for path in top)
-    detectors = {row["detector"]: row for row in result.evaluation["tables"][0]["rows"]}
-    assert detectors["knn"]["auroc"] == 1.0
+    detectors = {row["detector"]: row for row in result.evaluation.tables[0].rows}
+    assert detectors["knn"]["auroc"].value == 1.0
     assert detectors["residual"]["seeds"] == 2
 
 
@@ -98,22 +99,22 @@ def test_a_finished_run_repeats_nothing_and_another_folder_gives_the_same(
     assert pq.read_table(tmp_path / "r2" / "scores.parquet").equals(before)
 
 
-def test_judging_a_run_again_gives_the_same_tables(finished, tmp_path, monkeypatch):
+def test_evaluating_a_run_again_gives_the_same_tables(finished, tmp_path, monkeypatch):
     out, result, _ = finished
     lines: list[str] = []
     again = experiment.evaluate_run(out, lines.append)
-    assert json.dumps(again) == json.dumps(result.evaluation)
+    assert again == result.evaluation
     assert not any("fitting" in line for line in lines)
     shutil.copytree(out, tmp_path / "copy")
     record = json.loads((out / "run.json").read_text())
-    record["config"]["evaluate"]["ladder"] = "quick"
+    record["config"]["evaluate"]["robustness"] = "quick"
     (tmp_path / "copy" / "run.json").write_text(json.dumps(record))
-    rungs = {"title": "Ladder", "note": "", "rows": []}
-    monkeypatch.setattr(assessment, "_climb", lambda *args: [rungs])
-    tables = experiment.evaluate_run(tmp_path / "copy", lines.append)["tables"]
-    assert tables == [rungs, *again["tables"]]
+    curves = Table("Robustness by severity", "", ())
+    monkeypatch.setattr(evaluate, "_robustness", lambda *args: (curves,))
+    tables = experiment.evaluate_run(tmp_path / "copy", lines.append).tables
+    assert tables == (curves, *again.tables)
     written = json.loads((tmp_path / "copy" / "evaluation.json").read_text())
-    assert written["tables"][0] == rungs
+    assert Evaluation.from_json(written, "written").tables == tables
 
 
 def test_a_changed_config_refuses_to_mix(finished, corpus):

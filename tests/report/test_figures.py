@@ -3,7 +3,9 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from loopjax.evaluation.metrics import principal_plane
+from loopjax.evaluation.robustness import CurvePoint
+from loopjax.evaluation.tables import Estimate
+from loopjax.report.plane import principal_plane
 
 pytest.importorskip("matplotlib", reason="the extra [report] is not installed")
 
@@ -13,13 +15,13 @@ RNG = np.random.default_rng(0)
 NAMES = ("residual <AE>", "PCA & co")
 SCORES = {n: {"train": RNG.lognormal(size=60), "held out": RNG.lognormal(size=20)} for n in NAMES}
 LATENTS = {n: RNG.normal(size=(40, 6)) for n in NAMES}
-ODD = {n: np.arange(40) < 4 for n in NAMES}
+FLAGGED = {n: np.arange(40) < 4 for n in NAMES}
 CUTS = dict.fromkeys(NAMES, 2.0)
-LADDER = [
-    {"variation": v, "unit": "dB", "strength": str(s), "step": s, "detector": d, "auroc": 0.6}
-    for v in ("noise", "pitch")
-    for s in range(3)
-    for d in NAMES
+POINTS = [
+    CurvePoint(perturbation, "dB", level, str(level), name, Estimate(0.6, 0.5, 0.7), 0.8, 9, 1)
+    for perturbation in ("noise", "pitch")
+    for level in range(3)
+    for name in NAMES
 ]
 PARTS = {
     "duration_s": 2.0,
@@ -39,14 +41,14 @@ DRAW = {
     "score_boxes": lambda out: figures.score_boxes(SCORES, out, CUTS),
     "score_histograms": lambda out: figures.score_histograms(SCORES, CUTS, out),
     "latent_distributions": lambda out: figures.latent_distributions(LATENTS, out),
-    "latent_pca": lambda out: figures.latent_pca(LATENTS, ODD, out),
+    "latent_pca": lambda out: figures.latent_pca(LATENTS, FLAGGED, out),
     "latent_heat_map": lambda out: figures.latent_heat_map(
         LATENTS, {n: RNG.random(40) for n in NAMES}, out
     ),
     "training_curves": lambda out: figures.training_curves(
         {n: {"train": [1.0, 0.5], "validation": [1.1, 0.7]} for n in NAMES}, out
     ),
-    "ladder": lambda out: figures.ladder(LADDER, out),
+    "robustness_curves": lambda out: figures.robustness_curves(POINTS, out),
 }
 
 

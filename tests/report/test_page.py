@@ -5,7 +5,6 @@ import json
 import os
 import time
 import urllib.parse
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +15,12 @@ from browser import Browser, find_chromium
 
 from loopjax.config import ReportConfig
 from loopjax.errors import UserError
+from loopjax.evaluation.tables import Estimate, Table
 from loopjax.report import page as report
-from loopjax.report.tables import histogram, number, prepare_table, read_figures
+from loopjax.report.histogram import histogram
+from loopjax.report.inline_svg import read_figures
+from loopjax.report.tables import number, shown_table
+from loopjax.store.read import FAILURE_SCHEMA, Embeddings
 
 RATE = 32_000
 HOSTILE = (
@@ -30,7 +33,7 @@ HOSTILE = (
 
 
 def make_run(folder, n=14, seconds=0.6, parts=True, hostile=True):
-    """A run folder of short tones; the last loops are the oddest."""
+    """A run folder of short tones; the last loops are the most anomalous."""
     rng = np.random.default_rng(0)
     names = [*(HOSTILE if hostile else ())]
     names += [f"tone {k:03d}.wav" for k in range(n - len(names))]
@@ -61,7 +64,9 @@ def make_run(folder, n=14, seconds=0.6, parts=True, hostile=True):
         table.replace_schema_metadata({"loopjax.threshold": "0.02"}), run / "scores.parquet"
     )
     if parts:
-        (run / "run.json").write_text(json.dumps({"name": "a <b>run</b>", "seeds": [0]}))
+        (run / "run.json").write_text(
+            json.dumps({"config": {"name": "a <b>run</b>"}, "seeds": [0]})
+        )
         rows = [{"detector": "AE <1>", "auroc": 0.9, "auroc_low": 0.85, "auroc_high": 0.94}]
         tables = [{"title": "Detectors", "rows": rows}]
         (run / "evaluation.json").write_text(
@@ -74,10 +79,10 @@ def make_run(folder, n=14, seconds=0.6, parts=True, hostile=True):
             '<a href="https://example.org"><rect width="1" height="1"/></a>'
             '<image href="https://example.org/x.png"/><rect id="shape" width="9" height="9"/></svg>'
         )
-        failures = {"path": ["x<y>.wav"], "reason": ["truncated"], "message": ["1 of 2 frames"]}
-        pq.write_table(pa.table(failures), run / "failures.parquet")
+    failure = {"path": "x<y>.wav", "reason": "truncated", "message": "1 of 2 frames"}
+    failures = pa.Table.from_pylist([failure], schema=FAILURE_SCHEMA)
     matrix = rng.normal(size=(len(names), 8)).astype(np.float32)
-    return run, SimpleNamespace(matrix=matrix, table=pa.table({"id": ids}))
+    return run, Embeddings(matrix, pa.table({"id": ids}), {}, failures)
 
 
 class Reader(html.parser.HTMLParser):
@@ -181,11 +186,11 @@ def test_top_limits_the_table_and_nearest_loops_are_normal(tmp_path):
     assert [loop["rank"] for loop in loops[:3]] == [1, 2, 3]
     for loop in loops[:3]:
         assert len(loop["near"]) == 3
-        assert not any(loops[j]["odd"] for j in loop["near"])
+        assert not any(loops[j]["is_anomaly"] for j in loop["near"])
     matrix = embeddings.matrix / np.linalg.norm(embeddings.matrix, axis=1, keepdims=True)
     row = int(loops[0]["id"][:16], 16)
     cosine = matrix @ matrix[row]
-    normal = [int(loop["id"][:16], 16) for loop in loops if not loop["odd"]]
+    normal = [int(loop["id"][:16], 16) for loop in loops if not loop["is_anomaly"]]
     best = max(normal, key=lambda k: cosine[k])
     assert int(loops[loops[0]["near"][0]]["id"][:16], 16) == best
 
@@ -233,26 +238,36 @@ def test_a_folder_without_scores_is_a_user_error(tmp_path):
 def test_figures_lose_everything_that_could_act(tmp_path):
     run, _ = make_run(tmp_path)
     (figure,) = read_figures(run / "figures")
-    assert figure["title"] == "One figure"
+    assert figure.title == "One figure"
     for gone in ("script", "onload", "example.org", "style", "<a", 'id="shape"'):
-        assert gone not in figure["svg"]
-    assert "<rect" in figure["svg"]
+        assert gone not in figure.svg
+    assert "<rect" in figure.svg
     (run / "figures" / "two.svg").write_text("<html/>")
     with pytest.raises(UserError, match="not an SVG"):
         read_figures(run / "figures")
 
 
-def test_tables_merge_intervals():
-    table = prepare_table(
-        {
-            "title": "t",
-            "rows": [{"name": "a", "x": 0.912, "x_low": 0.88, "x_high": 0.93, "ok": True}],
-        }
-    )
-    assert [c["key"] for c in table["columns"]] == ["name", "x", "ok"]
-    assert table["rows"][0] == {"name": "a", "x": "0.912 (0.880 to 0.930)", "ok": True}
-    with pytest.raises(UserError):
-        prepare_table({"rows": []})
+def test_rejected_inputs_are_listed(tmp_path):
+    run, embeddings = make_run(tmp_path)
+    page = read(report.write_report(run, embeddings=embeddings))
+    assert "x<y>.wav" in [text for tag, _, text in page.texts if tag == "th"]
+    store = run / "embeddings"
+    store.mkdir()
+    pq.write_table(embeddings.failures, store / "failures.parquet")
+    column = pa.array(list(embeddings.matrix), pa.list_(pa.float32(), 8))
+    table = embeddings.table.append_column("embedding", column)
+    pq.write_table(table, store / "part-00000.parquet")
+    text = " ".join(data for _, _, data in read(report.write_report(run)).texts)
+    assert "1 inputs were rejected" in text and "1 of 2 frames" in text
+
+
+def test_estimates_are_shown_with_their_interval():
+    rows = ({"name": "a", "x": Estimate(0.912, 0.88, 0.93), "ok": True}, {"name": "b"})
+    table = shown_table(Table("t", "", rows))
+    assert [(c.label, c.is_numeric) for c in table.columns] == [
+        ("name", False), ("x", True), ("ok", False),
+    ]  # fmt: skip
+    assert table.rows == (("a", "0.912 (0.880 to 0.930)", True), ("b", None, None))
 
 
 @pytest.mark.parametrize(
@@ -269,10 +284,10 @@ def test_number(value, text):
 def test_histogram_counts_every_score_and_splits_at_the_threshold():
     scores = np.geomspace(1e-4, 1e-1, 500)
     picture = histogram(scores, 1e-2)
-    assert picture["threshold_x"] == pytest.approx(picture["width"] * 2 / 3, abs=0.1)
-    odd = [bar["x"] for bar in picture["bars"] if bar["is_odd"]]
-    calm = [bar["x"] for bar in picture["bars"] if not bar["is_odd"]]
-    assert max(calm) < picture["threshold_x"] < max(odd)
+    assert picture.threshold_x == pytest.approx(picture.width * 2 / 3, abs=0.1)
+    above = [bar.x for bar in picture.bars if bar.is_anomalous]
+    below = [bar.x for bar in picture.bars if not bar.is_anomalous]
+    assert max(below) < picture.threshold_x < max(above)
     assert histogram(np.ones(5), None) is None
 
 
@@ -340,7 +355,7 @@ def test_browser_plays_linked_files_and_map_points(browser, tmp_path):
     for i in range(14):  # hostile file names too
         browser.click(f"tr[data-i='{i}'] .play")
         browser.wait(f"loopjaxReport.state().playing && loopjaxReport.state().current === {i}")
-    browser.run("document.querySelector('#plane circle.odd').dispatchEvent("
+    browser.run("document.querySelector('#plane circle.anomalous').dispatchEvent("
                 "new MouseEvent('click', {bubbles: true}))")  # fmt: skip
     browser.wait("loopjaxReport.state().playing")
     assert browser.errors == []

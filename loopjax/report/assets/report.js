@@ -143,8 +143,8 @@
 
   function tick() {
     if (!player.playing) return;
-    const share = player.duration ? (100 * position()) / player.duration : 0;
-    for (const line of document.querySelectorAll(".playing .head-line")) line.style.left = `${share}%`;
+    const percent = player.duration ? (100 * position()) / player.duration : 0;
+    for (const line of document.querySelectorAll(".playing .head-line")) line.style.left = `${percent}%`;
     requestAnimationFrame(tick);
   }
 
@@ -163,7 +163,7 @@
       const fits = words.every((word) => text.includes(word))
         && (!filters.group?.value || loop.group === filters.group.value)
         && (!filters.marks.value || (markOf(i) || "none") === filters.marks.value)
-        && (!filters.only.checked || loop.odd);
+        && (!filters.only.checked || loop.is_anomaly);
       row.hidden = !fits;
       dots.get(i)?.classList.toggle("dim", !fits);
       shown += fits;
@@ -216,7 +216,7 @@
   }
   const quote = (field) => `"${String(field ?? "").replaceAll('"', '""')}"`;
   function csv() {
-    const lines = rows.map((row) => Number(row.dataset.i)).map((i) => [loops[i].id, loops[i].path, loops[i].rank, loops[i].score, loops[i].odd, markOf(i)].map(quote).join(","));
+    const lines = rows.map((row) => Number(row.dataset.i)).map((i) => [loops[i].id, loops[i].path, loops[i].rank, loops[i].score, loops[i].is_anomaly, markOf(i)].map(quote).join(","));
     return ["id,path,rank,score,is_anomaly,mark", ...lines].join("\r\n") + "\r\n";
   }
   // A playlist of what is kept; without any mark, of what is shown. One line per entry, so line

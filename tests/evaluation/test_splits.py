@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+
+from loopjax.errors import UserError
+from loopjax.evaluation.splits import protocol_splits
+
+
+@pytest.mark.parametrize("protocol", ["P1", "P3"])
+def test_protocol_splits(protocol):
+    groups = ["x"] * 10 + ["y"] * 20 + ["z"] * 4 + ["a"]
+    splits = list(protocol_splits(groups, protocol, seed=4))
+    # Four loops and one loop are nobody's normal class, but anomalous all the same.
+    assert [name for name, *_ in splits] == (
+        ["x", "y"] if protocol == "P1" else ["a", "x", "y", "z"]
+    )
+    for name, train, test, labels in splits:
+        is_own = np.array(groups) == name
+        normal = is_own if protocol == "P1" else ~is_own
+        assert len(train) == int(0.8 * normal.sum())
+        assert normal[train].all()
+        np.testing.assert_array_equal(labels, ~normal[test])
+        assert sorted([*train, *test]) == list(range(35))
+    again = list(protocol_splits(groups, protocol, seed=4))
+    np.testing.assert_array_equal(splits[0][1], again[0][1])
+    with pytest.raises(UserError, match="two groups"):
+        list(protocol_splits(["x", "x"], protocol, seed=0))
+
+
+def test_protocol_p1_needs_a_group_to_fit_on():
+    with pytest.raises(UserError, match="no group leaves 5 normal loops"):
+        list(protocol_splits(["x"] * 6 + ["y"] * 5, "P1", seed=0))
