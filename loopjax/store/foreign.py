@@ -1,7 +1,5 @@
 """Embeddings that other tools made: `.npy`, `.npz` and the reference implementation's `.pkl`."""
 
-import io
-import pickle  # noqa: TID251 - only through the allow-list reader below
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from loopjax.errors import UserError
+from loopjax.restricted_pickle.arrays import NUMPY_FUNCTIONS, PickledArray
+from loopjax.restricted_pickle.reader import load
 
 MAX_PICKLE_BYTES = 4 << 30
 MAX_EASY_BYTES = 64 << 20  # compressed members beyond this must not expand more than
@@ -30,14 +30,15 @@ def read_embedding_file(path: Path) -> tuple[np.ndarray, pa.Table, dict[str, str
     """
     try:
         arrays = SUFFIXES[path.suffix](path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, OverflowError) as error:
         raise UserError(f"cannot read embeddings from {path}: {error}") from None
     matrix = np.asarray(arrays.pop("embeddings"))
     if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
         raise UserError(
             f"{path}: expected a matrix [rows, width], found {matrix.dtype} {matrix.shape}"
         )
-    matrix = np.ascontiguousarray(matrix, np.float32)
+    with np.errstate(over="ignore"):  # numbers beyond float32 are refused as infinity later
+        matrix = np.ascontiguousarray(matrix, np.float32)
     columns = {name: np.asarray(value) for name, value in arrays.items() if name in ROW_NAMES}
     for name, values in columns.items():
         if values.shape != (len(matrix),):
@@ -52,15 +53,20 @@ def read_embedding_file(path: Path) -> tuple[np.ndarray, pa.Table, dict[str, str
 
 def _row_table(columns: dict[str, np.ndarray], n_rows: int) -> pa.Table:
     width = max(6, len(str(n_rows)))
-    ids = [f"row-{i:0{width}d}" for i in range(n_rows)]
-    if "id" in columns and len(set(columns["id"].tolist())) == n_rows:
-        ids = [str(value) for value in columns["id"].tolist()]
-    paths = columns.get("path", np.full(n_rows, "")).tolist()
-    groups = columns.get("group", columns.get("family"))
-    table = {"id": pa.array(ids), "path": pa.array([str(p) for p in paths])}
+    texts = {name: [_text(value) for value in column.tolist()] for name, column in columns.items()}
+    ids = texts.get("id", [])
+    if len(set(ids)) != n_rows:
+        ids = [f"row-{i:0{width}d}" for i in range(n_rows)]
+    table = {"id": ids, "path": texts.get("path", [""] * n_rows)}
+    groups = texts.get("group", texts.get("family"))
     if groups is not None:
-        table["group"] = pa.array([str(g) for g in groups.tolist()])
-    return pa.table(table)
+        table["group"] = groups
+    return pa.table({name: pa.array(column, pa.string()) for name, column in table.items()})
+
+
+def _text(value: object) -> str:
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return text.encode("utf-8", "replace").decode("utf-8")  # names of files may be no valid Unicode
 
 
 def _read_npy(path: Path) -> dict[str, Any]:
@@ -84,44 +90,48 @@ def _read_npz(path: Path) -> dict[str, Any]:
     return arrays
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuilds NumPy arrays and plain containers; every other name in the file is refused."""
-
-    _ALLOWED = frozenset(
-        (module, name)
-        for package in ("numpy.core", "numpy._core")
-        for module, name in (
-            (f"{package}.multiarray", "_reconstruct"),
-            (f"{package}.multiarray", "scalar"),
-            (f"{package}.numeric", "_frombuffer"),
-        )
-    ) | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"refused to load {module}.{name}: not a NumPy array")
-        return super().find_class(module, name)
-
-
 def _read_pickle(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_PICKLE_BYTES:
         raise ValueError(f"larger than {MAX_PICKLE_BYTES} bytes")
-    try:
-        content = _ArrayUnpickler(io.BytesIO(path.read_bytes())).load()
-    except (AttributeError, TypeError, IndexError, KeyError, ImportError) as error:
-        raise ValueError(f"not a pickle of arrays ({error})") from None
-    if isinstance(content, np.ndarray):
-        return {"embeddings": content}
+    content = load(path.read_bytes(), NUMPY_FUNCTIONS)
     if isinstance(content, dict) and "embeddings" in content:
-        return dict(content)
+        columns = {name: _values(content[name]) for name in ROW_NAMES if name in content}
+        return columns | {"embeddings": _matrix(content["embeddings"])}
     if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
+        if not all("embedding" in row for row in content):
+            raise ValueError("not every row has an 'embedding'")
         names = [name for name in ROW_NAMES if all(name in row for row in content)]
-        arrays: dict[str, Any] = {name: [row[name] for row in content] for name in names}
-        arrays["embeddings"] = np.stack([np.ravel(row["embedding"]) for row in content])
-        return arrays
-    if isinstance(content, list):
-        return {"embeddings": np.asarray(content)}
+        columns = {name: _values([row[name] for row in content]) for name in names}
+        rows = [np.ravel(_matrix(row["embedding"])) for row in content]
+        return columns | {"embeddings": np.stack(rows)}
+    if isinstance(content, (list, PickledArray)):
+        return {"embeddings": _matrix(content)}
     raise ValueError(f"holds a {type(content).__name__}, not embeddings")
+
+
+def _matrix(value: object) -> np.ndarray:
+    """An array, or nested lists of numbers and arrays, as one array of numbers."""
+    if isinstance(value, PickledArray):
+        value = value.read()
+        return value if value.dtype != object else _matrix(value.tolist())
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"expected numbers, found {type(value).__name__}")
+    if any(isinstance(item, (list, tuple, PickledArray)) for item in value):
+        return np.stack([_matrix(item) for item in value])
+    if not all(isinstance(item, (int, float)) for item in value):
+        raise ValueError("expected numbers, found other values in a list")
+    return np.asarray(value, np.float64)
+
+
+def _values(value: object) -> np.ndarray:
+    """A column as an array of objects: NumPy's own text would make all as wide as the widest."""
+    items = value.read().tolist() if isinstance(value, PickledArray) else value
+    if not isinstance(items, (list, tuple)):
+        raise ValueError(f"expected a column of values, found {type(value).__name__}")
+    column = np.empty(len(items), object)
+    for i, item in enumerate(items):
+        column[i] = item
+    return column
 
 
 SUFFIXES: dict[str, Callable[[Path], dict[str, Any]]] = {
