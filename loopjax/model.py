@@ -20,6 +20,7 @@ from loopjax.detectors import (
     load_detector,
     make_detector,
 )
+from loopjax.detectors.storage import save_detector
 from loopjax.errors import UserError, WriteError
 from loopjax.evaluation.splits import MIN_TRAIN
 from loopjax.store.read import Embeddings
@@ -44,7 +45,7 @@ class TrainedModel:
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.detector.save(folder / "detector")
+            save_detector(self.detector, folder / "detector")
             record = {
                 "format": "loopjax-model-1",
                 "name": self.name,

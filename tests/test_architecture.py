@@ -57,7 +57,6 @@ NOT_YET = {
     ("model", "evaluation"),
 }
 NOT_YET_CIRCLES = {
-    frozenset({"loopjax.detectors", "loopjax.detectors.base", "loopjax.detectors.storage"}),
     frozenset({"loopjax.detectors.svdd.estimator", "loopjax.detectors.svdd.fit"}),
     frozenset({"loopjax.detectors.svdd.estimator", "loopjax.detectors.svdd.rows"}),
 }

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from loopjax.convert.torch_pickle import TensorView, read_torch_pickle
 from loopjax.convert.torch_zip import TorchZip
-from loopjax.detectors import DeepSVDD
+from loopjax.detectors.storage import save_detector
+from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.errors import UserError
 from loopjax.restricted_pickle.machine import RefusedError
 
@@ -111,7 +112,7 @@ def convert_head(
         threshold=threshold,
         network="residual" if head.residual else "standard",
     )
-    detector.save(out)
+    save_detector(detector, out)
     kernels = [head.encoder[f"layers/{i}/linear/kernel"] for i in range(len(detector.hidden_dims))]
     widths = (kernels[0].shape[0], *(kernel.shape[1] for kernel in kernels))
     return ConvertedHead(out, widths, head.stage, notes)

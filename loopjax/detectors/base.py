@@ -1,8 +1,8 @@
-"""The contract every detector keeps: arrays in, one score per row out, higher = stranger."""
+"""The contract of every detector: arrays in, a score per row out, higher = more anomalous."""
 
-from collections.abc import Callable, Iterable, Iterator
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -69,16 +69,22 @@ def check_finite(rows: np.ndarray, first_row: int = 0) -> None:
 class Detector(BaseEstimator):
     """Base of all detectors: validation, threshold, conformal p-values, saving.
 
-    A subclass sets `kind`, lists its fitted attributes in `_fitted`, and implements
-    `_fit(rows) -> training scores` and `_score(rows) -> scores` on float32 [N, D].
+    A subclass sets `kind`, annotates its fitted attributes in the class body (names ending in `_`;
+    these are saved), and implements `_fit(rows) -> training scores` and `_score(rows) -> scores`
+    on float32 [N, D].
 
-    Fitted attributes: `n_features_in_`; `decision_scores_` float64 [N], the training scores;
-    `threshold_`, their (1 - contamination) quantile; `calibration_scores_` after `calibrate`.
+    Fitted attributes: `n_features_in_`; `feature_names_in_` after fitting on a table with named
+    columns; `decision_scores_` float64 [N], the training scores; `threshold_`, their
+    (1 - contamination) quantile; `calibration_scores_` after `calibrate`.
     """
 
+    n_features_in_: int
+    feature_names_in_: np.ndarray
+    threshold_: float
+    decision_scores_: np.ndarray
+    calibration_scores_: np.ndarray
+
     kind: ClassVar[str]
-    # Names of fitted attributes that `save` writes; arrays (or nested dicts of them) and scalars.
-    _fitted: ClassVar[tuple[str, ...]]
     # Constructor parameters that steer a run but are no part of the model.
     run_time_params: ClassVar[tuple[str, ...]] = ()
     # Whether a fit with default parameters depends on `random_state`.
@@ -108,7 +114,7 @@ class Detector(BaseEstimator):
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Anomaly score of every row of [N, D] as float64 [N]; higher = stranger."""
+        """Anomaly score of every row of [N, D] as float64 [N]; higher = more anomalous."""
         check_is_fitted(self, "decision_scores_")
         return self._score_all(self._validate(X, reset=False))
 
@@ -140,18 +146,17 @@ class Detector(BaseEstimator):
         return (1 + len(calibration) - below) / (len(calibration) + 1)
 
     def percentile(self, scores: Any) -> np.ndarray:
-        """Share of training scores at or below each of scores [N], in percent; float64 [N]."""
+        """Fraction of training scores at or below each of scores [N], in percent; float64 [N]."""
         check_is_fitted(self, "decision_scores_")
         ordered = np.sort(self.decision_scores_)
         rank = np.searchsorted(ordered, np.asarray(scores, np.float64), side="right")
         return 100.0 * rank / len(ordered)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the fitted detector to a folder (Orbax arrays beside config.json); see `store`."""
-        from loopjax.detectors.storage import save_detector
-
-        check_is_fitted(self, "decision_scores_")
-        return save_detector(self, Path(path))
+    def set_fitted(self, fitted: Mapping[str, object]) -> Self:
+        """Take over what another fit learned, such as one that was saved; names as annotated."""
+        for name, value in fitted.items():
+            setattr(self, name, value)
+        return self
 
     def _fit(self, rows: Any) -> np.ndarray:
         raise NotImplementedError
@@ -190,6 +195,15 @@ class Detector(BaseEstimator):
             raise DataError(str(error)) from error
         check_finite(rows)
         return rows
+
+
+def fitted_types(cls: type[Detector]) -> dict[str, Any]:
+    """Fitted attributes of a class and their types: annotated names that end in `_`."""
+    return {
+        name: annotation
+        for name, annotation in typing.get_type_hints(cls).items()
+        if name.endswith("_") and not name.startswith("_")
+    }
 
 
 def len_rows(rows: np.ndarray | RowBlocks) -> int:

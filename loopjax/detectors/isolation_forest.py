@@ -44,7 +44,11 @@ class IsolationForest(Detector):
 
     kind: ClassVar[str] = "isolation-forest"
     depends_on_seed: ClassVar[bool] = True
-    _fitted: ClassVar[tuple[str, ...]] = ("feature_", "cut_", "path_", "max_samples_")
+
+    feature_: np.ndarray
+    cut_: np.ndarray
+    path_: np.ndarray
+    max_samples_: int
 
     def __init__(
         self,

@@ -32,7 +32,8 @@ class KNN(Detector):
     """
 
     kind: ClassVar[str] = "knn"
-    _fitted: ClassVar[tuple[str, ...]] = ("reference_",)
+
+    reference_: np.ndarray
 
     def __init__(
         self,

@@ -30,7 +30,12 @@ class Mahalanobis(Detector):
     """
 
     kind: ClassVar[str] = "mahalanobis"
-    _fitted: ClassVar[tuple[str, ...]] = ("mean_", "axes_", "variances_", "floor_", "shrinkage_")
+
+    mean_: np.ndarray
+    axes_: np.ndarray
+    variances_: np.ndarray
+    floor_: float
+    shrinkage_: float
 
     def __init__(
         self, shrinkage: float | Literal["ledoit-wolf"] = "ledoit-wolf", contamination: float = 0.05

@@ -14,14 +14,18 @@ class MeanCosine(Detector):
     """
 
     kind: ClassVar[str] = "mean-cosine"
-    _fitted: ClassVar[tuple[str, ...]] = ("mean_",)
+
+    mean_: np.ndarray
 
     def __init__(self, contamination: float = 0.05):
         self.contamination = contamination
 
     def _fit(self, rows: Any) -> np.ndarray:
         parts = [rows] if isinstance(rows, np.ndarray) else rows
-        self.mean_ = sum(p.sum(axis=0, dtype=np.float64) for p in parts) / len_rows(rows)
+        total = np.zeros(self.n_features_in_)
+        for part in parts:
+            total += part.sum(axis=0, dtype=np.float64)
+        self.mean_ = total / len_rows(rows)
         if not np.any(self.mean_):
             raise DataError("the mean of the rows is zero, so no direction is normal")
         scores = self._score_all(rows)

@@ -31,7 +31,11 @@ class PCA(Detector):
     """
 
     kind: ClassVar[str] = "pca"
-    _fitted: ClassVar[tuple[str, ...]] = ("mean_", "scale_", "components_", "explained_variance_")
+
+    mean_: np.ndarray
+    scale_: np.ndarray
+    components_: np.ndarray
+    explained_variance_: np.ndarray
 
     def __init__(
         self,

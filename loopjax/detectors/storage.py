@@ -1,49 +1,78 @@
-"""Fitted detectors as folders: config.json (what it is) beside an Orbax tree (its arrays)."""
+"""Trained models as folders: `config.json` (what it is) beside `arrays/`, an Orbax tree.
+
+One format for every detector, whoever trained it. `config.json` holds kind, hyper-parameters,
+fitted numbers, the arrays' shapes and checksums, package versions, and the sections that a caller
+adds, such as `model`, where `loopjax fit` keeps the embedding space.
+"""
 
 import hashlib
 import importlib.metadata
 import json
-import os
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from loopjax.detectors import detector_class, detector_kinds
-from loopjax.detectors.base import Detector
-from loopjax.errors import UserError, WriteError
+from loopjax.detectors import detector_class, detector_kinds, parameter_types
+from loopjax.detectors.base import Detector, fitted_types
+from loopjax.errors import UserError
+from loopjax.io import write_folder
 
 FORMAT = "loopjax-detector-1"
-_SCORES = ("decision_scores_", "calibration_scores_")
+# Fitted attributes that a detector may lack.
+_OPTIONAL = ("feature_names_in_", "calibration_scores_")
+Arrays = dict[str, np.ndarray]
 
 
-def save_detector(detector: Detector, path: Path) -> Path:
-    """Write a fitted detector to `path`, complete or not at all; returns the path.
+class _ArrayNote(BaseModel):
+    """What `config.json` says of an array."""
 
-    An existing detector folder is replaced; any other existing path is refused.
+    model_config = ConfigDict(strict=True)
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "float64", "int32", "int64"]
+    sha256: str
+
+
+class _Sections(BaseModel):
+    """The sections of `config.json` that make a detector; others are their makers' affair."""
+
+    kind: object
+    params: dict[str, object]
+    fitted: dict[str, object]
+    arrays: dict[str, _ArrayNote]
+
+
+def save_detector(
+    detector: Detector, folder: str | Path, extra: Mapping[str, object] | None = None
+) -> Path:
+    """Write a fitted detector, complete or not at all; returns the folder's absolute path.
+
+    An existing model folder is replaced; any other existing path is refused.
+
+    Args:
+        detector: fitted.
+        folder: where to.
+        extra: further sections of `config.json`, JSON-serializable, for `read_detector_config`.
 
     Raises:
-        UserError: `path` exists and is not a detector.
+        UserError: something else is there.
         WriteError: the folder cannot be written.
     """
-    path = path.absolute()
-    if path.exists() and not _is_detector(path):
-        raise UserError(f"{path} exists and is no saved detector: choose another path")
-    arrays, scalars = _split_state(detector)
+    folder = Path(folder).absolute()
+    if folder.exists() and not _may_be_replaced(folder):
+        raise UserError(f"{folder} exists and is no saved model: choose another path")
+    arrays, values = _fitted_state(detector)
     params = detector.get_params(deep=False)
     config = {
         "format": FORMAT,
         "kind": detector.kind,
         "score_convention": "higher_is_anomalous",
-        "params": {k: v for k, v in params.items() if k not in detector.run_time_params},
-        "fitted": {
-            "n_features_in_": detector.n_features_in_,
-            "threshold_": detector.threshold_,
-            **scalars,
-        },
+        "params": {name: params[name] for name in params if name not in detector.run_time_params},
+        "fitted": values,
         "arrays": {
             name: {"shape": a.shape, "dtype": str(a.dtype), "sha256": _digest(a)}
             for name, a in arrays.items()
@@ -52,148 +81,206 @@ def save_detector(detector: Detector, path: Path) -> Path:
             package: importlib.metadata.version(package)
             for package in ("jax", "flax", "orbax-checkpoint", "numpy")
         },
+        **(extra or {}),
     }
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+    text = json.dumps(config, indent=1, allow_nan=False, default=_plain) + "\n"
+
+    def write(temporary: Path) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
-            filled = {name: a for name, a in arrays.items() if a.size}  # Orbax refuses empty ones
-            checkpointer.save(temporary / "arrays", _nest(filled))
-        (temporary / "config.json").write_text(json.dumps(config, indent=1) + "\n", "utf-8")
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise WriteError(f"cannot write the detector to {path}: {error}") from error
-    return path
+            # Orbax refuses empty arrays; their description says all there is to know.
+            tree = {_on_disk(name): a for name, a in arrays.items() if a.size}
+            checkpointer.save(temporary / "arrays", tree)
+        (temporary / "config.json").write_text(text, "utf-8")
+
+    write_folder(folder, write)
+    return folder
 
 
-def load_detector(path: str | Path) -> Detector:
-    """The fitted detector saved in a folder, on this machine's first device whatever trained it.
+def load_detector(folder: str | Path) -> Detector:
+    """The fitted detector in a model folder, on this machine's first device whatever trained it.
+
+    Takes what `save_detector`, `loopjax fit` and `loopjax convert` wrote.
 
     Raises:
-        UserError: the folder is missing, damaged, or no saved detector; the message names it.
+        UserError: the folder is missing, damaged, or no saved model; the message names the file.
     """
-    path = Path(path).absolute()
-    config = _read_config(path)
-    kind = config.get("kind")
-    if kind not in detector_kinds():
+    folder = Path(folder).absolute()
+    config = read_detector_config(folder)
+    file = folder / "config.json"
+    try:
+        sections = _Sections.model_validate_json(json.dumps(config))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{file}: damaged ({place}: {problem['msg']})") from None
+    kind = sections.kind
+    if not isinstance(kind, str) or kind not in detector_kinds():
         known = ", ".join(detector_kinds())
-        raise UserError(f"{path}: unknown detector kind {kind!r}; known: {known}")
+        raise UserError(f"{file}: unknown detector kind {kind!r}; known: {known}")
+    cls = detector_class(kind)
+    detector = cls(**_checked(sections.params, parameter_types(kind), file, "params"))
+    types = fitted_types(cls)
+    as_arrays = {n: t for n, t in types.items() if t is np.ndarray or t == Arrays}
+    values = dict(sections.fitted)
+    unlimited = values.get("threshold_", 0.0) is None
+    if unlimited:
+        values["threshold_"] = 0.0
+    names = values.pop("feature_names_in_", None)
+    fitted: dict[str, object] = {}
+    if names is not None:
+        checked = _checked({"names": names}, {"names": list[str]}, file, "feature_names_in_")
+        fitted["feature_names_in_"] = np.array(checked["names"], object)
+    fitted |= _checked(
+        values, {n: t for n, t in types.items() if n not in as_arrays}, file, "fitted"
+    )
+    if unlimited:
+        fitted["threshold_"] = float("inf")
+    fitted |= _grouped(_read_arrays(folder, sections.arrays), as_arrays)
+    unknown = sorted(fitted.keys() - types.keys())
+    missing = sorted(types.keys() - fitted.keys() - set(_OPTIONAL))
+    if unknown or missing:
+        raise UserError(
+            f"{file}: damaged (missing {', '.join(missing) or 'nothing'}, "
+            f"unknown {', '.join(unknown) or 'nothing'})"
+        )
+    return detector.set_fitted(fitted)
+
+
+def read_detector_config(folder: str | Path) -> dict[str, Any]:
+    """`config.json` of a model folder, with the sections that its maker added.
+
+    Raises:
+        UserError: missing, damaged, or not of this format; the message names the file.
+    """
+    file = Path(folder).absolute() / "config.json"
     try:
-        detector = detector_class(kind)(**_tuples(config["params"]))
-        arrays = _restore_arrays(path / "arrays", config["arrays"])
-        for name, value in config["fitted"].items():
-            setattr(detector, name, value)
-        for name, value in nest_arrays(arrays).items():
-            setattr(detector, name, value)
-    except (KeyError, TypeError, ValueError, OSError, AttributeError) as error:
-        raise UserError(f"{path}: damaged detector ({_first_line(error)})") from error
-    return detector
-
-
-def _is_detector(path: Path) -> bool:
-    try:
-        return _read_config(path).get("format") == FORMAT
-    except UserError:
-        return False
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((path / "config.json").read_text("utf-8"))
+        config = json.loads(file.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no saved detector here (config.json is missing)") from error
+        raise UserError(f"{file.parent}: no saved model here (config.json is missing)") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: damaged detector (config.json: {_first_line(error)})") from error
+        raise UserError(f"{file}: damaged ({_first_line(error)})") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise UserError(f"{path}: config.json does not describe a detector of format {FORMAT}")
+        raise UserError(f"{file} does not describe a model of format {FORMAT}")
     return config
 
 
-def _split_state(detector: Detector) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    arrays: dict[str, np.ndarray] = {}
-    scalars: dict[str, Any] = {}
-    for name in (*detector._fitted, *_SCORES):
-        value = getattr(detector, name, None)
-        if value is None:
+def _may_be_replaced(folder: Path) -> bool:
+    try:
+        if folder.is_dir() and not any(folder.iterdir()):
+            return True
+        read_detector_config(folder)
+    except (UserError, OSError):
+        return False
+    return True
+
+
+def _fitted_state(detector: Detector) -> tuple[Arrays, dict[str, object]]:
+    """What `fit` learned, as arrays by name ("encoder_/layers/0/linear/kernel") and plain values.
+
+    Raises:
+        UserError: the detector is not fitted.
+    """
+    arrays: Arrays = {}
+    values: dict[str, object] = {}
+    for name, annotation in fitted_types(type(detector)).items():
+        if name in _OPTIONAL and not hasattr(detector, name):
             continue
-        if isinstance(value, (np.ndarray, jax.Array)):
+        if not hasattr(detector, name):
+            raise UserError(f"{type(detector).__name__} is not fitted ({name} is missing)")
+        value = getattr(detector, name)
+        if annotation == Arrays:
+            arrays |= {f"{name}/{key}": np.asarray(array) for key, array in value.items()}
+        elif annotation is np.ndarray and np.asarray(value).dtype != object:
             arrays[name] = np.asarray(value)
-        elif isinstance(value, dict) and not _is_plain(value):
-            arrays |= {
-                f"{name}/{key}": np.asarray(leaf) for key, leaf in flatten_arrays(value).items()
-            }
         else:
-            scalars[name] = value
-    return arrays, scalars
+            values[name] = value
+    if detector.threshold_ == np.inf:  # no threshold, which JSON has no number for
+        values["threshold_"] = None
+    return arrays, values
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value holds only lists and numbers, such as a training history."""
-    if isinstance(value, dict):
-        return all(_is_plain(v) for v in value.values())
-    return isinstance(value, (list, int, float, str))
+def _checked(
+    values: Mapping[str, object], types: Mapping[str, Any], file: Path, section: str
+) -> dict[str, Any]:
+    """Values in the types of their annotations: a list becomes a tuple, NaN is an error.
+
+    Raises:
+        UserError: unknown name or wrong type.
+    """
+    checked = {}
+    for name, value in values.items():
+        if name not in types:
+            raise UserError(f"{file}: damaged (unknown {section} {name!r})")
+        reader = TypeAdapter(types[name], config=ConfigDict(strict=True, allow_inf_nan=False))
+        try:
+            checked[name] = reader.validate_json(json.dumps(value))
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise UserError(f"{file}: {name} is {value!r}: {problem}") from None
+    return checked
 
 
-def flatten_arrays(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with names like "layers/0/linear/kernel"."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten_arrays(value, f"{prefix}{key}/")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+def _read_arrays(folder: Path, notes: Mapping[str, _ArrayNote]) -> Arrays:
+    """The arrays that `config.json` describes, checked against it.
 
-
-def nest_arrays(flat: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The inverse of `flatten_arrays`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
-
-
-def _nest(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The on-disk tree is flat: one Orbax array per name, `.` for `/`, which file systems own."""
-    return {name.replace("/", "."): a for name, a in arrays.items()}
-
-
-def _restore_arrays(path: Path, described: dict[str, Any]) -> dict[str, np.ndarray]:
+    Raises:
+        UserError: an array is damaged; names folder and array.
+    """
+    targets: dict[str, jax.ShapeDtypeStruct] = {}
+    arrays: Arrays = {}
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with jax.enable_x64(True):
-        target = {
-            name.replace("/", "."): jax.ShapeDtypeStruct(
-                tuple(spec["shape"]), np.dtype(spec["dtype"]), sharding=device
-            )
-            for name, spec in described.items()
-            if 0 not in spec["shape"]
-        }
-        with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore(path, target)
-        arrays = {
-            name: np.asarray(tree.get(name.replace("/", "."), np.zeros(spec["shape"])))
-            for name, spec in described.items()
-        }
-    for name, spec in described.items():
-        if _digest(arrays[name]) != spec["sha256"]:
-            raise ValueError(f"array {name} does not match its checksum")
+        for name, note in notes.items():
+            if 0 in note.shape:
+                arrays[name] = np.zeros(note.shape, note.dtype)
+            else:
+                targets[name] = jax.ShapeDtypeStruct(
+                    note.shape, np.dtype(note.dtype), sharding=device
+                )
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                tree = checkpointer.restore(
+                    folder / "arrays", {_on_disk(name): t for name, t in targets.items()}
+                )
+        except Exception as error:  # Orbax raises this very class
+            raise UserError(f"{folder / 'arrays'}: damaged ({_first_line(error)})") from error
+        arrays |= {name: np.asarray(tree[_on_disk(name)]) for name in targets}
+    for name, array in arrays.items():
+        if _digest(array) != notes[name].sha256:
+            raise UserError(f"{folder / 'arrays'}: array {name} does not match its checksum")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UserError(f"{folder / 'arrays'}: array {name} holds NaN or infinity")
     return arrays
+
+
+def _grouped(arrays: Arrays, types: Mapping[str, Any]) -> dict[str, object]:
+    """Arrays by fitted attribute: alone, or as a dict where the attribute holds several."""
+    grouped: dict[str, Any] = {name: {} for name, kind in types.items() if kind == Arrays}
+    for name, array in arrays.items():
+        attribute, _, key = name.partition("/")
+        if attribute in grouped and key:
+            grouped[attribute][key] = array
+        else:
+            grouped[name] = array
+    return {name: value for name, value in grouped.items() if not isinstance(value, dict) or value}
+
+
+def _on_disk(name: str) -> str:
+    """The tree on disk is flat, one Orbax array per name; `/` belongs to file systems."""
+    return name.replace("/", ".")
 
 
 def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _tuples(params: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in params.items()}
+def _plain(value: object) -> object:
+    """NumPy's numbers and arrays of text as JSON takes them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be saved")
 
 
 def _first_line(error: Exception) -> str:

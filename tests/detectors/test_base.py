@@ -1,6 +1,3 @@
-import json
-import shutil
-
 import numpy as np
 import pytest
 
@@ -11,7 +8,6 @@ from loopjax.detectors import (
     DataError,
     IsolationForest,
     RowBlocks,
-    load_detector,
     make_detector,
 )
 from loopjax.errors import ModelCheckError, UserError
@@ -63,21 +59,6 @@ def test_threshold_and_prediction(fitted, kind):
     np.testing.assert_array_equal(
         detector.score_samples(rows()), detector.decision_function(rows())
     )
-
-
-def test_saved_detector_scores_the_same(fitted, kind, tmp_path):
-    detector = fitted[kind].calibrate(rows(40, seed=3))
-    loaded = load_detector(detector.save(tmp_path / "model"))
-    np.testing.assert_array_equal(
-        loaded.decision_function(odd_rows()), detector.decision_function(odd_rows())
-    )
-    np.testing.assert_array_equal(loaded.decision_scores_, detector.decision_scores_)
-    np.testing.assert_array_equal(loaded.calibration_scores_, detector.calibration_scores_)
-    assert loaded.threshold_ == detector.threshold_
-    assert loaded.get_params() == detector.get_params()
-    described = json.loads((tmp_path / "model" / "config.json").read_text("utf-8"))
-    assert described["kind"] == kind
-    assert described["score_convention"] == "higher_is_anomalous"
 
 
 def test_row_with_nan_is_named(kind):
@@ -214,49 +195,6 @@ def test_row_blocks_are_checked():
         PCA().fit(RowBlocks(lambda: [rows(30)], 31, 16))
     with pytest.raises(DataError, match="16 features"):
         PCA().fit(RowBlocks(lambda: [rows(30, 8)], 30, 16))
-
-
-def test_load_refuses_what_is_no_detector(tmp_path):
-    with pytest.raises(UserError, match=r"nothing-here.*config.json is missing"):
-        load_detector(tmp_path / "nothing-here")
-    (tmp_path / "config.json").write_text("{", "utf-8")
-    with pytest.raises(UserError, match="damaged"):
-        load_detector(tmp_path)
-    (tmp_path / "config.json").write_text("{}", "utf-8")
-    with pytest.raises(UserError, match="does not describe"):
-        load_detector(tmp_path)
-
-
-def test_load_refuses_damage(fitted, tmp_path):
-    path = fitted["knn"].save(tmp_path / "model")
-    config = path / "config.json"
-    described = json.loads(config.read_text("utf-8"))
-
-    config.write_text(json.dumps(described | {"kind": "oracle"}), "utf-8")
-    with pytest.raises(UserError, match="unknown detector kind 'oracle'"):
-        load_detector(path)
-
-    described["arrays"]["reference_"]["sha256"] = "0" * 64
-    config.write_text(json.dumps(described), "utf-8")
-    with pytest.raises(UserError, match=r"model: damaged.*checksum"):
-        load_detector(path)
-
-    shutil.rmtree(path / "arrays")
-    with pytest.raises(UserError, match="model: damaged"):
-        load_detector(path)
-
-
-def test_save_replaces_detectors_but_nothing_else(fitted, tmp_path):
-    path = fitted["knn"].save(tmp_path / "model")
-    fitted["pca"].save(path)
-    assert isinstance(load_detector(path), PCA)
-    other = tmp_path / "notes"
-    other.mkdir()
-    (other / "todo.txt").write_text("keep me", "utf-8")
-    with pytest.raises(UserError, match="no saved detector"):
-        fitted["knn"].save(other)
-    assert (other / "todo.txt").exists()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "notes"]
 
 
 def test_unfitted_detector_cannot_score():

@@ -5,14 +5,13 @@ reconstruct, then its encoder is trained towards the mean of its own outputs. DI
 where the default recipe departs from the reference; `compat="reference"` follows it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from loopjax.detectors.base import Detector, RowBlocks
-from loopjax.detectors.storage import flatten_arrays, nest_arrays
 from loopjax.detectors.svdd.encoding import check_encoder_arrays, encode_rows
 from loopjax.detectors.svdd.fit import fit_heads, train_heads, train_streamed
 from loopjax.detectors.svdd.network import HIDDEN_DIMS, NetworkConfig
@@ -71,23 +70,14 @@ class DeepSVDD(Detector):
         checkpoint_every_epochs: how often it is written.
         on_epoch: called as on_epoch(stage, epoch, metrics) with stage "pretrain" or "one-class".
 
-    Fitted: `encoder_` {"layers": {"0": {"linear": {"kernel"}, "bn": {"scale", "bias", "mean",
-    "var"}}, ...}}, `center_` [Z], `radius_` (soft boundary, in units of sqrt(score)), `history_`
-    {stage: {metric: list per epoch}}, `best_epochs_` {stage: epoch}, `train_rows_` the numbers of
-    the rows that were trained on (the others stopped it), `latent_shrinkage_` the latents'
-    variance after stage 2 over that before it.
+    Fitted: `encoder_`, arrays by name, "layers/0/linear/kernel" [n_in, n_out] and so on; `center_`
+    [Z]; `radius_` (soft boundary, in units of sqrt(score)); `history_` {stage: {metric: list per
+    epoch}}; `best_epochs_` {stage: epoch}; `train_rows_`, the numbers of the rows that were trained
+    on (the others stopped it); `latent_shrinkage_`, the latents' variance after stage 2 over that
+    before it.
     """
 
     kind: ClassVar[str] = "deep-svdd"
-    _fitted: ClassVar[tuple[str, ...]] = (
-        "encoder_",
-        "center_",
-        "radius_",
-        "history_",
-        "best_epochs_",
-        "train_rows_",
-        "latent_shrinkage_",
-    )
     run_time_params: ClassVar[tuple[str, ...]] = (
         "checkpoint_dir",
         "checkpoint_every_epochs",
@@ -96,7 +86,7 @@ class DeepSVDD(Detector):
     depends_on_seed: ClassVar[bool] = True
     _min_rows: ClassVar[int] = 5
 
-    encoder_: dict[str, Any]
+    encoder_: dict[str, np.ndarray]
     center_: np.ndarray
     radius_: float | None
     history_: dict[str, dict[str, list[float | None]]]
@@ -171,7 +161,7 @@ class DeepSVDD(Detector):
     @classmethod
     def from_arrays(
         cls,
-        encoder: dict[str, Any],
+        encoder: Mapping[str, np.ndarray],
         center: np.ndarray,
         training_rows: Any | None = None,
         threshold: float | None = None,
@@ -180,9 +170,9 @@ class DeepSVDD(Detector):
         """A detector around weights trained elsewhere, such as the reference's checkpoints.
 
         Args:
-            encoder: nested as in `encoder_`, or flat {"layers/0/linear/kernel": ...}. Kernels are
-                [n_in, n_out] (PyTorch stores the transpose); BatchNorm has "scale", "bias", "mean",
-                "var"; linear biases "layers/0/linear/bias" where `bias=True`.
+            encoder: as in `encoder_`, {"layers/0/linear/kernel": ...}. Kernels are [n_in, n_out]
+                (PyTorch stores the transpose); BatchNorm has "scale", "bias", "mean", "var";
+                linear biases "layers/0/linear/bias" where `bias=True`.
             center: [Z].
             training_rows: [N, D], from which `decision_scores_` and `threshold_` are computed.
             threshold: used as it is when given, for example the reference's published one.
@@ -193,7 +183,7 @@ class DeepSVDD(Detector):
             UserError: arrays are missing, unknown or of the wrong shape; or neither rows nor a
                 threshold are given.
         """
-        arrays = {k: np.asarray(v, np.float32) for k, v in flatten_arrays(encoder).items()}
+        arrays = {k: np.asarray(v, np.float32) for k, v in encoder.items()}
         kernels = [k for k in arrays if k.endswith("/linear/kernel")]
         if not kernels or "layers/0/linear/kernel" not in arrays:
             raise UserError("encoder arrays must include layers/0/linear/kernel, layers/1/...")
@@ -208,11 +198,12 @@ class DeepSVDD(Detector):
         self.n_features_in_ = int(arrays["layers/0/linear/kernel"].shape[0])
         self._check_params()
         check_encoder_arrays(self.network_config(), arrays)
-        self.encoder_ = nest_arrays(arrays)
+        self.encoder_ = arrays
         self.center_ = np.asarray(center, np.float32)
         if self.center_.shape != (widths[-1],):
             raise UserError(f"center has shape {self.center_.shape}; expected ({widths[-1]},)")
-        self.history_, self.best_epochs_ = {}, {}
+        self.history_, self.best_epochs_, self.train_rows_ = {}, {}, np.zeros(0, np.int64)
+        self.radius_, self.latent_shrinkage_ = None, 1.0
         if training_rows is not None:
             self.decision_scores_ = self._score_all(self._validate(training_rows, reset=False))
         elif threshold is not None:
@@ -301,7 +292,7 @@ class DeepSVDD(Detector):
         return np.mean((self._encode(rows).astype(np.float64) - self.center_) ** 2, axis=1)
 
     def _encode(self, rows: np.ndarray) -> np.ndarray:
-        return encode_rows(self.network_config(), flatten_arrays(self.encoder_), rows)
+        return encode_rows(self.network_config(), self.encoder_, rows)
 
     def _check_spread(self, scores: np.ndarray) -> None:
         """Raise `ModelCheckError` when the scores no longer tell rows apart.

@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from loopjax.detectors.base import DataError, RowBlocks
-from loopjax.detectors.storage import nest_arrays
 from loopjax.detectors.svdd.network import NetworkConfig, encoder_part, initialize, skeleton
 from loopjax.detectors.svdd.objectives import OneClass, Reconstruction
 from loopjax.detectors.svdd.rows import ResidentRows, StreamedRows
@@ -127,7 +126,7 @@ def _train_stages(
                 detector.radius_ = float(np.sqrt(state.aux["radius_squared"][h]))
     after = source.latent_moments(network, params | stats) if first.epochs else before
     for h, detector in enumerate(detectors):
-        detector.encoder_ = nest_arrays(training_loop.unstack(params | stats, h))
+        detector.encoder_ = training_loop.unstack(params | stats, h)
         detector.center_ = np.asarray(before[h].mean, np.float32)
         shrinkage = after[h].variance / before[h].variance if before[h].variance else 0.0
         detector.latent_shrinkage_ = shrinkage

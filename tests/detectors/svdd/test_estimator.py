@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from loopjax.detectors import REFERENCE, DeepSVDD, fit_heads
-from loopjax.detectors.storage import flatten_arrays
 from loopjax.detectors.svdd.rows import duplicating_shuffle
 from loopjax.errors import ModelCheckError, UserError
 from tests.detectors.small import TINY, odd_rows, rows
@@ -28,7 +27,7 @@ def test_losses_fall_and_weights_move(fitted):
         losses = fitted.history_[stage]["train_loss"]
         assert len(losses) == 5 and losses[-1] < losses[0]
     untrained = DeepSVDD(**{**TINY, "pretrain_epochs": 0, "epochs": 0}).fit(rows())
-    before, after = flatten_arrays(untrained.encoder_), flatten_arrays(fitted.encoder_)
+    before, after = untrained.encoder_, fitted.encoder_
     assert before.keys() == after.keys()
     for name in before:
         assert not np.array_equal(before[name], after[name]), name
@@ -182,7 +181,7 @@ def test_divergence_is_refused():
 
 def test_bias_free_network_has_no_shift():
     detector = DeepSVDD(**TINY, bn_shift=False).fit(rows())
-    assert not any(name.endswith("/bias") for name in flatten_arrays(detector.encoder_))
+    assert not any(name.endswith("/bias") for name in detector.encoder_)
     assert np.isfinite(detector.decision_scores_).all()
 
 
@@ -198,12 +197,12 @@ def test_from_arrays_rebuilds_a_head(fitted):
     np.testing.assert_array_equal(
         rebuilt.decision_function(odd_rows()), fitted.decision_function(odd_rows())
     )
-    flat = DeepSVDD.from_arrays(flatten_arrays(fitted.encoder_), fitted.center_, threshold=0.25)
-    assert flat.threshold_ == 0.25
+    given = DeepSVDD.from_arrays(fitted.encoder_, fitted.center_, threshold=0.25)
+    assert given.threshold_ == 0.25
 
 
 def test_from_arrays_lists_what_is_wrong(fitted):
-    arrays = flatten_arrays(fitted.encoder_)
+    arrays = fitted.encoder_
     wrong = {k: v for k, v in arrays.items() if k != "layers/0/bn/var"} | {"layers/0/extra": 1.0}
     with pytest.raises(UserError, match=r"missing \['layers/0/bn/var'\].*\['layers/0/extra'\]"):
         DeepSVDD.from_arrays(wrong, fitted.center_, threshold=1.0)
