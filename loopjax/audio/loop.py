@@ -47,7 +47,7 @@ class AudioInfo:
 
 
 class DecodeError(Exception):
-    """A file was rejected; `reason` is the short code in failures.parquet."""
+    """A file was rejected; `reason` is the short code in the list of failures."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)

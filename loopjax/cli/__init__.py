@@ -5,7 +5,19 @@ import sys
 from collections.abc import Sequence
 
 from loopjax import __version__
-from loopjax.cli import convert, demo, embed, encoders, evaluate, explain, fit, report, run, score
+from loopjax.cli import (
+    convert,
+    demo,
+    embed,
+    encoders,
+    evaluate,
+    explain,
+    fit,
+    report,
+    run,
+    score,
+    store,
+)
 from loopjax.errors import LoopjaxError
 
 EXIT_CODES = """exit codes:
@@ -14,7 +26,19 @@ EXIT_CODES = """exit codes:
 
 VERBS = {
     module.VERB.name: module.VERB
-    for module in (demo, embed, fit, score, evaluate, explain, report, run, convert, encoders)
+    for module in (
+        demo,
+        embed,
+        fit,
+        score,
+        evaluate,
+        explain,
+        report,
+        run,
+        store,
+        convert,
+        encoders,
+    )
 }
 
 

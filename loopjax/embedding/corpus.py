@@ -25,6 +25,7 @@ from loopjax.embedding.ledger import EmbedSummary, Ledger
 from loopjax.embedding.progress import Progress
 from loopjax.errors import TooManyRejectedError, UserError
 from loopjax.io import locked
+from loopjax.store.failures import table_of_failures
 from loopjax.store.index import DoneIndex
 from loopjax.store.read import Embeddings
 from loopjax.store.resume import finish, prepare
@@ -33,7 +34,6 @@ from loopjax.store.schema import (
     SCHEMA_VERSION,
     StoreRow,
     shard_schema,
-    table_of_failures,
     table_of_rows,
 )
 from loopjax.store.write import ShardWriter
@@ -57,7 +57,7 @@ def embed_corpus(
     Args:
         sources: folders, audio files, `.txt` lists, `bundled:demo`.
         encoder: from `load_encoder`.
-        out_dir: the store; holds `part-*.parquet` and `failures.parquet` afterwards.
+        out_dir: the store; holds `part-*.parquet` and the list of rejected inputs afterwards.
         options: see EmbedConfig.
         restart: throw away what the store holds.
         progress: show progress on stderr.
@@ -73,7 +73,7 @@ def embed_corpus(
     options = options or EmbedConfig()
     index, n_processes = parallel.process_slot()
     folder = Path(out_dir)
-    metadata, settings = identity(encoder, options)
+    metadata, _ = identity(encoder, options)
     corpus = open_source(sources)
     if len(corpus) == 0:
         raise UserError(f"no audio files ({READABLE}) under {', '.join(map(str, sources))}")
@@ -81,7 +81,7 @@ def embed_corpus(
 
         def take_over() -> None:
             stack.enter_context(locked(folder))
-            prepare(folder, metadata, settings, restart)
+            prepare(folder, metadata, restart)
 
         parallel.first_process_does(take_over)
         done = DoneIndex(folder)
@@ -96,18 +96,19 @@ def embed_corpus(
             finally:
                 writer.flush()
         parallel.wait_for_all()
-        parallel.first_process_does(lambda: finish(folder))
-    _check_budget(ledger.summary, options)
+        parallel.first_process_does(lambda: finish(folder, metadata))
+    _check_budget(ledger.summary, options, folder)
     return ledger.summary
 
 
-def _check_budget(summary: EmbedSummary, options: EmbedConfig) -> None:
+def _check_budget(summary: EmbedSummary, options: EmbedConfig, folder: Path) -> None:
     n_inputs = summary.n_embedded + summary.n_skipped + summary.n_failed
     if n_inputs and summary.n_failed / n_inputs > options.max_failures:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(summary.reasons.items()))
         raise TooManyRejectedError(
             f"{summary.n_failed} of {n_inputs} inputs were rejected ({reasons}), more than "
-            f"max_failures={options.max_failures:g} allows; see failures.parquet"
+            f"max_failures={options.max_failures:g} allows; list them with "
+            f"`loopjax store failures {folder}`"
         )
 
 

@@ -22,7 +22,9 @@ from loopjax.report.facts import read_facts, read_object
 from loopjax.report.inline_svg import read_figures
 from loopjax.report.loops import PageLoops
 from loopjax.report.ranking import MAX_MAP_ROWS, files_of, matrix_of, read_ranking
-from loopjax.store.read import FAILURE_SCHEMA, Embeddings, read_embeddings, read_failures
+from loopjax.store.failures import read_failures
+from loopjax.store.read import Embeddings, read_embeddings
+from loopjax.store.schema import FAILURE_SCHEMA
 
 ASSETS = Path(__file__).parent / "assets"
 

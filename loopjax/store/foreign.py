@@ -1,67 +1,129 @@
-"""Embeddings that other tools made: `.npy`, `.npz` and the reference implementation's `.pkl`."""
+"""Embeddings that other tools made: tables, arrays and the reference implementation's pickles."""
 
+import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 
 from loopjax.errors import UserError
 from loopjax.restricted_pickle.arrays import NUMPY_FUNCTIONS, PickledArray
 from loopjax.restricted_pickle.reader import load
+from loopjax.store.columns import (
+    GROUP_NAMES,
+    ID_NAMES,
+    PATH_NAMES,
+    row_order,
+    row_table,
+    split_table,
+)
+from loopjax.store.parquet import first_line, open_parquet
+from loopjax.store.schema import EMBEDDING
 
 MAX_PICKLE_BYTES = 4 << 30
 MAX_EASY_BYTES = 64 << 20  # compressed members beyond this must not expand more than
 MAX_EXPANSION = 100  # fold; embeddings hardly compress at all
-ROW_NAMES = ("id", "path", "group", "family")
+ROW_NAMES = (*ID_NAMES, *PATH_NAMES, *GROUP_NAMES)
 
 
-def read_embedding_file(path: Path) -> tuple[np.ndarray, pa.Table, dict[str, str]]:
-    """A float32 matrix [N, D], its row table (id, path and group if there) and metadata.
+def read_foreign_file(path: Path) -> tuple[np.ndarray, pa.Table]:
+    """A float32 matrix [N, D] and its row table (id, path, group if there, other columns).
 
-    `.npz` needs an array `embeddings` (or exactly one two-dimensional array) and may hold `id`,
-    `path` and `group` (or `family`); `.pkl` may hold a matrix, a mapping like that, or a list of
-    mappings with `embedding`. Rows keep the file's order.
+    Tables (`.parquet`, `.csv`, `.tsv`) hold a column `embedding` or counted columns of numbers,
+    see `split_table`. `.npz` and `.safetensors` need an array `embeddings`, or exactly one
+    two-dimensional array, and `.npz` may hold `id`, `path` and `group` (or `family`). `.pkl` may
+    hold a matrix, a mapping like that, or a list of mappings with `embedding`.
 
     Raises:
-        UserError: unreadable, not a matrix of numbers, or columns of different lengths.
+        UserError: unreadable, no matrix of numbers, repeated ids, or columns of different lengths.
     """
     try:
-        arrays = SUFFIXES[path.suffix](path)
+        return SUFFIXES[path.suffix](path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, OverflowError) as error:
-        raise UserError(f"cannot read embeddings from {path}: {error}") from None
-    matrix = np.asarray(arrays.pop("embeddings"))
+        raise UserError(f"cannot read embeddings from {path}: {first_line(error)}") from None
+
+
+def read_tables(paths: Sequence[Path], where: str) -> tuple[np.ndarray, pa.Table]:
+    """Parquet files of other origin as one table, sorted by path and id.
+
+    Raises:
+        UserError: damaged, of different columns, or without embeddings.
+    """
+    tables = [open_parquet(path, "get it again from where it was made").read() for path in paths]
+    try:
+        table = pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowException as error:
+        raise UserError(f"{where}: the files do not fit together: {first_line(error)}") from None
+    return _sorted(*split_table(table, where))
+
+
+def _sorted(matrix: np.ndarray, table: pa.Table) -> tuple[np.ndarray, pa.Table]:
+    order = row_order(table)
+    return matrix[order], table.take(pa.array(order)).combine_chunks()
+
+
+def _read_csv(path: Path) -> tuple[np.ndarray, pa.Table]:
+    delimiter = "\t" if path.suffix == ".tsv" else ","
+    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    table = pyarrow.csv.read_csv(path, parse_options=parse)
+    if EMBEDDING in table.schema.names and pa.types.is_string(table[EMBEDDING].type):
+        lists = [_list_of_numbers(text, row) for row, text in enumerate(table[EMBEDDING])]
+        at = table.schema.get_field_index(EMBEDDING)
+        table = table.set_column(at, EMBEDDING, pa.array(lists, pa.list_(pa.float64())))
+    return _sorted(*split_table(table, str(path)))
+
+
+def _list_of_numbers(text: pa.StringScalar, row: int) -> list[float]:
+    try:
+        values = json.loads(text.as_py())
+        return [float(value) for value in values]
+    except (ValueError, TypeError):
+        raise ValueError(f"row {row}: column 'embedding' is no list such as [0.5, 1.25]") from None
+
+
+def _read_npy(path: Path) -> tuple[np.ndarray, pa.Table]:
+    return _from_arrays({"embeddings": np.load(path, allow_pickle=False)}, path)
+
+
+def _read_safetensors(path: Path) -> tuple[np.ndarray, pa.Table]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise ValueError(first_line(error)) from None
+    return _from_arrays({"embeddings": _the_matrix(tensors)}, path)
+
+
+def _the_matrix(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    if "embeddings" in arrays:
+        return arrays["embeddings"]
+    matrices = [name for name, array in arrays.items() if array.ndim == 2]
+    if len(matrices) != 1:
+        raise ValueError(f"needs an array 'embeddings', found {list(arrays)}")
+    return arrays[matrices[0]]
+
+
+def _from_arrays(arrays: dict[str, Any], path: Path) -> tuple[np.ndarray, pa.Table]:
+    matrix = np.asarray(arrays["embeddings"])
     if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
         raise UserError(
             f"{path}: expected a matrix [rows, width], found {matrix.dtype} {matrix.shape}"
         )
-    with np.errstate(over="ignore"):  # numbers beyond float32 are refused as infinity later
-        matrix = np.ascontiguousarray(matrix, np.float32)
-    columns = {name: np.asarray(value) for name, value in arrays.items() if name in ROW_NAMES}
+    columns = {name: np.asarray(arrays[name]) for name in ROW_NAMES if name in arrays}
     for name, values in columns.items():
         if values.shape != (len(matrix),):
             raise UserError(f"{path}: {name!r} has shape {values.shape}, expected ({len(matrix)},)")
-    metadata = {
-        "encoder": "external",
-        "source": path.name,
-        "embedding_dim": str(matrix.shape[1]),
-    }
-    return matrix, _row_table(columns, len(matrix)), metadata
-
-
-def _row_table(columns: dict[str, np.ndarray], n_rows: int) -> pa.Table:
-    width = max(6, len(str(n_rows)))
-    texts = {name: [_text(value) for value in column.tolist()] for name, column in columns.items()}
-    ids = texts.get("id", [])
-    if len(set(ids)) != n_rows:
-        ids = [f"row-{i:0{width}d}" for i in range(n_rows)]
-    table = {"id": ids, "path": texts.get("path", [""] * n_rows)}
-    groups = texts.get("group", texts.get("family"))
-    if groups is not None:
-        table["group"] = groups
-    return pa.table({name: pa.array(column, pa.string()) for name, column in table.items()})
+    with np.errstate(over="ignore"):  # numbers beyond float32 are refused as infinity later
+        matrix = np.ascontiguousarray(matrix, np.float32)
+    texts = {name: [_text(value) for value in values.tolist()] for name, values in columns.items()}
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in texts.items()})
+    return matrix, row_table(table, str(path), len(matrix))
 
 
 def _text(value: object) -> str:
@@ -69,28 +131,25 @@ def _text(value: object) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")  # names of files may be no valid Unicode
 
 
-def _read_npy(path: Path) -> dict[str, Any]:
-    return {"embeddings": np.load(path, allow_pickle=False)}
-
-
-def _read_npz(path: Path) -> dict[str, Any]:
+def _read_npz(path: Path) -> tuple[np.ndarray, pa.Table]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             ratio = member.file_size / max(1, member.compress_size)
             if member.file_size > MAX_EASY_BYTES and ratio > MAX_EXPANSION:
                 raise ValueError(f"{member.filename} would expand {ratio:.0f}-fold")
     with np.load(path, allow_pickle=False) as file:
-        wanted = [name for name in file.files if name in ("embeddings", *ROW_NAMES)]
-        arrays = {name: file[name] for name in wanted}
-        if "embeddings" not in arrays:
-            matrices = [name for name in file.files if file[name].ndim == 2]
-            if len(matrices) != 1:
-                raise ValueError(f"needs an array 'embeddings', found {file.files}")
-            arrays["embeddings"] = file[matrices[0]]
-    return arrays
+        arrays: dict[str, Any] = {name: file[name] for name in file.files if name in ROW_NAMES}
+        named = "embeddings" in file.files
+        wanted = ["embeddings"] if named else [n for n in file.files if n not in ROW_NAMES]
+        arrays["embeddings"] = _the_matrix({name: file[name] for name in wanted})
+    return _from_arrays(arrays, path)
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
+def _read_pickle(path: Path) -> tuple[np.ndarray, pa.Table]:
+    return _from_arrays(_unpickled(path), path)
+
+
+def _unpickled(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_PICKLE_BYTES:
         raise ValueError(f"larger than {MAX_PICKLE_BYTES} bytes")
     content = load(path.read_bytes(), NUMPY_FUNCTIONS)
@@ -134,9 +193,13 @@ def _values(value: object) -> np.ndarray:
     return column
 
 
-SUFFIXES: dict[str, Callable[[Path], dict[str, Any]]] = {
+SUFFIXES: dict[str, Callable[[Path], tuple[np.ndarray, pa.Table]]] = {
+    ".parquet": lambda path: read_tables([path], str(path)),
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".npy": _read_npy,
     ".npz": _read_npz,
+    ".safetensors": _read_safetensors,
     ".pkl": _read_pickle,
     ".pickle": _read_pickle,
 }

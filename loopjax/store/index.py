@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from loopjax.store.parquet import open_footer
 from loopjax.store.read import part_files
+from loopjax.store.schema import as_int64
 
 INDEX_COLUMNS = ["key", "size_bytes", "mtime_ns", "sha256"]
 
@@ -41,7 +42,7 @@ class DoneIndex:
 
     def unchanged(self, at: int, size_bytes: int, mtime_ns: int) -> bool:
         """Whether the file still has the size and time it had when it was embedded."""
-        return bool(self._sizes[at] == size_bytes and self._mtimes[at] == mtime_ns)
+        return bool(self._sizes[at] == size_bytes and self._mtimes[at] == as_int64(mtime_ns))
 
     def same_content(self, at: int, sha256: str) -> bool:
         """Whether the file still has the content that was embedded."""
@@ -53,7 +54,7 @@ class DoneIndex:
 
 
 def _index_columns(part: Path) -> tuple[np.ndarray, ...]:
-    table = pq.read_table(part, columns=INDEX_COLUMNS, use_threads=False)
+    table = open_footer(part).read(INDEX_COLUMNS)
     numbers = (np.asarray(table[name]) for name in ("size_bytes", "mtime_ns"))
     return _as_uint64(table["key"]), *numbers, _as_uint64(table["sha256"])
 

@@ -1,7 +1,20 @@
-"""Parquet files with checksums: written atomically, read with every page checked."""
+"""Parquet files that carry a checksum over all of their bytes.
 
+Parquet itself only offers checksums of data pages. Ours have one more key in the footer, the seal:
+the second in which the file was written, its size, and the SHA-256 of the whole file with the place
+of that digest left zero. The second is also set as the modification time: a file whose time is
+still that one has not been touched since. The size tells a damaged file from one that another tool
+has written anew with all keys that it found.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import struct
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -11,72 +24,159 @@ from loopjax.errors import UserError
 from loopjax.io import write_atomically
 from loopjax.store.schema import EMBEDDING
 
-_REPAIR = "run the same `loopjax embed` again to redo its rows"
+_SEAL = b"loopjax_seal"
+_UNSEALED = f"{0:012d} {0:015d} {0:064d}"  # seconds since 1970, size, SHA-256
+_DIGEST_AT, _DIGEST_BYTES = 29, 64
+# Key and value as they stand in the footer: a Thrift string is its type, its length, its bytes.
+_SEAL_AT = _SEAL + b"\x18" + bytes([len(_UNSEALED)])
+_SEAL_TEXT = re.compile(rb"(\d{12}) (\d{15}) [0-9a-f]{64}")
+_ROW_GROUP = 1024  # more would only buffer more while it is written
+_MAX_FOOTER_STRING = 1 << 30
+_CHUNK_BYTES = 1 << 20
+_REDO = "run the same `loopjax embed` again to redo its rows"
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
-    """Writes a table atomically.
+def write_parquet(table: pa.Table, path: Path, notes: dict[bytes, bytes] | None = None) -> None:
+    """Writes a table atomically, sealed.
+
+    Args:
+        table: what to write.
+        path: where.
+        notes: further keys and values of the footer.
 
     Raises:
         WriteError: disk full, no permission and the like; nothing is left behind.
     """
-    path = Path(path)
+    has_embedding = EMBEDDING in table.schema.names
     encodings: dict[str, Any] = {  # random mantissas compress as byte planes, not as a dictionary
         "use_dictionary": [name for name in table.schema.names if name != EMBEDDING],
-        "use_byte_stream_split": [f"{EMBEDDING}.list.element"]
-        if EMBEDDING in table.schema.names
-        else False,
+        "use_byte_stream_split": [f"{EMBEDDING}.list.element"] if has_embedding else False,
     }
 
     def write(temporary: Path) -> None:
-        pq.write_table(
-            table,
-            temporary,
-            compression="zstd",
-            row_group_size=1024,  # more would only buffer more while it is written
-            write_page_checksum=True,
-            **encodings,
-        )
+        with pq.ParquetWriter(
+            temporary, table.schema, compression="zstd", write_page_checksum=True, **encodings
+        ) as writer:
+            writer.write_table(table, row_group_size=_ROW_GROUP)
+            writer.add_key_value_metadata({**(notes or {}), _SEAL: _UNSEALED})
+        _seal(temporary)
 
-    write_atomically(path, write)
+    write_atomically(Path(path), write)
 
 
-def open_part(part: Path) -> pq.ParquetFile:
-    """Opens a shard with checksum verification.
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Reads a table with its checksums.
 
     Raises:
         UserError: the file is damaged.
     """
-    try:
-        return pq.ParquetFile(part, page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{part} is damaged: {first_line(error)}; {_REPAIR}") from None
+    return open_parquet(path).read(columns)
 
 
-def read_matrix(part: Path, file: pq.ParquetFile) -> np.ndarray:
-    """Reads the embeddings of one shard, float32 [n, D].
+def open_parquet(path: Path, repair: str = _REDO) -> "CheckedFile":
+    """Opens a Parquet file of any origin after comparing its seal, if it has one.
 
-    Raises:
-        UserError: damaged file, no embedding column, rows of different widths, NaN.
-    """
-    if EMBEDDING not in file.schema_arrow.names:
-        raise UserError(f"{part} has no column {EMBEDDING!r}; columns: {file.schema_arrow.names}")
-    column = read_columns(part, file, [EMBEDDING])[EMBEDDING]
-    matrix = _as_matrix(pa.concat_arrays(column.chunks), part)
-    require_finite(matrix, str(part))
-    return matrix
-
-
-def read_columns(part: Path, file: pq.ParquetFile, names: list[str]) -> pa.Table:
-    """Reads columns with every page checked.
+    Args:
+        path: the file.
+        repair: what to do if it is damaged, for the message.
 
     Raises:
-        UserError: damaged file.
+        UserError: the file is damaged or cannot be read.
     """
     try:
-        return file.read(columns=names).replace_schema_metadata(None)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{part} is damaged: {first_line(error)}; {_REPAIR}") from None
+        with path.open("rb") as file:
+            at = _find_seal(file)
+            if at is not None and _is_stale(file, at):
+                at = None
+            if at is not None and _digest(file, at) != _read_at(file, at, _DIGEST_BYTES):
+                raise damaged(path, "its bytes do not match its checksum", repair, touched=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    return CheckedFile(path, repair)
+
+
+def open_footer(path: Path, repair: str = _REDO) -> "CheckedFile":
+    """Opens a Parquet file by its footer alone; only the columns that are read are checked.
+
+    Raises:
+        UserError: the footer is damaged or cannot be read.
+    """
+    return CheckedFile(path, repair)
+
+
+class CheckedFile:
+    """An open Parquet file whose pages are compared with their own checksums when read."""
+
+    def __init__(self, path: Path, repair: str):
+        """Reads the footer.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        self.path, self._repair = path, repair
+        try:
+            self._file = pq.ParquetFile(
+                path,
+                page_checksum_verification=True,
+                thrift_string_size_limit=_MAX_FOOTER_STRING,
+            )
+            self.schema = self._file.schema_arrow
+            self.notes: dict[bytes, bytes] = self._file.metadata.metadata or {}
+            self._stat = path.stat()
+        except (OSError, pa.ArrowException) as error:
+            raise damaged(path, first_line(error), repair) from None
+        found = _SEAL_TEXT.fullmatch(self.notes.get(_SEAL, b""))
+        seal = None if found is None else (int(found[1]), int(found[2]))
+        self._seal = seal if seal is not None and seal[1] == self._stat.st_size else None
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the file carries a checksum over all of it."""
+        return self._seal is not None
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the file has the modification time that its seal names."""
+        return self._seal is not None and self._seal[0] * 10**9 == self._stat.st_mtime_ns
+
+    def damaged(self, reason: str) -> UserError:
+        """The error for this file, if something in it is not as it was written."""
+        return damaged(self.path, reason, self._repair, touched=self.is_sealed)
+
+    def read(self, columns: list[str] | None = None) -> pa.Table:
+        """Reads some columns, or all.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        try:
+            table = self._file.read(columns=columns, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise self.damaged(first_line(error)) from None
+        except MemoryError:
+            raise UserError(f"{self.path} does not fit into memory") from None
+        return table.replace_schema_metadata(self.schema.metadata)
+
+    def trust(self) -> None:
+        """Gives a file that was found sound the time that its seal names."""
+        if self._seal is not None:
+            os.utime(self.path, (self._seal[0], self._seal[0]))
+
+
+def damaged(path: Path, reason: str, repair: str, touched: bool = False) -> UserError:
+    """The error for a damaged file.
+
+    Args:
+        path: the file.
+        reason: what is wrong.
+        repair: what to do about it.
+        touched: whether to change the time of the file where that is allowed, so that the next
+            `loopjax embed` compares all of it instead of trusting it.
+    """
+    if touched:
+        with contextlib.suppress(OSError):
+            os.utime(path)
+    return UserError(f"{path} is damaged: {reason}; {repair}")
 
 
 def require_finite(matrix: np.ndarray, where: str) -> None:
@@ -89,27 +189,55 @@ def require_finite(matrix: np.ndarray, where: str) -> None:
         )
 
 
-def _as_matrix(column: pa.Array, part: Path) -> np.ndarray:
-    kind = column.type
-    if not (
-        pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    ):
-        raise UserError(f"{part}: column {EMBEDDING!r} is {kind}, expected lists of numbers")
-    if column.null_count:
-        row = int(np.argmax(np.asarray(column.is_null())))
-        raise UserError(f"{part}: row {row} has no embedding")
-    if pa.types.is_fixed_size_list(kind):
-        width, lengths = kind.list_size, np.full(len(column), kind.list_size)
-    else:
-        lengths = np.asarray(column.value_lengths())
-        width = int(lengths[0]) if len(lengths) else 0
-    if (lengths != width).any():
-        row = int(np.argmax(lengths != width))
-        raise UserError(f"{part}: row {row} has {lengths[row]} values, the others {width}")
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values, np.float32).reshape(len(column), width)
-
-
 def first_line(error: Exception) -> str:
     """The first line of a library's message, which may be long."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _seal(path: Path) -> None:
+    """Writes time, size and digest into their place in the footer."""
+    written_s = int(time.time())
+    with path.open("r+b") as file:
+        at = _find_seal(file)
+        if at is None:
+            raise OSError(f"no place for the checksum in {path.name}")
+        file.seek(at - _DIGEST_AT)
+        file.write(f"{written_s:012d} {path.stat().st_size:015d} ".encode())
+        digest = _digest(file, at)
+        file.seek(at)
+        file.write(digest)
+    os.utime(path, (written_s, written_s))
+
+
+def _find_seal(file: BinaryIO) -> int | None:
+    """Where the digest begins; None in a file without one."""
+    size = file.seek(0, os.SEEK_END)
+    length, magic = struct.unpack("<I4s", _read_at(file, size - 8, 8)) if size > 12 else (0, b"")
+    if magic != b"PAR1" or length + 12 > size:
+        return None
+    start = size - 8 - length
+    at = _read_at(file, start, length).rfind(_SEAL_AT)
+    return None if at < 0 else start + at + len(_SEAL_AT) + _DIGEST_AT
+
+
+def _is_stale(file: BinaryIO, at: int) -> bool:
+    """Whether the seal is of another file, whose keys were copied into this one."""
+    return _read_at(file, at - 16, 15) != f"{file.seek(0, os.SEEK_END):015d}".encode()
+
+
+def _digest(file: BinaryIO, at: int) -> bytes:
+    """SHA-256 of a file, in hexadecimal, with the place of that digest zero."""
+    whole = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(min(_CHUNK_BYTES, at - file.tell())):
+        whole.update(chunk)
+    whole.update(b"0" * _DIGEST_BYTES)
+    file.seek(at + _DIGEST_BYTES)
+    while chunk := file.read(_CHUNK_BYTES):
+        whole.update(chunk)
+    return whole.hexdigest().encode()
+
+
+def _read_at(file: BinaryIO, at: int, size: int) -> bytes:
+    file.seek(at)
+    return file.read(size)

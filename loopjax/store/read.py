@@ -1,21 +1,22 @@
 """Embeddings read back from a store, or from files of other origin.
 
 A store is a folder of `part-*.parquet` shards with one row per loop and the encoder's identity in
-the file metadata. Shards of different encoders or settings never mix.
+the file metadata, and a list of rejected inputs. Shards of different encoders or settings never
+mix.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from loopjax.errors import UserError
-from loopjax.store.foreign import SUFFIXES, read_embedding_file
-from loopjax.store.parquet import open_part, read_columns, read_matrix, require_finite
+from loopjax.store.columns import as_matrix, repeated_values, row_order
+from loopjax.store.failures import read_failures
+from loopjax.store.foreign import SUFFIXES, read_foreign_file, read_tables
+from loopjax.store.parquet import open_footer, open_parquet, require_finite
 from loopjax.store.schema import (
     EMBEDDING,
     FAILURE_SCHEMA,
@@ -24,8 +25,6 @@ from loopjax.store.schema import (
     read_metadata,
 )
 
-_STORED = "__stored_row"
-
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -33,7 +32,8 @@ class Embeddings:
 
     Attributes:
         matrix: float32 [N, D].
-        table: N rows (`ROW_FIELDS`, fewer for files of other origin), same order as `matrix`.
+        table: N rows (`ROW_FIELDS`, fewer for files of other origin), same order as `matrix`;
+            column `id` is unique.
         metadata: encoder, weights_sha256, preprocessing, ... as text.
         failures: inputs that were rejected (`FAILURE_SCHEMA`); may be empty.
     """
@@ -48,35 +48,21 @@ class Embeddings:
 
 
 def read_embeddings(path: str | Path) -> Embeddings:
-    """Reads a store folder, or a `.parquet`, `.npy`, `.npz` or `.pkl` file of embeddings.
+    """Reads a store folder, or a file of embeddings of another origin.
 
-    Rows come back sorted by path and id, whatever the order of the shards.
+    Files are `.parquet`, `.csv`, `.tsv`, `.npy`, `.npz`, `.safetensors` and `.pkl`. The rows of
+    tables come back sorted by path and id, those of arrays in their order. At its peak, reading
+    takes about three times the size of the float32 matrix.
 
     Raises:
         UserError: nothing to read, a damaged file, shards of different encoders or settings, a
-            row of the wrong width or with NaN; names file and row.
+            row of the wrong width or with NaN, repeated ids; names file and row or column.
     """
     path = Path(path)
-    if path.is_dir():
-        parts = part_files(path)
-        if not parts and (path / "embeddings").is_dir():
-            return read_embeddings(path / "embeddings")
-        if not parts:
-            raise UserError(f"{path} holds no part-*.parquet; run `loopjax embed SRC -o {path}`")
-        embeddings = _read_parts(parts)
-        return Embeddings(
-            embeddings.matrix, embeddings.table, embeddings.metadata, read_failures(path)
-        )
-    if not path.exists():
-        raise UserError(f"{path}: no such store or embedding file")
-    if path.suffix == ".parquet":
-        return _read_parts([path])
-    if path.suffix not in SUFFIXES:
-        known = ", ".join([".parquet", *SUFFIXES])
-        raise UserError(f"{path} is neither a store folder nor one of {known}")
-    matrix, table, metadata = read_embedding_file(path)
-    require_finite(matrix, str(path))
-    return Embeddings(matrix, table, {"schema_version": SCHEMA_VERSION, **metadata})
+    try:
+        return _read_folder(path) if path.is_dir() else _read_file(path)
+    except MemoryError:
+        raise UserError(f"{path} does not fit into memory") from None
 
 
 def part_files(folder: Path) -> list[Path]:
@@ -84,33 +70,75 @@ def part_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.parquet"))
 
 
-def read_failures(folder: Path) -> pa.Table:
-    """Rejected inputs of a store, from all processes that wrote to it."""
-    rows: dict[str, dict[str, Any]] = {}
-    newer = sorted(Path(folder).glob("failures-p*.parquet"))  # of a run that goes on or was killed
-    for file in (Path(folder) / "failures.parquet", *newer):
-        if file.exists():
-            rows.update((row["key"], row) for row in pq.read_table(file).to_pylist())
-    ordered = sorted(rows.values(), key=lambda row: row["path"])
-    return pa.Table.from_pylist(ordered, schema=FAILURE_SCHEMA)
+def matrix_of(table: pa.Table, part: Path) -> np.ndarray:
+    """The embeddings of a shard, float32 [n, D].
+
+    Raises:
+        UserError: no embedding column, rows of different widths, NaN.
+    """
+    if EMBEDDING not in table.schema.names:
+        raise UserError(f"{part} has no column {EMBEDDING!r}; columns: {table.schema.names}")
+    matrix = as_matrix(table[EMBEDDING], str(part))
+    require_finite(matrix, str(part))
+    return matrix
 
 
-def _read_parts(parts: Sequence[Path]) -> Embeddings:
-    files = [open_part(part) for part in parts]
-    metadata = read_metadata(files[0].schema_arrow)
-    for part, file in zip(parts, files, strict=True):
-        _require_same(metadata, read_metadata(file.schema_arrow), parts[0], part)
-    names = [n for n in files[0].schema_arrow.names if n != EMBEDDING]
-    tables = [read_columns(p, f, names) for p, f in zip(parts, files, strict=True)]
-    table = _with_ids(pa.concat_tables(tables, promote_options="default"))
-    table = table.append_column(_STORED, pa.array(np.arange(len(table))))
-    table = table.sort_by([("path", "ascending"), ("id", "ascending"), (_STORED, "ascending")])
-    place = np.empty(len(table), np.int64)  # of each stored row in the sorted matrix
-    place[np.asarray(table[_STORED])] = np.arange(len(table))
+def _read_folder(folder: Path) -> Embeddings:
+    parts = part_files(folder)
+    if not parts and (folder / "embeddings").is_dir():
+        return _read_folder(folder / "embeddings")
+    failures = read_failures(folder)
+    if not parts and len(failures):
+        raise UserError(f"{folder} holds no embeddings: all {len(failures)} inputs were rejected")
+    if not parts:
+        raise UserError(f"{folder} holds no part-*.parquet; run `loopjax embed SRC -o {folder}`")
+    if not read_metadata(open_parquet(parts[0]).schema):
+        return _of_other_origin(*read_tables(parts, str(folder)), folder)
+    return _read_parts(parts, failures)
+
+
+def _read_file(path: Path) -> Embeddings:
+    if not path.exists():
+        raise UserError(f"{path}: no such store or embedding file")
+    if path.suffix == ".parquet" and read_metadata(open_parquet(path).schema):
+        return _read_parts([path], FAILURE_SCHEMA.empty_table())
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path} is neither a store folder nor one of {', '.join(SUFFIXES)}")
+    return _of_other_origin(*read_foreign_file(path), path)
+
+
+def _of_other_origin(matrix: np.ndarray, table: pa.Table, path: Path) -> Embeddings:
+    require_finite(matrix, str(path))
+    metadata = {
+        "schema_version": SCHEMA_VERSION,
+        "encoder": "external",
+        "source": path.name,
+        "embedding_dim": str(matrix.shape[1]),
+    }
+    return Embeddings(matrix, table, metadata)
+
+
+def _read_parts(parts: Sequence[Path], failures: pa.Table) -> Embeddings:
+    metadata: dict[str, str] = {}
+    tables = []
+    for part in parts:
+        file = open_parquet(part)
+        found = read_metadata(file.schema)
+        metadata = metadata or found
+        _require_same(metadata, found, parts[0], part)
+        names = [name for name in file.schema.names if name != EMBEDDING]
+        tables.append(file.read(names).replace_schema_metadata(None))
+    table = pa.concat_tables(tables, promote_options="default")
+    _require_distinct(table, parts, tables)
+    order = row_order(table)
+    place = np.empty_like(order)  # of each stored row in the sorted matrix
+    place[order] = np.arange(len(order))
     matrix = np.empty((0, 0), np.float32)
     done = 0
-    for part, file in zip(parts, files, strict=True):
-        rows = read_matrix(part, file)
+    for part in parts:
+        file = open_footer(part)
+        columns = [name for name in file.schema.names if name == EMBEDDING]
+        rows = matrix_of(file.read(columns), part)
         if done == 0:
             matrix = np.empty((len(table), rows.shape[1]), np.float32)
         if rows.shape[1] != matrix.shape[1]:
@@ -119,16 +147,22 @@ def _read_parts(parts: Sequence[Path]) -> Embeddings:
             )
         matrix[place[done : done + len(rows)]] = rows
         done += len(rows)
-    return Embeddings(matrix, table.drop_columns([_STORED]).combine_chunks(), metadata)
+    return Embeddings(matrix, table.take(pa.array(order)).combine_chunks(), metadata, failures)
 
 
-def _with_ids(table: pa.Table) -> pa.Table:
-    """Adds the columns that files of other origin may lack."""
-    if "id" not in table.schema.names:
-        table = table.append_column("id", pa.array([f"row-{i:09d}" for i in range(len(table))]))
-    if "path" not in table.schema.names:
-        table = table.append_column("path", pa.array([""] * len(table), pa.string()))
-    return table
+def _require_distinct(table: pa.Table, parts: Sequence[Path], tables: Sequence[pa.Table]) -> None:
+    """Refuses a store in which a loop occurs twice, as when a shard was copied into it."""
+    repeated = repeated_values(table["id"])
+    if repeated:
+        holders = [
+            part.name
+            for part, rows in zip(parts, tables, strict=True)
+            if rows["id"].index(repeated[0]).as_py() >= 0
+        ]
+        raise UserError(
+            f"{parts[0].parent} holds loop {repeated[0]} more than once (in {', '.join(holders)}; "
+            f"{len(repeated)} such loops); remove the shard that does not belong there"
+        )
 
 
 def _require_same(

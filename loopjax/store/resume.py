@@ -1,107 +1,138 @@
 """Continuing a store: whatever killed the last run, every loop ends up in it exactly once.
 
 What is done is read back from the shards themselves, so there is no second record that could
-disagree. Damaged shards are set aside and their loops embedded again.
+disagree. Damaged files are set aside and their loops embedded again.
+
+A start reads the footers and the columns of the index. The whole of a shard is compared with its
+checksum only when its modification time is not the one it was written with: after a copy, a
+restored backup, or once a reader or `loopjax store verify` has found it damaged.
 """
 
 import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from loopjax.errors import UserError
-from loopjax.io import write_json
+from loopjax.errors import UserError, WriteError
+from loopjax.store.failures import (
+    FAILURES_NAME,
+    failure_files,
+    merge_failures,
+    read_failure_file,
+    write_failures,
+)
 from loopjax.store.index import INDEX_COLUMNS, DoneIndex
-from loopjax.store.parquet import open_part, read_matrix, write_parquet
-from loopjax.store.read import part_files, read_failures
+from loopjax.store.parquet import open_footer, open_parquet, write_parquet
+from loopjax.store.read import matrix_of, part_files
 from loopjax.store.schema import IDENTITY_KEYS, read_metadata
 
-SETTINGS_NAME = "store.json"
-QUARANTINE = "quarantine"
+OLD_LAYOUT = ("store.json", ".embed.lock", ".rewrite.lock")  # of version 0.1
 
 log = logging.getLogger(__name__)
 
 
-def prepare(
-    folder: Path, metadata: dict[str, str], settings: dict[str, Any], restart: bool = False
-) -> None:
+def prepare(folder: Path, metadata: dict[str, str], restart: bool = False) -> None:
     """Makes a folder ready for writing; only one process does it, under the lock.
 
-    Sets damaged shards aside, and checks that what is there was made
-    with the same encoder and settings.
+    Sets damaged files aside, and checks that what is there was made with the same encoder and
+    settings.
 
     Args:
         folder: the store.
-        metadata: identity of the embeddings (`IDENTITY_KEYS`).
-        settings: the settings behind `preprocessing_sha256`, for a readable difference.
+        metadata: identity of the embeddings (`IDENTITY_KEYS`, and `preprocessing`: the settings as
+            JSON, for a readable difference).
         restart: deletes what is there first.
 
     Raises:
         UserError: the store was made with other settings; lists the differences.
         WriteError: the folder cannot be written.
     """
-    if restart:
-        for old in [*part_files(folder), *folder.glob("failures*.parquet")]:
-            old.unlink()
-        (folder / SETTINGS_NAME).unlink(missing_ok=True)
-    _require_same_settings(folder, metadata, settings)
-    with ThreadPoolExecutor() as threads:  # reading and checksums run outside the GIL
-        for found in threads.map(_verified_metadata, part_files(folder)):
-            changed = {
-                key: (found.get(key), metadata[key])
-                for key in IDENTITY_KEYS
-                if found is not None and found.get(key) != metadata[key]
-            }
+    try:
+        if restart:
+            for file in (*part_files(folder), *failure_files(folder)):
+                file.unlink()
+        with ThreadPoolExecutor() as threads:  # reading and checksums run outside the GIL
+            examined = list(threads.map(_examine, part_files(folder)))
+        for part in examined:
+            changed = _changes(part.metadata, metadata) if part.fault is None else {}
             if changed:
                 raise UserError(_difference(folder, changed))
-    _merge_failures(folder)
-    record = {"identity": metadata, "settings": settings}
-    write_json(folder / SETTINGS_NAME, record, sort_keys=True)
+        for part in examined:
+            if part.fault is not None:
+                _set_aside(part.path, part.fault)
+        _merge_failures(folder, metadata)
+        for name in OLD_LAYOUT:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot write to {folder}: {error.strerror or error}") from None
 
 
-def _verified_metadata(part: Path) -> dict[str, str] | None:
-    """Reads a whole shard and returns its metadata; a damaged one is set aside, None."""
+def finish(folder: Path, metadata: dict[str, str]) -> None:
+    """Merges the processes' lists of rejected inputs; one process does it.
+
+    Raises:
+        WriteError: the folder cannot be written.
+    """
+    _merge_failures(folder, metadata)
+
+
+@dataclass(frozen=True)
+class _Examined:
+    path: Path
+    metadata: dict[str, str]
+    fault: UserError | None
+
+
+def _examine(part: Path) -> _Examined:
+    """Reads as much of a shard as is needed to trust it."""
     try:
-        file = open_part(part)
-        read_matrix(part, file)
-        file.read(columns=INDEX_COLUMNS)
-    except (UserError, OSError, pa.ArrowInvalid) as error:
-        aside = part.parent / QUARANTINE
-        aside.mkdir(exist_ok=True)
-        part.rename(aside / f"{part.name}.{time.time_ns()}")
-        log.warning("%s; set aside in %s, its loops are embedded again", error, aside)
-        return None
-    return read_metadata(file.schema_arrow)
+        file = open_footer(part)
+        if not file.is_sealed:  # written by version 0.1
+            _seal_old(part)
+        elif not file.is_untouched:
+            open_parquet(part).trust()
+        file.read(INDEX_COLUMNS)
+        return _Examined(part, read_metadata(file.schema), None)
+    except UserError as error:
+        return _Examined(part, {}, error)
 
 
-def _require_same_settings(
-    folder: Path, metadata: dict[str, str], settings: dict[str, Any]
-) -> None:
-    path = folder / SETTINGS_NAME
-    if not path.exists():
-        return
+def _seal_old(part: Path) -> None:
+    table = open_parquet(part).read()
+    matrix_of(table, part)
+    write_parquet(table, part)
+
+
+def _set_aside(file: Path, fault: UserError) -> None:
+    """Moves a damaged file out of the folder, where other tools would stumble over it too."""
+    aside = file.parent.with_name(f"{file.parent.name}.damaged")
+    aside.mkdir(exist_ok=True)
+    file.rename(aside / f"{file.name}.{time.time_ns()}")
+    log.warning("%s; set aside in %s, its loops are embedded again", fault, aside)
+
+
+def _changes(old: dict[str, str], new: dict[str, str]) -> dict[str, tuple[object, object]]:
+    """What differs between two identities, settings by name."""
+    if all(old.get(key) == new.get(key) for key in IDENTITY_KEYS):
+        return {}
+    before, now = _settings(old), _settings(new)
+    names = sorted({*before, *now})
+    return {k: (before.get(k), now.get(k)) for k in names if before.get(k) != now.get(k)}
+
+
+def _settings(metadata: dict[str, str]) -> dict[str, object]:
+    identity: dict[str, object] = {key: metadata.get(key) for key in IDENTITY_KEYS}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        old = _comparable(record["identity"], record["settings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run again") from None
-    new = _comparable(metadata, json.loads(json.dumps(settings)))
-    changed = {
-        k: (old.get(k), new.get(k)) for k in sorted({*old, *new}) if old.get(k) != new.get(k)
-    }
-    if changed:
-        raise UserError(_difference(folder, changed))
+        return {**json.loads(metadata.get("preprocessing", "{}")), **identity}
+    except ValueError:
+        return identity
 
 
-def _comparable(metadata: dict[str, str], settings: dict[str, Any]) -> dict[str, Any]:
-    return {**settings, **{key: metadata.get(key) for key in IDENTITY_KEYS}}
-
-
-def _difference(folder: Path, changed: dict[str, tuple[Any, Any]]) -> str:
+def _difference(folder: Path, changed: dict[str, tuple[object, object]]) -> str:
     shown = {k: v for k, v in changed.items() if k != "preprocessing_sha256"} or changed
     lines = "; ".join(f"{k}: {old!r} there, {new!r} now" for k, (old, new) in shown.items())
     return (
@@ -110,19 +141,21 @@ def _difference(folder: Path, changed: dict[str, tuple[Any, Any]]) -> str:
     )
 
 
-def finish(folder: Path) -> None:
-    """Merges the processes' failure lists into failures.parquet; one process does it."""
-    _merge_failures(folder)
-
-
-def _merge_failures(folder: Path) -> None:
+def _merge_failures(folder: Path, metadata: dict[str, str]) -> None:
     """One list, without the inputs that have been embedded since."""
-    pieces = sorted(folder.glob("failures-p*.parquet"))
-    merged = read_failures(folder)
-    if not pieces and not len(merged):
-        return
-    done = DoneIndex(folder)
-    keep = [done.find(key) is None for key in merged["key"].to_pylist()]
-    write_parquet(merged.filter(pa.array(keep, pa.bool_())), folder / "failures.parquet")
-    for piece in pieces:
-        piece.unlink()
+    files = failure_files(folder)
+    tables = []
+    for path in files:
+        try:
+            tables.append(read_failure_file(open_parquet(path)))
+        except UserError as fault:
+            _set_aside(path, fault)
+    merged = merge_failures(tables)
+    if len(merged):
+        done = DoneIndex(folder)
+        keep = [done.find(key) is None for key in merged["key"].to_pylist()]
+        merged = merged.filter(pa.array(keep, pa.bool_()))
+        write_failures(merged, folder / FAILURES_NAME, metadata)
+    for path in files:
+        if not len(merged) or path.name != FAILURES_NAME:
+            path.unlink(missing_ok=True)

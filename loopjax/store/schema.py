@@ -26,7 +26,7 @@ ROW_FIELDS = (
     ("group", pa.string()),
     ("sha256", pa.string()),
     ("size_bytes", pa.int64()),
-    ("mtime_ns", pa.int64()),
+    ("mtime_ns", pa.int64()),  # see `as_int64`
     ("sample_rate_hz", pa.int32()),  # of the file
     ("channels", pa.int32()),
     ("n_frames", pa.int64()),
@@ -114,19 +114,16 @@ def table_of_rows(rows: Sequence[StoreRow], schema: pa.Schema) -> pa.Table:
     columns: dict[str, list | pa.Array] = {
         name: [getattr(row, name) for row in rows] for name, _ in ROW_FIELDS
     }
+    columns["mtime_ns"] = [as_int64(row.mtime_ns) for row in rows]
     width = schema.field(EMBEDDING).type.list_size
     values = np.concatenate([row.embedding for row in rows])
     columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
     return pa.table(columns, schema=schema)
 
 
-def table_of_failures(failures: Sequence[Rejected]) -> pa.Table:
-    """Rejected inputs as a table."""
-    names = FAILURE_SCHEMA.names
-    return pa.table(
-        {name: [getattr(failure, name) for failure in failures] for name in names},
-        schema=FAILURE_SCHEMA,
-    )
+def as_int64(number: int) -> int:
+    """A number of nanoseconds in 64 bits, wrapped around from the year 2262 on."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def shard_schema(embedding_dim: int, metadata: dict[str, str]) -> pa.Schema:
@@ -143,7 +140,7 @@ def with_prefix(metadata: dict[str, str]) -> dict[str, str]:
 def read_metadata(schema: pa.Schema) -> dict[str, str]:
     """Our keys in a file's metadata."""
     return {
-        key.decode()[len(PREFIX) :]: value.decode()
+        key.decode("utf-8", "replace")[len(PREFIX) :]: value.decode("utf-8", "replace")
         for key, value in (schema.metadata or {}).items()
         if key.startswith(PREFIX.encode())
     }

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 
-from loopjax.store.parquet import write_parquet
-from loopjax.store.schema import Rejected, StoreRow, shard_schema, table_of_failures, table_of_rows
+from loopjax.store.failures import piece_of, table_of_failures, write_failures
+from loopjax.store.parquet import read_parquet, write_parquet
+from loopjax.store.schema import Rejected, StoreRow, shard_schema, table_of_rows
 
 REWRITE_LOCK_NAME = ".rewrite.lock"
 FLUSH_S = 60.0  # a shard is closed at the latest this long after its first row
@@ -29,11 +29,12 @@ class ShardWriter:
     ):
         """Continues the numbering of this process's earlier shards."""
         self._folder = folder
+        self._metadata = metadata
         self._schema = shard_schema(int(metadata["embedding_dim"]), metadata)
         self._shard_rows = shard_rows
         own = f"p{process_index:03d}-" if process_count > 1 else ""
         self._prefix = f"part-{own}"
-        self._failures_path = folder / f"failures-p{process_index:03d}.parquet"
+        self._failures_path = piece_of(folder, process_index)
         taken = [p.stem.removeprefix(self._prefix) for p in folder.glob(f"{self._prefix}*.parquet")]
         self._next = 1 + max((int(t) for t in taken if t.isdigit()), default=-1)
         self._rows: list[StoreRow] = []
@@ -81,13 +82,14 @@ class ShardWriter:
             self._next += 1
             self._rows.clear()
         if self._unsaved_failures:
-            write_parquet(table_of_failures(self._failures), self._failures_path)
+            failures = table_of_failures(self._failures)
+            write_failures(failures, self._failures_path, self._metadata)
             self._unsaved_failures = False
 
 
 def drop_rows(part: Path, keys: Sequence[str]) -> None:
     """Rewrites a shard without some rows, atomically; an empty one disappears."""
-    table = pq.read_table(part)
+    table = read_parquet(part)
     keep = ~np.isin(np.asarray(table["key"]), list(keys))
     if keep.any():
         write_parquet(table.filter(pa.array(keep)), part)

@@ -136,7 +136,7 @@ def test_a_bad_file_among_good_ones_is_named_and_exits_3(loops, tmp_path, capsys
     assert code == 3
     summary = json.loads(capsys.readouterr().out)
     assert (summary["n_embedded"], summary["n_failed"]) == (2, 1)
-    failures = pq.read_table(out / "failures.parquet").to_pylist()
+    failures = read_embeddings(out).failures.to_pylist()
     assert [(f["path"].rsplit("/", 1)[-1], f["reason"]) for f in failures] == [
         ("broken.wav", "empty_file")
     ]

@@ -1,6 +1,7 @@
 """Fault matrix rows 38, 40 and 47: damaged shards, changed settings, rows that must not mix."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -12,7 +13,6 @@ from loopjax.config import EmbedConfig
 from loopjax.embedding.corpus import embed_corpus
 from loopjax.errors import UserError
 from loopjax.store.read import part_files, read_embeddings
-from loopjax.store.resume import QUARANTINE, SETTINGS_NAME
 from loopjax.store.schema import shard_schema
 from tests.fake_encoder import FakeEncoder
 from tests.faults.conftest import assert_healthy_rows_equal, run_and_read
@@ -54,29 +54,50 @@ def test_row_38_damaged_parts_are_set_aside_and_redone(
     assert_healthy_rows_equal(outcome, clean)
     assert sorted(outcome.rows) == sorted(clean.rows)
     assert victim.name in caplog.text
-    assert len(list((store / QUARANTINE).iterdir())) == 1
+    assert len(list(store.with_name("store.damaged").iterdir())) == 1
 
 
-def test_row_38_no_flipped_byte_changes_an_embedding_unnoticed(store):
-    whole = read_embeddings(store).matrix
-    part = part_files(store)[0]
-    raw = part.read_bytes()
-    column = pq.ParquetFile(part).metadata.row_group(0)
-    places = [column.column(i) for i in range(column.num_columns)]
-    (chunk,) = [c for c in places if c.path_in_schema.startswith("embedding")]
-    noticed = 0
-    offsets = range(
-        chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size, 37
-    )
-    for offset in offsets:
+def test_row_38_a_flipped_byte_anywhere_in_a_shard_is_noticed(store):
+    whole, part = read_embeddings(store), part_files(store)[0]
+    raw, unnoticed = part.read_bytes(), 0
+    for offset in range(0, len(raw), 7):
         part.write_bytes(raw[:offset] + bytes([raw[offset] ^ 1]) + raw[offset + 1 :])
         try:
-            again = read_embeddings(store).matrix
-        except UserError:
-            noticed += 1
-        else:  # a byte of a page header that nobody reads
-            np.testing.assert_array_equal(again, whole)
-    assert noticed > len(offsets) // 2
+            again = read_embeddings(store)
+        except UserError as error:
+            assert part.name in str(error)
+        else:  # the name of the checksum's own key
+            unnoticed += 1
+            np.testing.assert_array_equal(again.matrix, whole.matrix)
+            assert again.table.equals(whole.table)
+            assert again.metadata == whole.metadata
+    assert unnoticed <= 4
+
+
+def test_a_shard_that_another_tool_wrote_anew_is_no_damaged_one(encoder, healthy, clean, store):
+    part = part_files(store)[0]
+    pq.write_table(pq.read_table(part), part)
+    assert len(read_embeddings(store)) == len(clean.rows)
+    assert run_and_read(encoder, [healthy], store).rows == clean.rows
+    assert not store.with_name("store.damaged").exists()
+
+
+@pytest.mark.parametrize("column", ["flags.list.element", "subtype", "duration_s"])
+def test_damage_that_a_start_does_not_see_is_redone_once_a_reader_has_met_it(
+    encoder, healthy, clean, store, column
+):
+    part = part_files(store)[1]
+    group = pq.ParquetFile(part).metadata.row_group(0)
+    chunks = [group.column(i) for i in range(group.num_columns)]
+    (chunk,) = [c for c in chunks if c.path_in_schema == column]
+    raw, before = bytearray(part.read_bytes()), part.stat()
+    raw[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
+    part.write_bytes(raw)
+    os.utime(part, ns=(before.st_atime_ns, before.st_mtime_ns))  # as a failing disk leaves it
+    with pytest.raises(UserError, match=rf"{part.name} is damaged.*`loopjax embed` again"):
+        read_embeddings(store)
+    outcome = run_and_read(encoder, [healthy], store, shard_rows=4)
+    assert_healthy_rows_equal(outcome, clean)
 
 
 def test_row_40_changed_settings_refuse_with_the_difference(encoder, healthy, store, clean):
@@ -89,15 +110,6 @@ def test_row_40_changed_settings_refuse_with_the_difference(encoder, healthy, st
     summary = embed_corpus([healthy], encoder, store, options, restart=True, progress=False)
     assert summary.n_embedded == len(clean.rows)
     assert json.loads(read_embeddings(store).metadata["preprocessing"])["mono"] == "left"
-
-
-def test_row_40_settings_file_lost_or_broken(encoder, healthy, store):
-    (store / SETTINGS_NAME).unlink()
-    with pytest.raises(UserError, match="weights_sha256"):
-        embed_corpus([healthy], FakeEncoder(seed=1), store, EmbedConfig(), progress=False)
-    (store / SETTINGS_NAME).write_text("{")
-    with pytest.raises(UserError, match=SETTINGS_NAME):
-        embed_corpus([healthy], encoder, store, EmbedConfig(), progress=False)
 
 
 def _rewrite(part, change):

@@ -41,9 +41,10 @@ def test_npz_with_columns_keeps_its_order(tmp_path):
     np.testing.assert_array_equal(read_embeddings(tmp_path / "b.npz").matrix, MATRIX)
 
 
-def test_repeated_ids_are_replaced_by_row_numbers(tmp_path):
-    np.savez(tmp_path / "a.npz", embeddings=MATRIX, id=np.zeros(4))
-    assert len(set(read_embeddings(tmp_path / "a.npz").table["id"].to_pylist())) == 4
+def test_repeated_ids_are_refused_by_name(tmp_path):
+    np.savez(tmp_path / "a.npz", embeddings=MATRIX, id=np.array([7, 8, 7, 9]))
+    with pytest.raises(UserError, match="column 'id' holds '7' more than once"):
+        read_embeddings(tmp_path / "a.npz")
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the published embeddings are not at hand")
@@ -112,12 +113,12 @@ def test_pickled_columns_of_any_kind_become_text(tmp_path):
     content = {
         "embeddings": MATRIX,
         "path": [b"a", "b\udcff", 3, "x" * 100],
-        "id": ["k", "k", "l", "m"],
+        "id": ["k", 2, b"l", "m"],
     }
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
     table = read_embeddings(tmp_path / "a.pkl").table
     assert table["path"].to_pylist() == ["a", "b?", "3", "x" * 100]
-    assert table["id"].to_pylist()[0] == "row-000000"
+    assert table["id"].to_pylist() == ["k", "2", "l", "m"]
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_parquet_of_other_origin(tmp_path):
     with pytest.raises(UserError, match="expected lists of numbers"):
         read_embeddings(tmp_path / "text.parquet")
     pq.write_table(pa.table({"embedding": [[1.0], None]}), tmp_path / "null.parquet")
-    with pytest.raises(UserError, match="row 1 has no embedding"):
+    with pytest.raises(UserError, match="row 1 has no value in column 'embedding'"):
         read_embeddings(tmp_path / "null.parquet")
 
 
@@ -123,7 +123,7 @@ def test_a_failed_shard_leaves_nothing_and_keeps_the_old_file(tmp_path, monkeypa
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("loopjax.store.parquet.pq.write_table", full)
+    monkeypatch.setattr("loopjax.store.parquet.pq.ParquetWriter.write_table", full)
     with pytest.raises(WriteError, match=r"cannot write .*a.parquet: No space left"):
         write_parquet(table, path)
     assert path.read_bytes() == before

@@ -8,9 +8,10 @@ import pytest
 
 from loopjax.audio.loop import Failure
 from loopjax.io import locked
-from loopjax.store import index, write
+from loopjax.store import index, parquet, write
+from loopjax.store.failures import read_failures
 from loopjax.store.index import DoneIndex
-from loopjax.store.read import part_files, read_embeddings, read_failures
+from loopjax.store.read import part_files, read_embeddings
 from loopjax.store.resume import finish, prepare
 from loopjax.store.write import ShardWriter, drop_rows
 from tests.store.test_read import METADATA, make_row
@@ -93,13 +94,13 @@ def test_replacing_drops_the_old_row_first(tmp_path, monkeypatch):
     writer.add(make_row(1), replaces=old)
     writer.add_failure(failure(2), replaces=old)
     order: list[str] = []
-    plain = write.write_parquet
+    plain = parquet.write_atomically
     monkeypatch.setattr(
-        "loopjax.store.write.write_parquet",
-        lambda table, path: (order.append(path.name), plain(table, path))[1],
+        "loopjax.store.parquet.write_atomically",
+        lambda path, write: (order.append(path.name), plain(path, write))[1],
     )
     writer.flush()
-    assert order == ["part-00000.parquet", "part-00001.parquet", "failures-p000.parquet"]
+    assert order == ["part-00000.parquet", "part-00001.parquet", "failures-in-footer-p000.parquet"]
     assert sorted(keys(tmp_path)) == sorted(make_row(i).key for i in (0, 1, 3))
 
 
@@ -120,14 +121,14 @@ def test_failures_of_all_processes_become_one_list_without_the_embedded(tmp_path
     second.add_failure(failure(3))
     first.flush()
     second.flush()
-    finish(tmp_path)
-    assert [f.name for f in tmp_path.glob("failures*")] == ["failures.parquet"]
+    finish(tmp_path, METADATA)
+    assert [f.name for f in tmp_path.glob("failures*")] == ["failures-in-footer.parquet"]
     assert read_failures(tmp_path)["path"].to_pylist() == ["1.wav", "2.wav", "3.wav"]
     write_rows(tmp_path, [2])  # was repaired and embedded
     third = ShardWriter(tmp_path, METADATA, 10)
     third.add_failure(failure(3, "timeout"))  # failed again, otherwise
     third.flush()
-    finish(tmp_path)
+    finish(tmp_path, METADATA)
     rows = read_failures(tmp_path).to_pylist()
     assert [(row["path"], row["reason"]) for row in rows] == [
         ("1.wav", "decode_error"),
@@ -136,12 +137,12 @@ def test_failures_of_all_processes_become_one_list_without_the_embedded(tmp_path
 
 
 def test_prepare_cleans_up_and_restart_starts_over(tmp_path):
-    prepare(tmp_path, METADATA, {"mono": "mean"})
+    prepare(tmp_path, METADATA)
     write_rows(tmp_path, range(3))
-    prepare(tmp_path, METADATA, {"mono": "mean"})
+    prepare(tmp_path, METADATA)
     assert len(keys(tmp_path)) == 3
     (tmp_path / "notes.txt").write_text("mine")
-    prepare(tmp_path, METADATA, {"mono": "left"}, restart=True)
+    prepare(tmp_path, {**METADATA, "preprocessing_sha256": "c"}, restart=True)
     assert not part_files(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
