@@ -22,6 +22,7 @@ from loopjax.evaluation.thresholds import score_threshold
 from loopjax.experiment.figures import draw_curves, draw_run
 from loopjax.io import write_json
 from loopjax.model import TrainedModel, fit_models, held_out_rows
+from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings, read_embeddings
 
 Log = Callable[[str], None]
@@ -95,6 +96,7 @@ def evaluate_fitted(run: FittedRun, out: Path, log: Log) -> Evaluation:
         UserError: the extra [report] is missing; for robustness curves also too few held-out
             normal loops, or the extra [eval] missing.
     """
+    require_report_extra()
     log("evaluating")
     evaluation = evaluation_of(run, out / "compare", log)
     draw_run(run.models, run.scores, run.embeddings, run.train, run.labels, out / "figures")

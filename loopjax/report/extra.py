@@ -1,7 +1,5 @@
 """Whether what reports and figures are drawn with is installed."""
 
-import importlib.util
-
 from loopjax.errors import UserError
 
 
@@ -11,6 +9,10 @@ def require_report_extra() -> None:
     Raises:
         UserError: names the missing package and the command that installs it.
     """
-    for package in ("jinja2", "matplotlib"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"reports and figures need {package}: pip install 'loopjax[report]'")
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"reports and figures need {error.name}: pip install 'loopjax[report]'"
+        ) from None
