@@ -4,11 +4,13 @@ from .detectors.base import DataError as DataError
 from .detectors.base import Detector as Detector
 from .detectors.isolation_forest import IsolationForest as IsolationForest
 from .detectors.knn import KNN as KNN
+from .detectors.knn import LocalKNN as LocalKNN
 from .detectors.mahalanobis import Mahalanobis as Mahalanobis
 from .detectors.mean_cosine import MeanCosine as MeanCosine
 from .detectors.pca import PCA as PCA
 from .detectors.storage import load_detector as load_detector
 from .detectors.svdd.estimator import DeepSVDD as DeepSVDD
+from .detectors.svdd.sphere_svdd import SphereSVDD as SphereSVDD
 from .embedding.corpus import embed as embed
 from .embedding.corpus import embed_corpus as embed_corpus
 from .encoders.load import load_encoder as load_encoder

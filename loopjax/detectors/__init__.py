@@ -17,9 +17,11 @@ if TYPE_CHECKING:  # the type of what this module returns; it imports scikit-lea
 # Kind, as config files and the command line name it -> its class.
 _KINDS = {
     "deep-svdd": "loopjax.detectors.svdd.estimator:DeepSVDD",
+    "sphere-svdd": "loopjax.detectors.svdd.sphere_svdd:SphereSVDD",
     "isolation-forest": "loopjax.detectors.isolation_forest:IsolationForest",
     "pca": "loopjax.detectors.pca:PCA",
     "knn": "loopjax.detectors.knn:KNN",
+    "local-knn": "loopjax.detectors.knn:LocalKNN",
     "mahalanobis": "loopjax.detectors.mahalanobis:Mahalanobis",
     "mean-cosine": "loopjax.detectors.mean_cosine:MeanCosine",
 }

@@ -1,19 +1,16 @@
 """k-nearest-neighbor distance: how far a row is from the normal rows closest to it."""
 
-from functools import partial
 from typing import Any, ClassVar, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from loopjax.detectors.base import DataError, Detector, iter_blocks, len_rows, take_rows
+from loopjax.detectors.nearest import NearestRows, local_radii
+from loopjax.detectors.spectrum import column_moments
 from loopjax.errors import UserError
 
-_REFERENCE_BLOCK = 8192
-# Candidates beyond k whose distances are recomputed exactly after the blocked search.
-_SPARE = 8
-HIGHEST = jax.lax.Precision.HIGHEST
+# Radii below this fraction of the median one are raised to it.
+RADIUS_FLOOR = 0.1
 
 
 class KNN(Detector):
@@ -23,30 +20,44 @@ class KNN(Detector):
         n_neighbors: k.
         aggregate: "mean" of the k distances, or "max", the distance to the k-th.
         metric: "euclidean", or "cosine" (Euclidean between unit vectors).
-        max_reference: keep at most this many training rows, drawn without replacement.
-        contamination: share of training rows above `threshold_`.
+        standardize: divide every feature by its standard deviation first.
+        density_exponent: divide the distance to a training row by the mean distance of that row to
+            its own k nearest others, to this power: 0 plain distance, 1 ratio. A loop between
+            tightly packed normal loops then counts as anomalous sooner than one between scattered
+            ones (Wilkinghoff et al., arXiv 2509.10951).
+        max_reference: keep at most this many training rows, drawn without replacement, so that cost
+            grows linearly with the rows; None keeps all.
+        contamination: fraction of training rows above `threshold_`.
         random_state: seed of that draw.
 
-    Fitted: `reference_` float32 [M, D]. A training score leaves the row itself out, while
+    Fitted: `reference_` float32 [M, D]; with `standardize` also `mean_` and `scale_` [D]; with a
+    `density_exponent` also `radii_` [M]. A training score leaves the row itself out, while
     `decision_function` of a training row counts it as its own neighbor at distance 0.
     """
 
     kind: ClassVar[str] = "knn"
 
     reference_: np.ndarray
+    radii_: np.ndarray | None
+    mean_: np.ndarray | None
+    scale_: np.ndarray | None
 
     def __init__(
         self,
         n_neighbors: int = 5,
         aggregate: Literal["mean", "max"] = "mean",
         metric: Literal["euclidean", "cosine"] = "euclidean",
-        max_reference: int | None = None,
+        standardize: bool = False,
+        density_exponent: float = 0.0,
+        max_reference: int | None = 10_000,
         contamination: float = 0.05,
         random_state: int = 0,
     ):
         self.n_neighbors = n_neighbors
         self.aggregate = aggregate
         self.metric = metric
+        self.standardize = standardize
+        self.density_exponent = density_exponent
         self.max_reference = max_reference
         self.contamination = contamination
         self.random_state = random_state
@@ -54,10 +65,11 @@ class KNN(Detector):
     def neighbors(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         """Nearest training rows: distances [N, k] ascending and their rows in `reference_` [N, k].
 
-        With metric "cosine", `reference_` holds unit vectors and so do the distances.
+        With metric "cosine", `reference_` holds unit vectors and so do the distances; with a
+        `density_exponent`, distances are divided by the reference rows' radii.
         """
         rows = self._validate(X, reset=False)
-        return self._search(self._prepare(rows), self.n_neighbors, own_rows=None)
+        return self._nearest().search(self._prepare(rows), self.n_neighbors)
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -67,6 +79,8 @@ class KNN(Detector):
             raise UserError(f"aggregate: mean or max; got {self.aggregate!r}")
         if self.metric not in ("euclidean", "cosine"):
             raise UserError(f"metric: euclidean or cosine; got {self.metric!r}")
+        if not 0.0 <= self.density_exponent <= 1.0:
+            raise UserError(f"density_exponent must lie in [0, 1]; got {self.density_exponent!r}")
 
     def _fit(self, rows: Any) -> np.ndarray:
         total = len_rows(rows)
@@ -79,88 +93,70 @@ class KNN(Detector):
                 f"n_neighbors={self.n_neighbors} needs more than {self.n_neighbors} reference "
                 f"rows; got n_samples = {len(kept)}"
             )
+        self.radii_ = self.mean_ = self.scale_ = None
+        if self.standardize:
+            self.mean_, self.scale_ = column_moments(rows)
         self.reference_ = self._prepare(take_rows(rows, kept))
         if np.all(self.reference_ == self.reference_[:1]):
             raise DataError("all rows are identical: every distance is zero")
+        if self.density_exponent:
+            plain = NearestRows(self.reference_)
+            near, _ = plain.search(self.reference_, self.n_neighbors, np.arange(len(kept)))
+            self.radii_ = local_radii(near, RADIUS_FLOOR, self.density_exponent)
         own = np.full(total, -1)
         own[kept] = np.arange(len(kept))
-        scores, start = [], 0
+        nearest, scores, start = self._nearest(), [], 0
         for block in iter_blocks(rows, 4096):
-            queries = self._prepare(block)
-            found, _ = self._search(queries, self.n_neighbors, own[start : start + len(block)])
+            mine = own[start : start + len(block)]
+            found, _ = nearest.search(self._prepare(block), self.n_neighbors, mine)
             scores.append(self._aggregate(found))
             start += len(block)
         return np.concatenate(scores)
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
-        found, _ = self._search(self._prepare(rows), self.n_neighbors, own_rows=None)
-        return self._aggregate(found)
+        return self._aggregate(self._nearest().search(self._prepare(rows), self.n_neighbors)[0])
+
+    def _nearest(self) -> NearestRows:
+        return NearestRows(self.reference_, self.radii_)
 
     def _aggregate(self, distances: np.ndarray) -> np.ndarray:
         return distances.mean(axis=1) if self.aggregate == "mean" else distances[:, -1]
 
     def _prepare(self, rows: np.ndarray) -> np.ndarray:
+        if self.mean_ is not None and self.scale_ is not None:
+            rows = ((rows - self.mean_) / self.scale_).astype(np.float32)
         if self.metric == "euclidean":
             return rows
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         return rows / np.maximum(lengths, np.finfo(np.float32).tiny)
 
-    def _search(
-        self, queries: np.ndarray, k: int, own_rows: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Exact nearest rows; `own_rows[i]` is the reference row that query i must not find."""
-        block = min(_REFERENCE_BLOCK, 1 << (len(self.reference_) - 1).bit_length())
-        n_blocks = -(-len(self.reference_) // block)
-        spare = n_blocks * block - len(self.reference_)
-        reference = jnp.asarray(np.pad(self.reference_, ((0, spare), (0, 0))))
-        real = jnp.asarray(len(self.reference_), jnp.int32)
-        center = jnp.asarray(self.reference_.mean(axis=0))
-        own = np.full(len(queries), -1) if own_rows is None else own_rows
-        size = 256 if len(queries) <= 4096 else 1024
-        distances, indices = [], []
-        for start in range(0, len(queries), size):
-            part = queries[start : start + size]
-            missing = size - len(part)
-            found = _nearest(
-                jnp.asarray(np.pad(part, ((0, missing), (0, 0)))),
-                jnp.asarray(np.pad(own[start : start + size], (0, missing)).astype(np.int32)),
-                reference,
-                center,
-                real,
-                k=k,
-                block=block,
-            )
-            distances.append(np.asarray(found[0], np.float64)[: len(part)])
-            indices.append(np.asarray(found[1])[: len(part)])
-        return np.concatenate(distances), np.concatenate(indices)
 
+class LocalKNN(KNN):
+    """Standardized kNN with local density normalization: the untrained form of `SphereSVDD`.
 
-@partial(jax.jit, static_argnames=("k", "block"))
-def _nearest(queries, own, reference, center, real, *, k, block):
-    """Top candidates from |a|^2 - 2ab + |b|^2 per reference block, then exact distances."""
-    wanted = min(k + _SPARE, block)
-    # Centering keeps the expanded form accurate when all rows share a large offset.
-    q = queries - center[None, :]
-    blocks = reference.reshape(-1, block, reference.shape[1])
+    See `KNN` for the arguments; only the defaults differ.
+    """
 
-    def merge(best, step):
-        start, rows = step
-        r = rows - center[None, :]
-        approx = jnp.sum(r**2, axis=1)[None, :] - 2.0 * jnp.matmul(q, r.T, precision=HIGHEST)
-        ids = start + jnp.arange(block, dtype=jnp.int32)
-        usable = (ids < real)[None, :] & (ids[None, :] != own[:, None])
-        values = jnp.concatenate([best[0], jnp.where(usable, -approx, -jnp.inf)], axis=1)
-        known = jnp.concatenate([best[1], jnp.broadcast_to(ids[None, :], approx.shape)], axis=1)
-        top, where = jax.lax.top_k(values, wanted)
-        return (top, jnp.take_along_axis(known, where, axis=1)), None
+    kind: ClassVar[str] = "local-knn"
 
-    first = (
-        jnp.full((len(queries), wanted), -jnp.inf, queries.dtype),
-        jnp.zeros((len(queries), wanted), jnp.int32),
-    )
-    starts = jnp.arange(blocks.shape[0], dtype=jnp.int32) * block
-    (top, ids), _ = jax.lax.scan(merge, first, (starts, blocks))
-    exact = jnp.sqrt(jnp.sum((queries[:, None, :] - reference[ids]) ** 2, axis=2))
-    exact = jnp.where(jnp.isfinite(top), exact, jnp.inf)
-    nearest, where = jax.lax.top_k(-exact, k)
-    return -nearest, jnp.take_along_axis(ids, where, axis=1)
+    def __init__(
+        self,
+        n_neighbors: int = 3,
+        aggregate: Literal["mean", "max"] = "mean",
+        metric: Literal["euclidean", "cosine"] = "euclidean",
+        standardize: bool = True,
+        density_exponent: float = 0.9,
+        max_reference: int | None = 10_000,
+        contamination: float = 0.05,
+        random_state: int = 0,
+    ):
+        super().__init__(
+            n_neighbors,
+            aggregate,
+            metric,
+            standardize,
+            density_exponent,
+            max_reference,
+            contamination,
+            random_state,
+        )

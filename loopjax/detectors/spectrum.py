@@ -59,6 +59,14 @@ def compute_spectrum(
         return _by_covariance(rows, standardize)
 
 
+def column_moments(rows: np.ndarray | RowBlocks) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every column, float64 [D]; 1 where one is constant."""
+    with double_precision():
+        mean, variance = _mean_and_variance(rows)
+        scale = _scale_of(variance, mean, len_rows(rows), standardize=True)
+        return np.asarray(mean), np.asarray(scale)
+
+
 def _by_gram(rows: np.ndarray, standardize: bool) -> Spectrum:
     n = len(rows)
     padded, weights = _pad_rows(rows)

@@ -24,6 +24,7 @@ from loopjax.io import write_folder
 
 FORMAT = "loopjax-detector-1"
 # Fitted attributes that a detector may lack.
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 _OPTIONAL = ("feature_names_in_", "calibration_scores_")
 Arrays = dict[str, np.ndarray]
 
@@ -190,8 +191,8 @@ def _fitted_state(detector: Detector) -> tuple[Arrays, dict[str, object]]:
         value = getattr(detector, name)
         if annotation == Arrays:
             arrays |= {f"{name}/{key}": np.asarray(array) for key, array in value.items()}
-        elif annotation is np.ndarray and np.asarray(value).dtype != object:
-            arrays[name] = np.asarray(value)
+        elif isinstance(value, np.ndarray) and value.dtype != object:
+            arrays[name] = value
         else:
             values[name] = value
     if detector.threshold_ == np.inf:  # no threshold, which JSON has no number for
@@ -211,7 +212,7 @@ def _checked(
     for name, value in values.items():
         if name not in types:
             raise UserError(f"{file}: damaged (unknown {section} {name!r})")
-        reader = TypeAdapter(types[name], config=ConfigDict(strict=True, allow_inf_nan=False))
+        reader = TypeAdapter(types[name], config=_STRICT)
         try:
             checked[name] = reader.validate_json(json.dumps(value))
         except ValidationError as error:

@@ -2,7 +2,16 @@
 
 import numpy as np
 
-from loopjax.detectors import KNN, PCA, DeepSVDD, IsolationForest, Mahalanobis, MeanCosine
+from loopjax.detectors import (
+    KNN,
+    PCA,
+    DeepSVDD,
+    IsolationForest,
+    LocalKNN,
+    Mahalanobis,
+    MeanCosine,
+    SphereSVDD,
+)
 
 # One network and few epochs everywhere, so that a test session compiles it once.
 TINY = {
@@ -15,9 +24,11 @@ TINY = {
 }
 DETECTORS = {
     "deep-svdd": lambda: DeepSVDD(**TINY),
+    "sphere-svdd": lambda: SphereSVDD(steps=5, hidden_width=8),
     "isolation-forest": lambda: IsolationForest(n_estimators=20),
     "pca": lambda: PCA(),
     "knn": lambda: KNN(),
+    "local-knn": lambda: LocalKNN(),
     "mahalanobis": lambda: Mahalanobis(),
     "mean-cosine": lambda: MeanCosine(),
 }

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from loopjax.detectors import KNN, DataError
+from loopjax.detectors import KNN, DataError, LocalKNN
 from loopjax.errors import UserError
 from tests.detectors.small import rows
 
@@ -11,7 +11,7 @@ from tests.detectors.small import rows
 @pytest.mark.parametrize("k", [1, 5])
 def test_equals_sklearn(metric, k, monkeypatch):
     # Small reference blocks, so that candidates are merged over several of them.
-    monkeypatch.setattr("loopjax.detectors.knn._REFERENCE_BLOCK", 32)
+    monkeypatch.setattr("loopjax.detectors.nearest._REFERENCE_BLOCK", 32)
     train, test = rows(100) + 50, rows(37, seed=1) + 50
     ours = KNN(k, metric=metric).fit(train)
 
@@ -61,3 +61,34 @@ def test_too_few_reference_rows():
 def test_bad_parameters(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         KNN(**wrong).fit(rows())
+
+
+def test_distances_in_local_units_equal_sklearns():
+    train, test = rows(80), rows(20, seed=1)
+    scale = train.std(axis=0)
+    reference = NearestNeighbors(n_neighbors=3).fit(train / scale)
+    radii = np.maximum(reference.kneighbors()[0].mean(axis=1), 1e-9) ** 0.9
+    every = NearestNeighbors(n_neighbors=80).fit(train / scale)
+    distances, indices = every.kneighbors(test / scale)
+    wanted = np.sort(distances / radii[indices], axis=1)[:, :3].mean(axis=1)
+    np.testing.assert_allclose(LocalKNN().fit(train).decision_function(test), wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize("exponent", [-20, 0, 12])
+def test_scores_scale_with_the_data(exponent):
+    factor = np.float32(2.0 ** (exponent * 3))
+    train, test = rows(100), rows(20, seed=1)
+    plain = KNN().fit(train)
+    scaled = KNN().fit(train * factor)
+    np.testing.assert_array_equal(scaled.decision_scores_, plain.decision_scores_ * factor)
+    np.testing.assert_array_equal(
+        scaled.decision_function(test * factor), plain.decision_function(test) * factor
+    )
+
+
+def test_a_row_beyond_float32_at_the_scale_of_the_others_has_a_finite_score():
+    tiny = KNN().fit(rows(50) * np.float32(1e-20))
+    far = rows(2, seed=1)
+    np.testing.assert_allclose(
+        tiny.decision_function(far), np.linalg.norm(far.astype(np.float64), axis=1), rtol=1e-6
+    )

@@ -3,15 +3,26 @@
 import pytest
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from loopjax.detectors import KNN, PCA, DeepSVDD, IsolationForest, Mahalanobis, MeanCosine
+from loopjax.detectors import (
+    KNN,
+    PCA,
+    DeepSVDD,
+    IsolationForest,
+    LocalKNN,
+    Mahalanobis,
+    MeanCosine,
+    SphereSVDD,
+)
 
 ESTIMATORS = [
     IsolationForest(n_estimators=5),
     PCA(),
     KNN(n_neighbors=2),
+    LocalKNN(n_neighbors=2),
     Mahalanobis(),
     MeanCosine(),
     DeepSVDD(hidden_dims=(3, 2), pretrain_epochs=1, epochs=1, batch_size=16, bn_warmup_passes=0),
+    SphereSVDD(n_neighbors=2, steps=1, hidden_width=2),
 ]
 # Check name -> reason why it does not apply.
 EXCLUDED: dict[str, str] = {}
@@ -23,7 +34,7 @@ def _cases():
             name = getattr(check, "func", check).__name__
             kind = type(instance).__name__
             # Every check has its own shapes, so the heads compile anew each time.
-            marks = [pytest.mark.slow] if kind == "DeepSVDD" else []
+            marks = [pytest.mark.slow] if kind in ("DeepSVDD", "SphereSVDD") else []
             yield pytest.param(instance, check, id=f"{kind}-{name}", marks=marks)
 
 
