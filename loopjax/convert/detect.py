@@ -141,7 +141,7 @@ def find_front_end(
         "hf": [LogMelConfig.clap_unfused(quantize_int16=quantize)],
         "retrocirce": [
             LogMelConfig.audioset_32khz(),
-            LogMelConfig.clap_unfused(quantize_int16=False),
+            LogMelConfig.audioset_32khz(sample_rate_hz=48000, hop_samples=480),
             LogMelConfig.speech_commands_16khz(),
         ],
         "msclap": [LogMelConfig.msclap_2023(), LogMelConfig.msclap_2023(bank_rate_hz=None)],

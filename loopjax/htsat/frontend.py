@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+IMAGE_FRAMES = 1024  # mel frames that fill the network's image
+CUBIC_A = -0.75  # torch's bicubic kernel
 LOG_FLOOR = 1e-10  # -100 dB, both torchlibrosa's and CLAP's amin
 DEVICE_RATES_HZ = (8000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000)
 
@@ -38,7 +40,7 @@ class LogMelConfig:
     fmax_hz: float = 14000.0
     mel_scale: Literal["htk", "slaney"] = "htk"  # slaney includes Slaney's area normalization
     clip_samples: int = 480000
-    filling: Literal["repeatpad", "pad", "repeat"] = "repeatpad"
+    filling: Literal["repeatpad", "pad", "repeat", "repeat_frames"] = "repeatpad"
     quantize_int16: bool = True
     bank_rate_hz: int | None = None  # rate the mel filters were laid out for, if another one
 
@@ -64,15 +66,22 @@ class LogMelConfig:
         return cls(**(values | changes))
 
     @classmethod
-    def audioset_32khz(cls) -> "LogMelConfig":
-        """The front end of the original AudioSet HTS-AT."""
-        return cls(
-            sample_rate_hz=32000,
-            hop_samples=320,
-            mel_scale="slaney",
-            clip_samples=320000,
-            quantize_int16=False,
-        )
+    def audioset_32khz(cls, **changes: Any) -> "LogMelConfig":
+        """The front end of the original AudioSet HTS-AT in its inference mode.
+
+        It accepts as many frames as fill its image, 10.24 s, and repeats the frames of a shorter
+        clip (RetroCirce `model/htsat.py: forward`, `infer_mode`).
+        """
+        values: dict[str, Any] = {
+            "sample_rate_hz": 32000,
+            "hop_samples": 320,
+            "mel_scale": "slaney",
+            "filling": "repeat_frames",
+            "quantize_int16": False,
+        }
+        values |= changes
+        values.setdefault("clip_samples", IMAGE_FRAMES * values["hop_samples"] - 1)
+        return cls(**values)
 
     @classmethod
     def speech_commands_16khz(cls) -> "LogMelConfig":
@@ -163,6 +172,47 @@ def log_mel(waveform: jax.Array, length_samples: jax.Array, config: LogMelConfig
     return 10.0 * jnp.log10(jnp.maximum(mel, LOG_FLOOR))
 
 
+def repeat_frames(mel: jax.Array, total_frames: jax.Array) -> jax.Array:
+    """Fills the image with whole copies of a short clip's frames, stretched by what is missing.
+
+    RetroCirce `model/htsat.py: forward` with `infer_mode`, then `reshape_wav2img`: bicubic with
+    the corners aligned, as in `htsat.model.stretch_time`, but of a length that only shows at run
+    time.
+
+    Args:
+        mel: float32 [T, mel_bins], of which the first `total_frames` are real.
+        total_frames: int32 scalar, at most T.
+
+    Returns:
+        float32 [T, mel_bins].
+    """
+    n_out = mel.shape[0]
+    n_in = (n_out // total_frames) * total_frames
+    scale = (n_in - 1).astype(jnp.float32) / jnp.float32(n_out - 1)
+    position = jnp.arange(n_out, dtype=jnp.float32) * scale
+    floor = jnp.floor(position)
+    rows = floor.astype(jnp.int32)[:, None] + jnp.arange(-1, 3)
+    taps = mel[jnp.clip(rows, 0, n_in - 1) % total_frames]
+    return (taps * cubic_weights(position - floor)[:, :, None]).sum(axis=1)
+
+
+def cubic_weights(fraction: Any) -> Any:
+    """Weights of the rows before, at, after and second after a position; [N] -> [N, 4].
+
+    Args:
+        fraction: of a row that the position lies past its row, a NumPy or JAX array.
+    """
+
+    def near(s: Any) -> Any:
+        return (CUBIC_A + 2) * s**3 - (CUBIC_A + 3) * s**2 + 1
+
+    def far(s: Any) -> Any:
+        return CUBIC_A * (s**3 - 5 * s**2 + 8 * s - 4)
+
+    weights = [far(1 + fraction), near(fraction), near(1 - fraction), far(2 - fraction)]
+    return (jnp if isinstance(fraction, jax.Array) else np).stack(weights, axis=-1)
+
+
 def quantize_int16(waveform: jax.Array) -> jax.Array:
     """Clips, scales by 32767 in float32, truncates toward zero, scales back (LAION `hook.py`)."""
     return jnp.trunc(jnp.clip(waveform, -1.0, 1.0) * jnp.float32(32767.0)) / jnp.float32(32767.0)
@@ -172,7 +222,8 @@ def fill_clip(waveform: jax.Array, length_samples: jax.Array, config: LogMelConf
     """Extends a clip that is too short; a longer one only loses what lies past its real end.
 
     `repeatpad` tiles whole copies and ends in silence, `repeat` tiles to the end, `pad` appends
-    silence (LAION `training/data.py: get_audio_features`).
+    silence (LAION `training/data.py: get_audio_features`); so does `repeat_frames`, which repeats
+    the spectrogram later (`repeat_frames`).
 
     Args:
         waveform: float32 [L].
@@ -189,6 +240,7 @@ def fill_clip(waveform: jax.Array, length_samples: jax.Array, config: LogMelConf
         "repeatpad": (clip // period) * period,
         "repeat": jnp.asarray(clip),
         "pad": length_samples,
+        "repeat_frames": length_samples,
     }[config.filling]
     is_full = length_samples >= clip
     end = jnp.where(is_full, length_samples, tiled_end)

@@ -16,6 +16,7 @@ from loopjax.htsat.frontend import (
     fill_clip,
     log_mel,
     quantize_int16,
+    repeat_frames,
     resample,
     resampled_lengths,
 )
@@ -168,6 +169,10 @@ def _mel_views(
         is_long = length_samples > clip
         start = jnp.where(is_long, starts[0], 0)
         wave = jax.lax.dynamic_slice(wave, (start,), (clip,))
+        if config.filling == "repeat_frames":
+            length = jnp.minimum(length_samples, clip)
+            mel = log_mel(wave, length, config)
+            return repeat_frames(mel, length // config.hop_samples + 1)[None], is_long
         return log_mel(wave, jnp.asarray(clip), config)[None], is_long
     length = jnp.maximum(length_samples, clip)
     mel = log_mel(wave, length, config)

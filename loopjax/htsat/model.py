@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from loopjax.htsat.frontend import cubic_weights
 from loopjax.htsat.swin import PatchMerging, SwinBlock, gelu, layer_norm, linear
-
-BICUBIC_A = -0.75  # torch's kernel
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,8 @@ def bicubic_taps(n_in: int, n_out: int) -> tuple[np.ndarray, np.ndarray]:
     position = np.arange(n_out, dtype=np.float32) * scale
     floor = np.floor(position)
     rows = floor.astype(np.int64)[:, None] + np.arange(-1, 3)
-    s = np.abs((position - floor)[:, None] - np.arange(-1, 3)).astype(np.float64)
-    a = BICUBIC_A
-    near = (a + 2) * s**3 - (a + 3) * s**2 + 1
-    far = a * (s**3 - 5 * s**2 + 8 * s - 4)
-    return np.clip(rows, 0, n_in - 1), np.where(s <= 1, near, far).astype(np.float32)
+    weights = cubic_weights((position - floor).astype(np.float64))
+    return np.clip(rows, 0, n_in - 1), weights.astype(np.float32)
 
 
 def stretch_time(mel: jax.Array, n_out: int) -> jax.Array:

@@ -180,18 +180,24 @@ def hf_case(fusion: bool, clips: list[str], seed: int) -> Case:
 
 
 def retrocirce_case(network_class: type[torch.nn.Module], seed: int) -> Case:
-    """The original HTS-AT at 32 kHz, waveform in."""
+    """The original HTS-AT at 32 kHz in its inference mode, clips of every length it accepts.
+
+    It normalizes before it repeats and stretches the frames, we after; so `bn0` is left out.
+    """
     config = network_config(sample_rate=32000, hop_size=320)
     network = network_class(config=config, num_classes=11, **SIZES["mini"])
     shapes = fill(network, "sed_model.", seed)
-    taps = Taps(network, STAGES | {"mel": "logmel_extractor"})
-    wave = synthetic.clip(320000, rate_hz=32000)
-    with torch.no_grad():
-        result = network(torch.tensor(wave)[None])
+    names = {tap: path for tap, path in STAGES.items() if tap != "bn0"}
+    taps = Taps(network, names | {"mel": "logmel_extractor"})
     out: dict[str, np.ndarray] = {}
-    values = {k: v.numpy() for k, v in result.items()} | taps.seen
-    values["embedding"] = values.pop("latent_output")
-    record(out, "10 s", values | {"longer": np.array([False]), "starts": np.array([0])})
+    for seconds in (0.1, 2.3, 5, 7.77, 10, 10.2):
+        wave = synthetic.clip(round(seconds * 32000), rate_hz=32000)
+        with torch.no_grad():
+            result = network(torch.tensor(wave)[None], infer_mode=True)
+        values = {k: v.numpy() for k, v in result.items()} | taps.seen
+        values["embedding"] = values.pop("latent_output")
+        values |= {"longer": np.array([False]), "starts": np.array([0])}
+        record(out, f"{seconds} s", values)
     return out, shapes
 
 

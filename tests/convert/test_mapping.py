@@ -223,7 +223,9 @@ def test_a_48_khz_bank_in_an_audioset_checkpoint_decides_its_rate():
     tensors = checkpoint("retrocirce_mini")
     key = "sed_model.logmel_extractor.melW"
     tensors[key] = constant(key, (513, 64), "48000")
-    assert convert(tensors).front_end == LogMelConfig.clap_unfused(quantize_int16=False)
+    front_end = convert(tensors).front_end
+    assert front_end == LogMelConfig.audioset_32khz(sample_rate_hz=48000, hop_samples=480)
+    assert (front_end.clip_frames, front_end.clip_samples) == (1024, 1024 * 480 - 1)
 
 
 @pytest.mark.faults
