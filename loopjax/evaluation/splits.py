@@ -1,7 +1,7 @@
 """Which rows train and which are tested, decided on arrays alone."""
 
+import re
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -12,19 +12,20 @@ MIN_TRAIN = 5  # loops; no detector learns what is normal from fewer
 
 def protocol_splits(
     groups: Sequence[str],
-    protocol: Literal["P1", "P3"],
+    protocol: str,
     seed: int,
     train_fraction: float = 0.8,
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """Yields the one-class-per-category splits.
 
     P1: one group is normal, all others are anomalies. P3: one group is the anomaly, all others
-    are normal. `train_fraction` of the normal loops train; the rest of them and all anomalies
+    are normal. P2-5: as P3, but 5 % of the training loops are unnoticed anomalies of that group.
+    `train_fraction` of the normal loops train; the rest of them and all (other) anomalies
     are the test. A group with fewer than `MIN_TRAIN` loops to fit on is never the normal one.
 
     Args:
         groups: [N] group names.
-        protocol: "P1" or "P3".
+        protocol: "P1", "P3", or "P2-" and a percentage.
         seed: of the permutation (one independent draw per group and seed).
         train_fraction: fraction of normal loops to fit on.
 
@@ -34,8 +35,7 @@ def protocol_splits(
     Raises:
         UserError: fewer than two groups, all groups too small, or an unknown protocol.
     """
-    if protocol not in ("P1", "P3"):
-        raise UserError(f"unknown protocol {protocol!r}: P1 (one normal) or P3 (one anomalous)")
+    contamination = _contamination(protocol)
     names = np.asarray(groups, dtype=object)
     categories = sorted(set(names.tolist()))
     if len(categories) < 2:
@@ -49,8 +49,27 @@ def protocol_splits(
         if n_train < MIN_TRAIN:
             continue
         found = True
-        test_normal, anomalous = normal[n_train:], np.flatnonzero(~is_normal)
+        train, test_normal = normal[:n_train], normal[n_train:]
+        anomalous = np.flatnonzero(~is_normal)
+        if contamination:
+            wanted = round(contamination * n_train / (1 - contamination))
+            drawn = np.random.default_rng([seed, index, 2]).permutation(anomalous)
+            hidden = drawn[: min(wanted, len(anomalous) // 2)]  # the other half is the test
+            train, anomalous = np.r_[train, hidden], np.setdiff1d(anomalous, hidden)
         labels = np.r_[np.zeros(len(test_normal), int), np.ones(len(anomalous), int)]
-        yield str(category), normal[:n_train], np.r_[test_normal, anomalous], labels
+        yield str(category), train, np.r_[test_normal, anomalous], labels
     if not found:
         raise UserError(f"protocol {protocol}: no group leaves {MIN_TRAIN} normal loops to fit on")
+
+
+def _contamination(protocol: str) -> float:
+    """Fraction of anomalies among the training loops of a protocol."""
+    if protocol in ("P1", "P3"):
+        return 0.0
+    percent = re.fullmatch(r"P2-(\d{1,2})", protocol)
+    if percent is None or percent[1].strip("0") == "":
+        raise UserError(
+            f"unknown protocol {protocol!r}: P1 (one group normal), P3 (one group anomalous) or, "
+            "for example, P2-5 (as P3, with 5 % of the training loops of the anomalous group)"
+        )
+    return int(percent[1]) / 100

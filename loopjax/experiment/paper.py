@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from loopjax.config import DetectorConfig, ExperimentConfig
-from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.errors import ModelCheckError, UserError
+from loopjax.evaluation.paired import compare_paired
 from loopjax.evaluation.published import Measurement, compare_with_published, read_published
 from loopjax.evaluation.tables import Estimate, Evaluation, Row, Table
 from loopjax.experiment.evaluate import Log
@@ -22,7 +22,7 @@ from loopjax.model import TrainedModel, check_params, fit_models, split_rows
 from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings, read_embeddings
 
-LABELED = ("P1", "P3")
+HEADS = ("deep-svdd", "sphere-svdd")
 # Fields of a row and how tables and published references name them.
 LABELED_FIELDS = {"auroc": "auroc", "pauc": "pauc_0.1", "average_precision": "average_precision"}
 UNLABELED_FIELDS = {
@@ -99,10 +99,8 @@ def _finished(rows: Sequence[ProtocolRow], protocol: str) -> list[ProtocolRow]:
 
 def _labeled_tables(rows: Sequence[ProtocolRow], set_name: str) -> Iterator[Table]:
     """Per protocol: one row per method, AUROC by folder and on average."""
-    for protocol in LABELED:
+    for protocol in _labeled(rows):
         own = _finished(rows, protocol)
-        if not own:
-            continue
         folders = sorted({row.folder for row in own})
         lines: list[tuple[float, Row]] = []
         for method in dict.fromkeys(row.method for row in own):
@@ -116,8 +114,10 @@ def _labeled_tables(rows: Sequence[ProtocolRow], set_name: str) -> Iterator[Tabl
             lines.append((mean.value, line))
         lines.sort(key=lambda pair: -pair[0])
         role = "normal" if protocol == "P1" else "anomalous"
+        percent = protocol.partition("-")[2]
+        hidden = f", {percent} % of it in training" if percent else ""
         yield Table(
-            f"{protocol} on {set_name}: one folder {role}",
+            f"{protocol} on {set_name}: one folder {role}{hidden}",
             f"AUROC by the {role} folder; mean over folders with its range over seeds.",
             tuple(line for _, line in lines),
         )
@@ -138,36 +138,47 @@ def _means(measured: Sequence[Measurement]) -> Iterator[Table]:
 def _heads_beside_cheap(
     rows_by_set: Mapping[str, Sequence[ProtocolRow]], detectors: Sequence[DetectorConfig]
 ) -> Iterator[Table]:
-    """One row per head, set and protocol: the cheap methods that do better on average."""
-    heads = {d.name for d in detectors if d.kind == DeepSVDD.kind}
+    """Per head, set and protocol: every cheap method on the same folders and seeds."""
+    heads = [d.name for d in detectors if d.kind in HEADS]
     rows: list[Row] = []
     for set_name, found in rows_by_set.items():
-        for protocol in LABELED:
+        for protocol in _labeled(found):
             own = _finished(found, protocol)
-            by_folder = {d.name: _mean_by_folder(own, d.name) for d in detectors}
-            means = {n: float(np.mean(list(f.values()))) for n, f in by_folder.items() if f}
-            cheap = {name: mean for name, mean in means.items() if name not in heads}
-            if not cheap:
-                continue
-            best = max(cheap, key=cheap.__getitem__)
-            for head in (name for name in means if name in heads):
-                better = [name for name in cheap if cheap[name] > means[head]]
-                won = [auroc > by_folder[best].get(f, 0) for f, auroc in by_folder[head].items()]
-                rows.append(
-                    {
-                        "embeddings": set_name,
-                        "protocol": protocol,
-                        "head": head,
-                        "mean": means[head],
-                        "best_cheap": f"{best} {cheap[best]:.3f}",
-                        "difference": means[head] - cheap[best],
-                        "folders_won": f"{sum(won)} of {len(won)}",
-                        "beaten_by": ", ".join(sorted(better, key=lambda n: -cheap[n])) or "none",
-                    }
-                )
+            by_method = {d.name: _by_folder_and_seed(own, d.name) for d in detectors}
+            for head in heads:
+                for other in (name for name in by_method if name not in heads):
+                    paired = compare_paired(by_method[head], by_method[other])
+                    if paired is not None:
+                        rows.append({
+                            "embeddings": set_name,
+                            "protocol": protocol,
+                            "head": head,
+                            "against": other,
+                            "difference": paired.difference,
+                            "folders_won": f"{paired.groups_won} of {paired.n_groups}",
+                            "p_folders": paired.p_groups,
+                            "p_folders_seeds": paired.p_groups_seeds,
+                        })  # fmt: skip
     if rows:
-        note = "AUROC, mean over folders and seeds; folders won against the best cheap method."
+        note = (
+            "AUROC, mean over folders of the paired difference with its bootstrap interval over "
+            "folders; Wilcoxon over folders, and over folders and seeds (which are not "
+            "independent). sphere-svdd against local-knn is trained against untrained."
+        )
         yield Table("Deep SVDD beside the cheap methods", note, tuple(rows))
+
+
+def _labeled(rows: Sequence[ProtocolRow]) -> list[str]:
+    """The protocols of rows that have a finished labeled test."""
+    return list(dict.fromkeys(row.protocol for row in rows if row.auroc is not None))
+
+
+def _by_folder_and_seed(rows: Sequence[ProtocolRow], method: str) -> dict[tuple[str, int], float]:
+    return {
+        (row.folder, row.seed): row.auroc
+        for row in rows
+        if row.method == method and row.auroc is not None
+    }
 
 
 def _unlabeled_table(rows: Sequence[ProtocolRow], set_name: str) -> Iterator[Table]:
@@ -207,7 +218,7 @@ def _measurements(rows: Sequence[ProtocolRow], set_name: str) -> Iterator[Measur
     for method in dict.fromkeys(row.method for row in rows):
         found = {
             f"auroc_{protocol}": _mean_by_seed(_finished(rows, protocol), method, "auroc")
-            for protocol in LABELED
+            for protocol in _labeled(rows)
         }
         for field, name in UNLABELED_FIELDS.items():
             found[name] = _values(_finished(rows, "unlabeled"), method, field)

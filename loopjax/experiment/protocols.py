@@ -1,7 +1,8 @@
 """Labeled protocols over folders: many detectors, folders and seeds from one embedding matrix.
 
-P1 calls one folder normal, P3 calls one folder anomalous, "unlabeled" fits on
-80 % of everything and measures the scores without labels (the paper's way). Heads of one
+P1 calls one folder normal, P3 calls one folder anomalous, P2-5 does so with 5 % of such loops among
+the training loops, "unlabeled" fits on 80 % of everything and measures the scores without labels
+(the paper's way). Heads of one
 architecture train together. The reference's row-duplicating shuffle (`compat: reference`) acts on
 "unlabeled" only: in P1 and P3 such heads split truly, as the independent re-implementation of the
 reference did.
@@ -24,7 +25,7 @@ from loopjax.detectors import make_detector
 from loopjax.detectors.base import Detector
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.detectors.svdd.fit import group_size, train_heads
-from loopjax.errors import ModelCheckError, UserError
+from loopjax.errors import ModelCheckError
 from loopjax.evaluation.metrics import labeled_metrics
 from loopjax.evaluation.separation import separation
 from loopjax.evaluation.splits import protocol_splits
@@ -37,7 +38,7 @@ class ProtocolRow:
     """One fit: what it was fitted on and how it did; None where a number does not apply.
 
     Attributes:
-        protocol: "P1", "P3" or "unlabeled".
+        protocol: "unlabeled", or of `protocol_splits`.
         folder: the normal one in P1, the anomalous one in P3, "" else.
         method: name of the detector.
         seed: of the split and of the detector.
@@ -108,7 +109,7 @@ def run_protocols(
         X: [N, D] embeddings.
         groups: [N] folder names.
         methods: the detectors; one whose constructor takes `random_state` gets the seed.
-        protocols: of "P1", "P3", "unlabeled".
+        protocols: "unlabeled", and what `protocol_splits` knows.
         seeds: splits (and random states), where a detector has no `protocol_seeds` of its own.
         cache: JSON-lines file of finished rows; what it holds for this X and these settings is
             not computed again.
@@ -148,11 +149,9 @@ def _tasks(
                 # The head's own held-out part is the test, as in the reference.
                 train, test = np.arange(count), np.arange(0)
             yield _Task(method, protocol, "", seed, train, test, None)
-        elif protocol in ("P1", "P3"):
+        else:
             for folder, train, test, labels in protocol_splits(groups, protocol, seed):
                 yield _Task(method, protocol, folder, seed, train, test, labels)
-        else:
-            raise UserError(f"unknown protocol {protocol!r}: P1, P3 or unlabeled")
 
 
 def _run(

@@ -29,3 +29,21 @@ def test_protocol_splits(protocol):
 def test_protocol_p1_needs_a_group_to_fit_on():
     with pytest.raises(UserError, match="no group leaves 5 normal loops"):
         list(protocol_splits(["x"] * 6 + ["y"] * 5, "P1", seed=0))
+
+
+def test_protocol_p2_hides_anomalies_of_the_group_in_training():
+    groups = np.array(["x"] * 60 + ["y"] * 60 + ["z"] * 4)
+    for (name, train, test, labels), (_, clean, *_) in zip(
+        protocol_splits(groups, "P2-10", 0), protocol_splits(groups, "P3", 0), strict=True
+    ):
+        hidden = np.flatnonzero(groups[train] == name)
+        assert len(hidden) == {"x": 6, "y": 6, "z": 2}[name]  # 10 %, or half of a small group
+        np.testing.assert_array_equal(train[: len(clean)], clean)
+        np.testing.assert_array_equal(labels, groups[test] == name)
+        assert sorted([*train, *test]) == list(range(124))
+
+
+@pytest.mark.parametrize("protocol", ["P4", "P2", "P2-", "P2-0", "P2-100", "P2-x"])
+def test_unknown_protocols_are_refused(protocol):
+    with pytest.raises(UserError, match="unknown protocol"):
+        list(protocol_splits(["x"] * 9 + ["y"] * 9, protocol, seed=0))
