@@ -79,7 +79,8 @@ def as_matrix(column: pa.ChunkedArray, where: str) -> np.ndarray:
     if values.null_count:
         row = int(np.argmax(np.asarray(values.is_null()))) // width
         raise UserError(f"{where}: row {row} has a null in column {EMBEDDING!r}")
-    numbers = np.asarray(values.to_numpy(zero_copy_only=False), np.float32)
+    with np.errstate(over="ignore"):  # numbers beyond float32 are refused as infinity later
+        numbers = np.asarray(values.to_numpy(zero_copy_only=False), np.float32)
     return numbers.reshape(len(array), width)
 
 

@@ -55,10 +55,10 @@ def read_tables(paths: Sequence[Path], where: str) -> tuple[np.ndarray, pa.Table
     """
     tables = [open_parquet(path, "get it again from where it was made").read() for path in paths]
     try:
-        table = pa.concat_tables(tables, promote_options="default")
+        whole = pa.concat_tables(tables, promote_options="default") if tables[1:] else tables[0]
     except pa.ArrowException as error:
         raise UserError(f"{where}: the files do not fit together: {first_line(error)}") from None
-    return _sorted(*split_table(table, where))
+    return _sorted(*split_table(whole, where))
 
 
 def _sorted(matrix: np.ndarray, table: pa.Table) -> tuple[np.ndarray, pa.Table]:

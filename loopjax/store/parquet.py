@@ -57,7 +57,8 @@ def write_parquet(table: pa.Table, path: Path, notes: dict[bytes, bytes] | None 
         with pq.ParquetWriter(
             temporary, table.schema, compression="zstd", write_page_checksum=True, **encodings
         ) as writer:
-            writer.write_table(table, row_group_size=_ROW_GROUP)
+            if len(table):  # a row group without rows is one that Hugging Face datasets refuses
+                writer.write_table(table, row_group_size=_ROW_GROUP)
             writer.add_key_value_metadata({**(notes or {}), _SEAL: _UNSEALED})
         _seal(temporary)
 

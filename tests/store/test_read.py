@@ -128,3 +128,10 @@ def test_a_failed_shard_leaves_nothing_and_keeps_the_old_file(tmp_path, monkeypa
         write_parquet(table, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_loop_that_is_there_twice_is_refused_by_shard(store):
+    first = part_files(store)[0]
+    (store / "part-copy.parquet").write_bytes(first.read_bytes())
+    with pytest.raises(UserError, match=r"more than once \(in part-00000.parquet, part-copy"):
+        read_embeddings(store)

@@ -7,7 +7,7 @@ import pytest
 
 from loopjax.errors import UserError
 from loopjax.store.parquet import write_parquet
-from loopjax.store.scores import Scores, read_scores, write_scores
+from loopjax.store.scores import Scores, read_scores, write_csv, write_scores
 
 
 @pytest.fixture
@@ -48,3 +48,17 @@ def test_score_mistakes(scores, tmp_path):
     (tmp_path / "x.parquet").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(UserError, match="damaged"):
         read_scores(tmp_path / "x.parquet")
+
+
+def test_no_cell_of_a_csv_is_a_formula(tmp_path):
+    texts = ["=1+1.wav", "+a", "-a", "@a", "\ta", "a=1", ""]
+    table = pa.table(
+        {"path": texts, "group": texts[::-1], "score": [-1.5] * 7, "flags": [["=x"]] * 7}
+    )
+    write_csv(table, tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    safe = ["'=1+1.wav", "'+a", "'-a", "'@a", "'\ta", "a=1", ""]
+    assert [row["path"] for row in rows] == safe
+    assert [row["group"] for row in rows] == safe[::-1]
+    assert {(row["score"], row["flags"]) for row in rows} == {("-1.5", "'=x")}

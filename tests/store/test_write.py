@@ -1,5 +1,6 @@
 """The writer: numbering, replacement, failure lists, the done index."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -167,3 +168,17 @@ def test_read_only_folder_is_a_write_error(tmp_path):
     tmp_path.chmod(0o555)
     with pytest.raises(WriteError), locked(tmp_path / "store"):
         pass
+
+
+def test_times_beyond_64_bits_of_nanoseconds_are_kept_apart(tmp_path):
+    year_2300, year_1600 = 10_413_792_000 * 10**9, -11_676_096_000 * 10**9
+    writer = ShardWriter(tmp_path, METADATA, 10)
+    for i, mtime_ns in enumerate((year_2300, year_1600)):
+        writer.add(dataclasses.replace(make_row(i), mtime_ns=mtime_ns))
+    writer.flush()
+    done = DoneIndex(tmp_path)
+    for i, mtime_ns in enumerate((year_2300, year_1600)):
+        at = done.find(make_row(i).key)
+        assert at is not None
+        assert done.unchanged(at, 1000 + i, mtime_ns)
+        assert not done.unchanged(at, 1000 + i, mtime_ns + 1)
