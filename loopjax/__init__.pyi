@@ -1,5 +1,4 @@
 # The public names and their homes: read by type checkers, and at run time by `lazy_loader`.
-from .config import load_config as load_config
 from .detectors.base import DataError as DataError
 from .detectors.base import Detector as Detector
 from .detectors.isolation_forest import IsolationForest as IsolationForest
@@ -20,6 +19,7 @@ from .errors import ModelCheckError as ModelCheckError
 from .errors import TooManyRejectedError as TooManyRejectedError
 from .errors import UserError as UserError
 from .errors import WriteError as WriteError
+from .experiment.load import load_config as load_config
 from .explanation import explain as explain
 from .report.page import write_report as write_report
 from .store.read import Embeddings as Embeddings

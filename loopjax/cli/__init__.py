@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from loopjax import __version__
 from loopjax.cli import (
+    config,
     convert,
     demo,
     embed,
@@ -18,35 +19,27 @@ from loopjax.cli import (
     score,
     store,
 )
+from loopjax.cli.verb import Verb
 from loopjax.errors import LoopjaxError
 
 EXIT_CODES = """exit codes:
   0 done   2 usage or config   3 done, some inputs rejected and listed   4 too many rejected
   5 a model check failed   6 cannot write   130/143 interrupted after a clean save"""
 
-VERBS = {
-    module.VERB.name: module.VERB
-    for module in (
-        demo,
-        embed,
-        fit,
-        score,
-        evaluate,
-        explain,
-        report,
-        run,
-        store,
-        convert,
-        encoders,
-    )
-}
+_MODULES = (
+    *(demo, run, embed, fit, score, explain, evaluate, report),
+    *(store, config, convert, encoders),
+)
+VERBS = {module.VERB.name: module.VERB for module in _MODULES}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(chosen=arguments[0] if arguments else None).parse_args(arguments)
-    verb = VERBS[args.verb]
+    if not arguments or arguments[0] not in VERBS:
+        _overview().parse_args(arguments)  # helps, or complains, and exits
+    verb = VERBS[arguments[0]]
+    args = _parser(verb).parse_intermixed_args(arguments[1:])
     try:
         if verb.compiles:
             from loopjax.parallel import enable_compilation_cache
@@ -63,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    """The parser; only the chosen verb's options are built, so that `--help` is quick."""
+def _overview() -> argparse.ArgumentParser:
+    """The parser of `loopjax --help` and of verbs that do not exist."""
     parser = argparse.ArgumentParser(
         prog="loopjax",
         description="Find what is normal and what is anomalous in large corpora of musical loops.",
@@ -74,13 +67,17 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"loopjax {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS.values():
-        options = verbs.add_parser(
-            verb.name,
-            help=verb.summary,
-            description=verb.summary[0].upper() + verb.summary[1:] + ".",
-            epilog=f"example:\n  {verb.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        if verb.name == chosen:
-            verb.add_options(options)
+        verbs.add_parser(verb.name, help=verb.summary)
+    return parser
+
+
+def _parser(verb: Verb) -> argparse.ArgumentParser:
+    """The parser of one verb; only the chosen verb's is built, so that help comes at once."""
+    parser = argparse.ArgumentParser(
+        prog=f"loopjax {verb.name}",
+        description=verb.summary[0].upper() + verb.summary[1:] + ".",
+        epilog=f"example:\n  {verb.example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_options(parser)
     return parser

@@ -1,11 +1,10 @@
 """`loopjax demo`: the bundled experiment, offline."""
 
 import argparse
+from pathlib import Path
 
-from loopjax.bundled import folder
 from loopjax.cli.run import QUICK, run_experiment
 from loopjax.cli.verb import Verb
-from loopjax.config import load_config
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -14,8 +13,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _act(args: argparse.Namespace) -> int:
-    config = load_config(folder("configs") / "demo.yaml", QUICK if args.quick else ())
-    return run_experiment(config, args.out)
+    from loopjax.experiment.load import load_config
+
+    return run_experiment(load_config("demo", QUICK if args.quick else ()), Path(args.out))
 
 
 VERB = Verb(

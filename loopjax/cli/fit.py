@@ -7,15 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from loopjax.cli.options import add_set_option
 from loopjax.cli.seeds import parse_seeds
-from loopjax.cli.verb import DONE, Verb, add_set_option
-from loopjax.config import (
-    DetectorConfig,
-    ExperimentConfig,
-    SplitConfig,
-    from_dict,
-    load_config,
-)
+from loopjax.cli.verb import DONE, Verb
+from loopjax.config import DetectorConfig, SplitConfig
+from loopjax.detectors import detector_kinds
 from loopjax.errors import UserError
 
 
@@ -25,12 +21,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--detector",
         default="deep-svdd",
-        choices=("deep-svdd", "isolation-forest", "pca", "knn", "mahalanobis", "mean-cosine"),
+        choices=detector_kinds(),
+        help="the method (default: deep-svdd)",
     )
     parser.add_argument("--network", choices=("standard", "residual"), help="deep-svdd only")
     parser.add_argument("--seeds", metavar="A..B", help="several seeds trained together, e.g. 0..9")
     parser.add_argument("--config", help="take the detector of this experiment file")
-    add_set_option(parser, "params.hidden_dims=[512,256,128]")
+    add_set_option(parser, "params.n_neighbors=3, or 'params.hidden_dims=[512,256,128]'")
 
 
 def _act(args: argparse.Namespace) -> int:
@@ -69,6 +66,8 @@ def _act(args: argparse.Namespace) -> int:
 def _detector_config(
     kind: str, network: str | None, config_path: str | None, overrides: Sequence[str]
 ) -> tuple[DetectorConfig, SplitConfig]:
+    from loopjax.experiment.load import config_from_dict, load_config
+
     if config_path is not None:
         experiment = load_config(config_path, overrides)
         if not experiment.detectors:
@@ -88,7 +87,7 @@ def _detector_config(
         base["params"]["network"] = network
     wrapper = {"name": "fit", "detectors": [base]}
     prefixed = [f"detectors.0.{item}" if item.startswith("params.") else item for item in overrides]
-    experiment = from_dict(ExperimentConfig, wrapper, "command line", prefixed)
+    experiment = config_from_dict(wrapper, "command line", prefixed)
     return experiment.detectors[0], experiment.split
 
 

@@ -1,48 +1,92 @@
 """`loopjax run`: one experiment from one file."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
-from loopjax.cli.verb import DONE, SOME_REJECTED, Verb, add_set_option
-from loopjax.config import ExperimentConfig, load_config
+from loopjax.cli.options import add_set_option
+from loopjax.cli.seeds import parse_seeds
+from loopjax.cli.verb import DONE, SOME_REJECTED, Verb
+from loopjax.config import ExperimentConfig
+from loopjax.errors import UserError
 
 QUICK = ("seeds=[0]", "evaluate.bootstrap=100", "compare_encoders=[]")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="experiment file")
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG", help="experiment file, or the name of a recipe"
+    )
+    parser.add_argument(
+        "sources", nargs="*", metavar="SRC", help="your loops, instead of the config's data.sources"
+    )
+    parser.add_argument("--list", action="store_true", help="name the bundled recipes and stop")
     parser.add_argument("-o", "--out", help="run folder (default: out/NAME, the config's name)")
     parser.add_argument("--restart", action="store_true", help="discard what an earlier run wrote")
-    add_set_option(parser, "embed.encoder=loopjax-nano")
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, one encoder, fewer severities"
+    )
+    parser.add_argument(
+        "--seeds", metavar="A..B", help="the same seeds for every detector, e.g. 0..4"
+    )
+    add_set_option(parser, "embed.encoder=loopjax-nano, or 'seeds=[0,1]'")
 
 
 def _act(args: argparse.Namespace) -> int:
-    return run_experiment(load_config(args.config, args.set), args.out, restart=args.restart)
+    if args.list:
+        return _list_recipes()
+    if args.config is None:
+        raise UserError("name an experiment file or a recipe (`loopjax run --list`)")
+    config = _config(args)
+    out = Path("out") / config.name if args.out is None else Path(args.out)
+    return run_experiment(config, out, restart=args.restart)
 
 
-def run_folder(config: ExperimentConfig, out: str | None) -> Path:
-    """The folder asked for, or the one that bears the experiment's name."""
-    return Path("out") / config.name if out is None else Path(out)
-
-
-def run_experiment(
-    config: ExperimentConfig, out: str | None, *, restart: bool = False, ranking: bool = True
-) -> int:
+def run_experiment(config: ExperimentConfig, out: Path, *, restart: bool = False) -> int:
     """Runs an experiment and prints what it found."""
     from loopjax.cli.printing import print_evaluation, print_ranking, say
     from loopjax.experiment.run import run
 
-    result = run(config, run_folder(config, out), restart=restart, log=say)
-    if ranking:
+    result = run(config, out, restart=restart, log=say)
+    if result.scores is not None:
         print_ranking(result.scores, min(config.report.top, 20))
     print_evaluation(result.evaluation)
     return SOME_REJECTED if result.n_rejected else DONE
 
 
+def _config(args: argparse.Namespace) -> ExperimentConfig:
+    """The experiment asked for; `--quick` and `--seeds` also replace the seeds of detectors."""
+    from loopjax.experiment.load import load_config
+
+    config = load_config(args.config, args.set)
+    changes: list[str] = [*QUICK] if args.quick else []
+    if args.quick and config.evaluate.robustness != "none":
+        changes.append("evaluate.robustness=quick")
+    if args.seeds is not None:
+        changes.append(f"seeds={parse_seeds(args.seeds)}")
+    if changes:
+        changes += [f"detectors.{i}.protocol_seeds={{}}" for i in range(len(config.detectors))]
+        config = load_config(args.config, [*args.set, *changes])
+    if args.sources:
+        if config.data.embeddings or config.data.sets:
+            raise UserError(f"{args.config} works on embeddings and takes no audio: see its `data`")
+        data = dataclasses.replace(config.data, sources=tuple(args.sources))
+        config = dataclasses.replace(config, data=data)
+    return config
+
+
+def _list_recipes() -> int:
+    from loopjax.experiment.load import recipes
+
+    for name, what in recipes().items():
+        print(f"{name:<20} {what}")  # noqa: T201
+    return DONE
+
+
 VERB = Verb(
     name="run",
     summary="embed, fit, score, evaluate and report from one file; a killed run continues",
-    example="loopjax run configs/demo.yaml -o out/r1 --set detectors.residual.params.epochs=50",
+    example="loopjax run baselines my/loops -o out/first --set detectors.knn.params.n_neighbors=3",
     add_options=_add_options,
     act=_act,
     compiles=True,

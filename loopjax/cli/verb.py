@@ -26,14 +26,3 @@ class Verb:
     add_options: Callable[[argparse.ArgumentParser], None]
     act: Callable[[argparse.Namespace], int]
     compiles: bool = False
-
-
-def add_set_option(parser: argparse.ArgumentParser, example: str) -> None:
-    """Adds `--set KEY=VALUE`."""
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help=f"override a setting, e.g. {example}",
-    )

@@ -7,6 +7,7 @@ class, and with it jax, is imported when it is first asked for.
 import inspect
 import pkgutil
 import typing
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from loopjax.errors import UserError
@@ -72,6 +73,15 @@ def make_detector(kind: str, **params: Any) -> "Detector":
             f"detector {kind} has no parameter {', '.join(unknown)}; known: {', '.join(known)}"
         )
     return cls(**params)
+
+
+def check_parameters(kind: str, params: Mapping[str, Any]) -> None:
+    """Refuses hyper-parameters that no fit could use, before there is anything to fit on.
+
+    Raises:
+        UserError: unknown kind or parameter, or a value out of range.
+    """
+    make_detector(kind, **params)._check_params()
 
 
 # For importers that do not name a class's own module yet.

@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from loopjax.config import DetectorConfig
+from loopjax.config import DetectorConfig, ProtocolName
 from loopjax.detectors import make_detector
 from loopjax.detectors.base import Detector
 from loopjax.detectors.svdd.estimator import DeepSVDD
@@ -97,7 +97,7 @@ def run_protocols(
     X: np.ndarray,
     groups: Sequence[str],
     methods: Sequence[DetectorConfig],
-    protocols: Sequence[str] = ("P1", "P3", "unlabeled"),
+    protocols: Sequence[ProtocolName] = ("P1", "P3", "unlabeled"),
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     *,
     cache: Path | None = None,

@@ -1,4 +1,4 @@
-"""run.json: what made a run folder, so that it can be repeated, continued and judged again."""
+"""run.json: what made a run folder, so that it can be repeated, continued and evaluated again."""
 
 import datetime
 import hashlib
@@ -7,27 +7,52 @@ import json
 import platform
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from loopjax.config import ExperimentConfig, from_dict, to_dict
+from loopjax.config.settings import Setting
 from loopjax.errors import UserError
 from loopjax.io import write_json
 
 RECORD = "run.json"
+PACKAGES = ("loopjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def recorded_config(run: Path) -> ExperimentConfig:
-    """The config that made a run folder.
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run folder says about itself."""
+
+    config: Annotated[ExperimentConfig, Setting("the resolved experiment")]
+    config_sha256: Annotated[str, Setting("of the resolved experiment")]
+    command: Annotated[tuple[str, ...], Setting("as typed")]
+    started: Annotated[str, Setting("UTC, ISO 8601")]
+    versions: Annotated[dict[str, str], Setting("of the packages that numbers depend on")]
+    platform: Annotated[str, Setting("operating system and processor")]
+    devices: Annotated[tuple[str, ...], Setting("what jax computed on")]
+
+
+def read_record(run: Path) -> RunRecord:
+    """Reads a run folder's record.
 
     Raises:
-        UserError: no run there.
+        UserError: no run there, or its record is damaged.
     """
+    file = run / RECORD
     try:
-        record = json.loads((run / RECORD).read_text(encoding="utf-8"))
-        return from_dict(ExperimentConfig, record["config"], str(run / RECORD))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{run} is no run folder ({error}); make one with `loopjax run`") from None
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = "run.json is missing" if not file.exists() else error.strerror
+        raise UserError(f"{run} is no run folder ({reason}); make one with `loopjax run`") from None
+    except (ValueError, RecursionError):
+        raise _damaged(file, "it is no JSON") from None
+    if not isinstance(values, dict):
+        raise _damaged(file, "it holds no record")
+    try:
+        return from_dict(RunRecord, values, str(file))
+    except UserError as error:
+        raise _damaged(file, str(error)) from None
 
 
 def claim(out: Path, config: ExperimentConfig, restart: bool) -> None:
@@ -36,49 +61,48 @@ def claim(out: Path, config: ExperimentConfig, restart: bool) -> None:
     Raises:
         UserError: the folder holds a run of another config, a damaged one, or something else.
     """
-    resolved = to_dict(config)
-    record_file = out / RECORD
-    if restart and record_file.exists():
+    if restart and (out / RECORD).exists():
         shutil.rmtree(out)
-    if record_file.exists():
-        try:
-            earlier = json.loads(record_file.read_text(encoding="utf-8"))["config"]
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(f"{record_file} is damaged ({error}); --restart begins anew") from None
+    if (out / RECORD).exists():
+        earlier, resolved = to_dict(read_record(out).config), to_dict(config)
         # The report may be drawn differently; everything else would mix two experiments.
-        changed = [k for k in resolved if k != "report" and earlier.get(k) != resolved[k]]
+        changed = [k for k in resolved if k != "report" and earlier[k] != resolved[k]]
         if changed:
-            pairs = "; ".join(f"{k}: was {earlier.get(k)}, now {resolved[k]}" for k in changed)
+            pairs = "; ".join(f"{k}: was {earlier[k]}, now {resolved[k]}" for k in changed)
             raise UserError(
                 f"{out} holds a run of another config ({pairs}); choose another -o or --restart"
             )
-        return
     elif out.exists() and any(out.iterdir()):
         raise UserError(f"{out} exists and is no run folder; choose another -o")
-    record = {
-        "command": sys.argv,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": resolved,
-        "config_sha256": hashlib.sha256(json.dumps(resolved).encode()).hexdigest(),
-        "seeds": list(config.seeds),
-        **_environment(),
-    }
-    write_json(record_file, record)
+    else:
+        write_json(out / RECORD, to_dict(_new_record(config)))
 
 
-def _environment() -> dict[str, Any]:
-    """Versions and devices."""
+def _new_record(config: ExperimentConfig) -> RunRecord:
     import jax
 
-    packages = ("loopjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "versions": versions | {"python": platform.python_version()},
-        "platform": platform.platform(),
-        "devices": [device.device_kind for device in jax.devices()],
-    }
+    now = datetime.datetime.now(datetime.UTC)
+    return RunRecord(
+        config=config,
+        config_sha256=hashlib.sha256(json.dumps(to_dict(config)).encode()).hexdigest(),
+        command=tuple(sys.argv),
+        started=now.isoformat(timespec="seconds"),
+        versions={name: _version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+        platform=platform.platform(),
+        devices=tuple(device.device_kind for device in jax.devices()),
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _damaged(file: Path, problem: str) -> UserError:
+    return UserError(
+        f"{file} is damaged, or of another version of loopjax ({problem}); "
+        "`loopjax run ... --restart` begins anew"
+    )

@@ -14,7 +14,8 @@ from loopjax.config import ExperimentConfig
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Evaluation
 from loopjax.experiment.evaluate import FittedRun, evaluate_fitted
-from loopjax.experiment.record import claim, recorded_config
+from loopjax.experiment.paper import reproduce
+from loopjax.experiment.record import claim, read_record
 from loopjax.model import (
     TrainedModel,
     check_params,
@@ -36,11 +37,16 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run leaves for the caller to print."""
+    """What a finished run leaves for the caller to print.
 
-    scores: Scores
+    Attributes:
+        scores: the ranking; None where the config asks for protocols, which rank nothing.
+        evaluation: tables and headline.
+        n_rejected: inputs that could not be embedded.
+    """
+
+    scores: Scores | None
     evaluation: Evaluation
-    report: Path
     n_rejected: int
 
 
@@ -50,7 +56,8 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
     Args:
         config: from `load_config`.
         out: run folder: run.json, embeddings/, models/, metrics.jsonl, scores.parquet,
-            evaluation.json, figures/, report/index.html.
+            evaluation.json, figures/, report/index.html; for protocols, evaluation.json,
+            figures/ and the finished fits.
         restart: discard what an earlier run wrote there.
         log: receives one line per step.
 
@@ -61,11 +68,10 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
     from loopjax.report.page import write_report
 
     require_report_extra()
-    if not config.detectors:
-        raise UserError(f"config {config.name!r} lists no detectors")
-    for detector in config.detectors:
-        check_params(detector)
+    check_complete(config)
     claim(out, config, restart)
+    if config.evaluate.protocols:
+        return RunResult(None, reproduce(config, out, log), 0)
     embeddings, n_rejected = embed_or_read(config, out, log)
     labels = read_labels(config, embeddings)
     train = training_rows(config, embeddings, labels)
@@ -76,7 +82,7 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
     evaluation = evaluate_fitted(fitted, out, log)
     report = write_report(out, config=config.report)
     log(f"report: {report}")
-    return RunResult(scores, evaluation, report, n_rejected)
+    return RunResult(scores, evaluation, n_rejected)
 
 
 def evaluate_run(run: Path, log: Log) -> Evaluation:
@@ -85,7 +91,9 @@ def evaluate_run(run: Path, log: Log) -> Evaluation:
     Raises:
         UserError: no run there.
     """
-    config = recorded_config(run)
+    config = read_record(run).config
+    if config.evaluate.protocols:
+        return reproduce(config, run, log)
     embeddings = read_run_embeddings(config, run)
     labels = read_labels(config, embeddings)
     train = training_rows(config, embeddings, labels)
@@ -93,15 +101,34 @@ def evaluate_run(run: Path, log: Log) -> Evaluation:
     return evaluate_fitted(FittedRun(config, models, embeddings, train, labels), run, log)
 
 
+def check_complete(config: ExperimentConfig) -> None:
+    """Refuses an experiment that lacks something, or says something that nothing would read.
+
+    Raises:
+        UserError: names the settings.
+    """
+    data, protocols = config.data, config.evaluate.protocols
+    if not config.detectors:
+        raise UserError(f"config {config.name!r} lists no detectors")
+    for detector in config.detectors:
+        check_params(detector)
+    if protocols and not data.sets:
+        raise UserError("evaluate.protocols needs data.sets: {name: embeddings file}")
+    if data.sets and not protocols:
+        raise UserError("data.sets is for evaluate.protocols, which is empty")
+    if protocols and (data.sources or data.embeddings):
+        raise UserError("evaluate.protocols reads data.sets; leave out data.sources and embeddings")
+    if data.sources and data.embeddings is not None:
+        raise UserError("give either data.sources or data.embeddings, not both")
+    if not (data.sources or data.sets or data.embeddings):
+        raise UserError("data.sources is empty: name files, folders, tfds:NAME or bundled:demo")
+
+
 def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embeddings, int]:
     """The experiment's embeddings and how many inputs were rejected."""
     if config.data.embeddings is not None:
-        if config.data.sources:
-            raise UserError("give either data.sources or data.embeddings, not both")
         embeddings = read_run_embeddings(config, out)
         return embeddings, len(embeddings.failures)
-    if not config.data.sources:
-        raise UserError("data.sources is empty: name files, folders, tfds:NAME or bundled:demo")
     from loopjax.embedding.corpus import embed_corpus
     from loopjax.encoders.load import load_encoder
 

@@ -1,7 +1,7 @@
 """Pretrains the bundled encoder, loopjax-nano, on rendered loops.
 
     python -m scripts.render --n 7000 --seed 1 -o LOOPS
-    python -m scripts.nano.pretrain configs/pretrain_nano.yaml --set data=[LOOPS] --set out=RUN
+    python -m scripts.nano.pretrain scripts/nano/pretrain.yaml --set data=[LOOPS] --set out=RUN
 
 The last command again resumes a killed run.
 
@@ -42,7 +42,7 @@ from scripts.nano.data import LoopMels, Task, augment, play_backwards
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """The recipe; every value is in configs/pretrain_nano.yaml."""
+    """The recipe; every value is in scripts/nano/pretrain.yaml."""
 
     data: tuple[str, ...]
     out: str

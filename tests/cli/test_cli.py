@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, exit codes, and the main job on real audio."""
 
+import argparse
 import json
 import pickle
 import subprocess
@@ -10,23 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import yaml
 
 from loopjax import __version__
-from loopjax.cli import main
+from loopjax.cli import VERBS, main
 from loopjax.store.read import read_embeddings
 
-VERBS = [
-    "demo",
-    "embed",
-    "fit",
-    "score",
-    "evaluate",
-    "explain",
-    "report",
-    "run",
-    "convert",
-    "encoders",
-]
 ENCODER = "untrained-nano"
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
 
@@ -82,6 +72,55 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert f"loopjax {verb}" in text.split("example:")[1]
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=lambda verb: verb.name)
+def test_every_option_has_help(verb):
+    parser = argparse.ArgumentParser()
+    verb.add_options(parser)
+    assert [a.dest for a in parser._actions if not a.help] == []
+
+
+def test_options_may_stand_between_the_sources(loops, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run("embed", loops, "-o", tmp_path, loops / "noise.wav", "--crop", "x", "--nonsense")
+    assert stop.value.code == 2
+    code = run("embed", loops, "-o", tmp_path / "e", "--crops", "seeded", loops / "noise.wav")
+    assert code == 2
+    assert not (tmp_path / "e").exists()
+
+
+def test_recipes_run_by_name_on_ones_own_loops(loops, tmp_path, capsys):
+    assert run("run", "--list") == 0
+    assert "baselines            The cheap methods alone" in capsys.readouterr().out
+    small = ("--set", "embed.encoder=untrained-nano", "--set", "evaluate.bootstrap=10")
+    one = ("--set", "detectors=[{name: k, kind: knn, params: {n_neighbors: 2}}]")
+    one += ("--set", "primary=k", "--set", "embed.workers=1")
+    assert run("run", "baselines", "-o", tmp_path / "r", loops, *small, *one) == 0
+    assert "noise.wav" in capsys.readouterr().out
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert record["config"]["data"]["sources"] == [str(loops)]
+    assert run("run", "bass392", loops, "-o", tmp_path / "b") == 2
+    assert "takes no audio" in capsys.readouterr().err
+
+
+def test_config_prints_the_resolved_file_and_the_schema(tmp_path, capsys):
+    assert run("config", "show", "demo", "--set", "split.seed=4") == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["split"]["seed"] == 4
+    (tmp_path / "again.yaml").write_text(text)
+    assert run("config", "show", tmp_path / "again.yaml") == 0
+    assert capsys.readouterr().out == text
+    assert run("config", "schema") == 0
+    assert json.loads(capsys.readouterr().out)["required"] == ["name"]
+    assert run("config", "show") == 2
+
+
+def test_evaluate_says_how_a_file_is_run(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("evaluate", DEMO, "-o", "x", "--quick")
+    assert stop.value.code == 2
+    assert f"run it with `loopjax run {DEMO}`" in capsys.readouterr().err
 
 
 def test_version(capsys):
@@ -150,9 +189,9 @@ def test_a_bad_file_among_good_ones_is_named_and_exits_3(loops, tmp_path, capsys
         (("run", "/nonexistent.yaml", "-o", "x"), "/nonexistent.yaml"),
         (("run", DEMO, "--set", "detectr.x=1"), "unknown key 'detectr'"),
         (("report", "/nonexistent"), "/nonexistent"),
-        (("report", "broken"), "broken is no run folder"),
-        (("evaluate", "broken"), "broken is no run folder"),
-        (("evaluate", "/nonexistent.yaml", "-o", "x"), "/nonexistent.yaml"),
+        (("report", "broken"), "run.json is damaged"),
+        (("evaluate", "broken"), "run.json is damaged"),
+        (("evaluate", "/nonexistent"), "/nonexistent is no run folder (run.json is missing)"),
         (("embed", "pyproject.toml", "-o", "x", "--encoder", ENCODER), "pyproject.toml"),
         (("embed", "/nonexistent", "-o", "x", "--encoder", ENCODER), "/nonexistent"),
         (("embed", "tests", "-o", "x", "--encoder", "clap-htsat-fusd"), "clap-htsat-fusd"),

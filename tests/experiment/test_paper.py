@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from loopjax.cli import main
-from loopjax.config import load_config
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Estimate, Evaluation
+from loopjax.experiment.load import load_config
 from loopjax.experiment.paper import reproduce
 from tests.detectors.small import TINY, odd_rows, rows
 
@@ -86,7 +86,7 @@ def test_seeds_of_the_command_line_hold_whatever_a_detector_asks_for(tmp_path):
         [([], [3, 4]), (["--quick"], [0]), (["--seeds", "1..2"], [1, 2])]
     ):
         out = tmp_path / str(i)
-        assert main(["evaluate", str(tmp_path / "config.yaml"), "-o", str(out), *asked]) == 0
+        assert main(["run", str(tmp_path / "config.yaml"), "-o", str(out), *asked]) == 0
         lines = (out / "protocols-set.jsonl").read_text("utf-8").splitlines()
         assert sorted({json.loads(line)["row"]["seed"] for line in lines}) == seeds
 

@@ -226,13 +226,16 @@ class DeepSVDD(Detector):
 
     def network_config(self) -> NetworkConfig:
         """The network for `n_features_in_` features."""
+        return self._network(self.n_features_in_)
+
+    def _network(self, n_features: int) -> NetworkConfig:
         dims = self.hidden_dims
         if isinstance(dims, str):
             if dims not in HIDDEN_DIMS:
                 raise UserError(f"hidden_dims: widths or {', '.join(HIDDEN_DIMS)}; got {dims!r}")
             dims = HIDDEN_DIMS[dims]
         return NetworkConfig(
-            n_features=self.n_features_in_,
+            n_features=n_features,
             hidden_dims=tuple(int(width) for width in dims),
             residual=self.network == "residual",
             batch_norm=self.batch_norm,
@@ -260,6 +263,13 @@ class DeepSVDD(Detector):
         for name in ("pretrain_epochs", "epochs", "bn_warmup_passes", "warmup_epochs"):
             if int(getattr(self, name)) < 0:
                 raise UserError(f"{name} must not be negative; got {getattr(self, name)!r}")
+        for name in ("pretrain_learning_rate", "learning_rate"):
+            if not getattr(self, name) > 0.0:
+                raise UserError(f"{name} must be positive; got {getattr(self, name)!r}")
+        for name in ("min_learning_rate", "weight_decay"):
+            if not getattr(self, name) >= 0.0:
+                raise UserError(f"{name} must not be negative; got {getattr(self, name)!r}")
+        self._network(n_features=1)  # refuses impossible widths, dropout and activations
         if self.batch_norm and self.batch_size < 2:
             raise UserError("batch_size must be at least 2 with batch_norm")
         if not 0.0 <= self.validation_fraction < 0.9:
