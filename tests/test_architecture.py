@@ -284,11 +284,11 @@ PLANTED = {
         "a circle of imports: loopjax.errors",
     ),
     "a circle between modules": (
-        "audio/headers.py",
+        "audio/mixdown.py",
         "from loopjax.audio import decode",
-        "a circle of imports: loopjax.audio.decode, loopjax.audio.headers",
+        "a circle of imports: loopjax.audio.decode, loopjax.audio.mixdown",
     ),
-    "jax where samples are read": ("audio/pool.py", "import jax.numpy as jnp", "not import jax"),
+    "jax where samples are read": ("audio/process.py", "import jax.numpy as jnp", "not import jax"),
     "torch": ("convert/mapping.py", "import torch", "may not import torch"),
     "a test's helper": ("encoders/load.py", "from tests import x", "may not import tests"),
 }

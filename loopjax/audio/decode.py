@@ -9,16 +9,22 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass
+from io import FileIO
+from typing import Any
 
 import numpy as np
 import soundfile
 
-from loopjax.audio.headers import read_header
+from loopjax.audio.containers.content import Content, View
+from loopjax.audio.containers.read import read_streams
+from loopjax.audio.containers.stream import Stream
 from loopjax.audio.loop import AudioInfo, DecodeError, os_reason
 from loopjax.audio.mixdown import Mixer
 
 BLOCK_SAMPLES = 1 << 16  # samples of all channels decoded at a time; fits the cache
-MP3_PADDING_FRAMES = 4 * 1152  # encoder delay and padding that decoders may trim
+# Without waiting for the other end of a pipe; what is no regular file is refused after opening.
+OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+OPEN_FLAGS |= getattr(os, "O_BINARY", 0)
 
 # Subtypes whose samples are 16-bit integers already: kept as int16, half the transfer.
 INT16_SUBTYPES = frozenset(
@@ -69,30 +75,29 @@ def decode_file(
     """
     options = options or DecodeOptions()
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(path, OPEN_FLAGS)
     except FileNotFoundError:
         raise DecodeError("changed", "the file vanished after it was listed") from None
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise DecodeError("not_regular_file", "is a socket") from None
         raise DecodeError(os_reason(error), str(error.strerror)) from None
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            raise DecodeError("not_regular_file", "is a folder, device, pipe or socket")
-        if size_bytes >= 0:
-            _require_unchanged(info, size_bytes, mtime_ns)
-        if info.st_size == 0:
-            raise DecodeError("empty_file", "the file has no bytes")
-        if info.st_size > options.max_file_bytes:
-            raise DecodeError("limit_file_size", f"{info.st_size} bytes")
-        decoded = _decode(fd, info.st_size, options)
-        _require_unchanged(os.fstat(fd), info.st_size, info.st_mtime_ns)
-        return decoded
-    except OSError as error:
-        raise DecodeError(os_reason(error), str(error.strerror)) from None
-    finally:
-        os.close(fd)
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        try:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise DecodeError("not_regular_file", "is a folder, device, pipe or socket")
+            if size_bytes >= 0:
+                _require_unchanged(info, size_bytes, mtime_ns)
+            if info.st_size == 0:
+                raise DecodeError("empty_file", "the file has no bytes")
+            if info.st_size > options.max_file_bytes:
+                raise DecodeError("limit_file_size", f"{info.st_size} bytes")
+            decoded = _decode(file, info.st_size, options)
+            _require_unchanged(os.fstat(fd), info.st_size, info.st_mtime_ns)
+            return decoded
+        except OSError as error:
+            raise DecodeError(os_reason(error), str(error.strerror)) from None
 
 
 def _require_unchanged(info: os.stat_result, size_bytes: int, mtime_ns: int) -> None:
@@ -100,38 +105,89 @@ def _require_unchanged(info: os.stat_result, size_bytes: int, mtime_ns: int) -> 
         raise DecodeError("changed", "size or modification time changed after it was listed")
 
 
-def _decode(fd: int, size_bytes: int, options: DecodeOptions) -> Decoded:
-    header = read_header(fd, size_bytes)
-    _check_limits(header.channels, header.rate_hz, header.frames, options)
-    if header.truncated and not options.accept_truncated:
-        raise DecodeError("truncated", header.truncated)
-    with os.fdopen(os.dup(fd), "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    os.lseek(fd, 0, os.SEEK_SET)
+@dataclass(frozen=True)
+class _Part:
+    """The sound of one stream of a file."""
+
+    mono: np.ndarray
+    rate_hz: int
+    channels: int
+    subtype: str
+    flags: set[str]
+
+
+def _decode(file: FileIO, size_bytes: int, options: DecodeOptions) -> Decoded:
+    content = Content(file, size_bytes)
+    streams = read_streams(content)
+    for stream in streams:
+        _check_limits(stream.channels, stream.rate_hz, stream.frames, options)
+        if stream.truncated and not options.accept_truncated:
+            raise DecodeError("truncated", stream.truncated)
+    total_s = sum((stream.frames or 0) / (stream.rate_hz or 1) for stream in streams)
+    if total_s > options.max_duration_s:
+        raise _too_long(total_s, options)
+    file.seek(0)
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    parts = [_decode_stream(content, file, stream, options) for stream in streams]
+    if len(parts) == 1:
+        mono, rate_hz, flags = parts[0].mono, parts[0].rate_hz, parts[0].flags
+    else:
+        mono, rate_hz, flags = _join(parts, options)
+    channels = max(part.channels for part in parts)
+    return _finish(mono, flags, rate_hz, channels, parts[0].subtype, sha256, options)
+
+
+def _decode_stream(content: Content, file: FileIO, stream: Stream, options: DecodeOptions) -> _Part:
+    """Decodes one stream of a file and compares what came out with what is held."""
+    file.seek(0)
+    # libsndfile reads a descriptor by itself, an object through a call for every block.
+    source: Any = file.fileno() if stream.pieces is None else View(content, stream.pieces)
     try:
-        with soundfile.SoundFile(fd, closefd=False) as audio:
+        with soundfile.SoundFile(source, closefd=False) as audio:
             if audio.format not in CONTAINERS:
                 raise DecodeError("unsupported_format", f"{audio.format} is not admitted")
             frames = audio.frames if 0 <= audio.frames < 1 << 60 else None
+            if stream.is_counted:
+                frames = stream.frames
             _check_limits(audio.channels, audio.samplerate, frames, options)
             is_int16 = audio.subtype in INT16_SUBTYPES
             mixer = Mixer(audio.channels, is_int16, options.mono, options.sanitize)
             mono = _read_mono(audio, frames, mixer, options)
-            rate, channels, subtype = audio.samplerate, audio.channels, audio.subtype
+            rate_hz, channels, subtype = audio.samplerate, audio.channels, audio.subtype
     except soundfile.LibsndfileError as error:
         raise DecodeError("decode_error", error.error_string) from None
-    flags = list(header.flags)
-    expected = frames or 0
-    if header.kind == "mp3" and header.frames is not None:
-        expected = max(expected, header.frames - MP3_PADDING_FRAMES)
+    flags = {*stream.flags, *mixer.flags(mono)}
+    expected = stream.held_frames if stream.is_counted else max(frames or 0, stream.held_frames)
     if mono.size < expected:
         message = f"{mono.size} of {expected} frames can be decoded"
         if mono.size == 0 or not options.accept_truncated:
             raise DecodeError("truncated", message)
-        flags.append("truncated")
-    elif header.truncated:
-        flags.append("truncated")
-    return _finish(mono, mixer, flags, rate, channels, subtype, sha256, options)
+        flags.add("truncated")
+    elif stream.truncated:
+        flags.add("truncated")
+    return _Part(mono, rate_hz, channels, subtype, flags)
+
+
+def _join(parts: list[_Part], options: DecodeOptions) -> tuple[np.ndarray, int, set[str]]:
+    """Sets the sound of several streams one behind the other, at the highest of their rates."""
+    rate_hz = max(part.rate_hz for part in parts)
+    if any(part.rate_hz != rate_hz for part in parts) and not options.host_resampling:
+        raise DecodeError(
+            "unsupported_rate", "streams of different rates need resample auto or host"
+        )
+    sounds = [
+        part.mono if part.rate_hz == rate_hz else resample_on_host(part.mono, part.rate_hz, rate_hz)
+        for part in parts
+    ]
+    if any(sound.dtype != np.int16 for sound in sounds):
+        sounds = [_as_float(sound) for sound in sounds]
+    mono = np.concatenate(sounds)
+    if mono.size > _max_frames(rate_hz, options):
+        raise _too_long(mono.size / rate_hz, options)
+    flags = set().union(*(part.flags for part in parts)) | {"chained"}
+    if not all("silence" in part.flags for part in parts):
+        flags.discard("silence")
+    return mono, rate_hz, flags
 
 
 def _check_limits(
@@ -145,9 +201,13 @@ def _check_limits(
         allowed = f"{options.min_rate_hz} to {options.max_rate_hz} Hz"
         raise DecodeError("limit_rate", f"{rate_hz:g} Hz, allowed are {allowed}")
     if frames is not None and frames > _max_frames(rate_hz, options):
-        raise DecodeError(
-            "limit_duration", f"{frames / rate_hz:.1f} s, at most {options.max_duration_s:g} s"
-        )
+        raise _too_long(frames / rate_hz, options)
+
+
+def _too_long(duration_s: float, options: DecodeOptions) -> DecodeError:
+    return DecodeError(
+        "limit_duration", f"{duration_s:.1f} s, at most {options.max_duration_s:g} s"
+    )
 
 
 def _max_frames(rate_hz: float, options: DecodeOptions) -> int:
@@ -200,14 +260,13 @@ def decode_array(samples: np.ndarray, rate_hz: int, options: DecodeOptions) -> D
     mixer = Mixer(raw.shape[1], raw.dtype == np.int16, options.mono, options.sanitize)
     mono = np.empty(len(raw), mixer.mono_dtype)
     mixer.mix(raw, mono)
-    subtype = samples.dtype.name
-    return _finish(mono, mixer, [], rate_hz, raw.shape[1], subtype, digest.hexdigest(), options)
+    subtype, flags = samples.dtype.name, set(mixer.flags(mono))
+    return _finish(mono, flags, rate_hz, raw.shape[1], subtype, digest.hexdigest(), options)
 
 
 def _finish(
     mono: np.ndarray,
-    mixer: Mixer,
-    flags: list[str],
+    flags: set[str],
     rate_hz: int,
     channels: int,
     subtype: str,
@@ -217,7 +276,6 @@ def _finish(
     """Flags, host resampling and the record, for files and arrays alike."""
     if mono.size == 0:
         raise DecodeError("no_samples", "the file holds no audio frames")
-    flags = sorted({*flags, *mixer.flags(mono)})
     n_frames, target_hz = mono.size, rate_hz
     if rate_hz not in options.device_rates_hz and rate_hz != options.target_rate_hz:
         if not options.host_resampling:
@@ -232,7 +290,7 @@ def _finish(
         n_frames=n_frames,
         duration_s=n_frames / rate_hz,
         subtype=subtype,
-        flags=tuple(flags),
+        flags=tuple(sorted(flags)),
     )
     return Decoded(mono, info)
 
@@ -250,10 +308,16 @@ def resample_on_host(mono: np.ndarray, rate_hz: int, target_hz: int) -> np.ndarr
     """
     import soxr  # takes 50 ms to import and most corpora never need it
 
-    samples = mono.astype(np.float32) / np.float32(32768.0) if mono.dtype == np.int16 else mono
+    samples = _as_float(mono)
     length = int(np.ceil(samples.size * (float(target_hz) / rate_hz)))
     resampled = soxr.resample(samples, rate_hz, target_hz, quality="HQ")
     out = np.zeros(length, np.float32)
     count = min(length, resampled.size)
     out[:count] = resampled[:count]
     return out
+
+
+def _as_float(samples: np.ndarray) -> np.ndarray:
+    return (
+        samples.astype(np.float32) / np.float32(32768.0) if samples.dtype == np.int16 else samples
+    )

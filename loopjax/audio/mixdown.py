@@ -66,6 +66,8 @@ class Mixer:
 
     def flags(self, mono: np.ndarray) -> list[str]:
         """What the whole mix shows: silence, dc, clipped, mono_cancels, sanitized."""
+        if mono.size == 0:
+            return []
         scale = self._scale if mono.dtype == np.int16 else 1.0
         found = ["sanitized"] if self._sanitized else []
         if _peak(mono) * scale <= SILENCE_PEAK:

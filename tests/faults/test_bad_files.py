@@ -15,8 +15,8 @@ REJECTED = {
         "header_ends.au": "bad_header",
     },
     3: {"cut.wav": "truncated", "cut.aiff": "truncated"},
-    5: {"cut.flac": "decode_error"},
-    6: {"cut.mp3": "truncated", "no_length_header.mp3": "truncated"},
+    5: {"cut.flac": "truncated"},
+    6: {"cut.mp3": "truncated"},
     8: {"text.wav": "unsupported_format", "picture.flac": "unsupported_format"},
     9: dict.fromkeys(("mat5.wav", "xi.wav", "sds.wav"), "unsupported_format"),
     10: {f"channels_{n}.wav": "bad_header" for n in (0, 1025, 65535)},
@@ -52,7 +52,13 @@ def test_row_3_truncated_files_can_be_accepted(forgiven):
     assert forgiven.rows["cut.wav"]["flags"] == ["truncated"]
     assert forgiven.rows["cut.wav"]["n_frames"] == (5000 - 44) // 2
     assert "truncated" in forgiven.rows["cut.mp3"]["flags"]
-    assert "truncated" in forgiven.rows["no_length_header.mp3"]["flags"]
+    assert forgiven.rows["cut.flac"]["flags"] == ["truncated"]
+
+
+def test_row_6_an_mp3_without_a_length_header_is_whole(spoiled):
+    row = spoiled.rows["no_length_header.mp3"]
+    assert row["flags"] == []
+    assert row["n_frames"] == 43 * 1152  # one second with the delay and padding
 
 
 @pytest.mark.parametrize("name", ["huge_data_claim.wav", "streamed.wav"])

@@ -11,9 +11,10 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from loopjax.audio.containers.read import READABLE
+from loopjax.audio.containers.sniff import HEAD_BYTES, sniff
 from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.decoder import Decoder
-from loopjax.audio.headers import HEAD_BYTES, sniff
 from loopjax.audio.loop import Failure, Loop, display, make_key, os_reason
 from loopjax.audio.process import DecoderProcess
 from loopjax.audio.sources.lists import LIST_EXTENSIONS, read_list
@@ -23,7 +24,6 @@ from loopjax.errors import UserError
 AUDIO_EXTENSIONS = frozenset(
     b".wav .wave .rf64 .bwf .aif .aiff .aifc .flac .ogg .oga .opus .mp3 .au .snd .caf".split()
 )
-READABLE = "WAV, AIFF, FLAC, Ogg, MP3, AU or CAF"
 
 
 class Files:

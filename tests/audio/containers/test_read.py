@@ -1,6 +1,6 @@
-"""Header checks: what is read, and that no header, however broken, breaks the reader."""
+"""What is read of all headers, and that none, however broken, breaks the reader."""
 
-import os
+import io
 import struct
 
 import numpy as np
@@ -9,8 +9,9 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from loopjax.audio.containers.content import Content
+from loopjax.audio.containers.read import read_streams
 from loopjax.audio.decode import DecodeOptions
-from loopjax.audio.headers import read_header
 from loopjax.audio.loop import DecodeError
 from loopjax.audio.process import DecoderProcess
 from loopjax.audio.sources.files import scan
@@ -33,19 +34,14 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
     return files
 
 
-def header_of(tmp_path, raw: bytes):
-    path = tmp_path / "file"
-    path.write_bytes(raw)
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        return read_header(fd, len(raw))
-    finally:
-        os.close(fd)
+def header_of(raw: bytes):
+    (stream,) = read_streams(Content(io.BytesIO(raw), len(raw)))
+    return stream
 
 
 @pytest.mark.parametrize("extension", [e for e in EXTENSIONS if e != "ogg"])
 def test_claims_are_read(whole, tmp_path, extension):
-    header = header_of(tmp_path, whole[extension])
+    header = header_of(whole[extension])
     assert header.rate_hz == 44_100
     assert header.channels == 2
     assert not header.truncated
@@ -59,33 +55,33 @@ def test_claims_are_read(whole, tmp_path, extension):
 def test_every_cut_inside_the_data_is_noticed(whole, tmp_path, extension):
     raw = whole[extension]
     for kept in (0.3, 0.6, 0.99):
-        assert header_of(tmp_path, raw[: int(len(raw) * kept)]).truncated
+        assert header_of(raw[: int(len(raw) * kept)]).truncated
 
 
 def test_trailing_bytes_and_extra_chunks_are_fine(whole, tmp_path):
     raw = wav_bytes(pcm16(SECOND[:, 0]), rate_hz=44_100)
     extra = b"junk" + struct.pack("<I", 3) + b"abc\0"
     with_extra = raw[:12] + extra + raw[12:] + b"LIST" + struct.pack("<I", 4) + b"INFO"
-    header = header_of(tmp_path, with_extra)
+    header = header_of(with_extra)
     assert (header.frames, header.flags, header.truncated) == (44_100, [], "")
 
 
 def test_big_endian_wav(tmp_path):
     soundfile.write(tmp_path / "a.wav", SECOND, 44_100, endian="BIG")
-    header = header_of(tmp_path, (tmp_path / "a.wav").read_bytes())
+    header = header_of((tmp_path / "a.wav").read_bytes())
     assert (header.channels, header.rate_hz) == (2, 44_100)
 
 
 def test_id3_tag_before_mp3_frames(whole, tmp_path):
     tag = b"ID3\x04\0\0\0\0\x02\x00" + bytes(256)
-    plain = header_of(tmp_path, whole["mp3"])
-    assert header_of(tmp_path, tag + whole["mp3"]).frames == plain.frames
+    plain = header_of(whole["mp3"])
+    assert header_of(tag + whole["mp3"]).frames == plain.frames
 
 
 def test_endless_empty_chunks_end(tmp_path):
     raw = b"RIFF\xff\xff\xff\xffWAVE" + bytes(8) * 200_000
     with pytest.raises(DecodeError, match="no format and data chunk"):
-        header_of(tmp_path, raw)
+        header_of(raw)
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -97,7 +93,7 @@ def test_no_header_breaks_the_reader(whole, tmp_path, data):
         raw[at] = data.draw(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]) | st.integers(0, 255))
     raw = raw[: data.draw(st.integers(0, len(raw)))]
     try:
-        header = header_of(tmp_path, bytes(raw))
+        header = header_of(bytes(raw))
     except DecodeError as error:
         assert error.reason in ("unsupported_format", "bad_header")
     else:

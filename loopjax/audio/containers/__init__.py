@@ -1,0 +1,1 @@
+"""What audio files hold, read from their own bytes before any codec sees them."""
