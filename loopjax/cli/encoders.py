@@ -16,6 +16,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="default: list",
     )
     parser.add_argument("name", nargs="?", help="encoder name, or a folder for verify")
+    parser.add_argument(
+        "--allow-http", action="store_true", help="pull: accept an HF_ENDPOINT without encryption"
+    )
 
 
 def _act(args: argparse.Namespace) -> int:
@@ -27,7 +30,8 @@ def _act(args: argparse.Namespace) -> int:
     from loopjax.convert.hub import pull
     from loopjax.encoders.load import verify
 
-    print(pull(args.name) if args.action == "pull" else verify(args.name))  # noqa: T201
+    pulls = args.action == "pull"
+    print(pull(args.name, allow_http=args.allow_http) if pulls else verify(args.name))  # noqa: T201
     return DONE
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy.typing as npt
 
 from loopjax.convert.encoder import ConvertedEncoder, convert_encoder
-from loopjax.convert.files import TORCH_SUFFIXES, find_weights, open_tensors
+from loopjax.convert.files import TORCH_SUFFIXES, find_weights
 from loopjax.convert.head import ConvertedHead, convert_head, is_head
 from loopjax.errors import UserError
 
@@ -39,9 +39,9 @@ def convert(
     source, out = Path(source), Path(out)
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} exists; give a folder that does not")
-    file = find_weights(source)
-    if file.suffix in TORCH_SUFFIXES and is_head(set(open_tensors(file))):
+    weights = find_weights(source)
+    if weights.path.suffix in TORCH_SUFFIXES and is_head(weights.open()):
         return convert_head(
-            file, out, center=center, threshold=threshold, training_rows=training_rows
+            weights.path, out, center=center, threshold=threshold, training_rows=training_rows
         )
     return convert_encoder(source, out, fusion=fusion, quantize_int16=quantize_int16)

@@ -4,7 +4,9 @@ import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 
 from loopjax.convert.layouts import Layout, Source
@@ -99,7 +101,7 @@ _RECOMPUTED = (
 def is_recomputed(layout: Layout, key: str) -> bool:
     """Whether a tensor is a constant of the architecture that we compute and only compare."""
     inner = key.removeprefix(layout.branch)
-    return inner != key and any(re.fullmatch(pattern, inner) for pattern in _RECOMPUTED)
+    return key.startswith(layout.branch) and any(re.fullmatch(p, inner) for p in _RECOMPUTED)
 
 
 def constant_problems(
@@ -122,56 +124,111 @@ def constant_problems(
 # ---- front end ------------------------------------------------------------------------------
 
 FILTER_TOLERANCE = 1e-6  # float32 banks of torchlibrosa and ours agree to 1.2e-9
+_BANKS_OF = {
+    "laion": (LogMelConfig.clap_unfused(), LogMelConfig.clap_unfused(bank_rate_hz=32000)),
+    "retrocirce": (
+        LogMelConfig.audioset_32khz(),
+        LogMelConfig.audioset_32khz(sample_rate_hz=48000, hop_samples=480),
+        LogMelConfig.speech_commands_16khz(),
+    ),
+    "msclap": (LogMelConfig.msclap_2023(), LogMelConfig.msclap_2023(bank_rate_hz=None)),
+    "bare": (
+        LogMelConfig.clap_unfused(),
+        LogMelConfig.audioset_32khz(),
+        LogMelConfig.speech_commands_16khz(),
+    ),
+}
 
 
-def find_front_end(
-    layout: Layout, source: Source, config: HtsatConfig
-) -> tuple[LogMelConfig, list[str], list[str]]:
-    """Chooses the log-mel front end: (front end, notes, problems).
+@dataclass
+class FrontEnd:
+    """The log-mel front end of a tower.
+
+    Attributes:
+        config: itself.
+        notes: remarks that are no errors.
+        assumptions: what the file does not say.
+        problems: why it cannot be used.
+    """
+
+    config: LogMelConfig
+    notes: list[str] = field(default_factory=list)
+    assumptions: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def find_front_end(layout: Layout, source: Source, config: HtsatConfig) -> FrontEnd:
+    """Chooses the log-mel front end.
 
     The originals let the stored filter bank override the computed one, so an AudioSet bank for
     32 kHz can sit silently in a 48 kHz network; here it decides. Fused towers store a bank that
     their forward pass never touches: the HTK mel is computed outside the network.
     """
-    quantize = layout.name != "hf"  # transformers never does the int16 round trip
+    if layout.name == "hf":  # transformers never does the int16 round trip
+        fused, unfused = LogMelConfig.clap_fused, LogMelConfig.clap_unfused
+        return FrontEnd((fused if config.fusion else unfused)(quantize_int16=False))
     if config.fusion:
-        return LogMelConfig.clap_fused(quantize_int16=quantize), [], []
-    candidates = {
-        "laion": [LogMelConfig.clap_unfused(), LogMelConfig.clap_unfused(bank_rate_hz=32000)],
-        "hf": [LogMelConfig.clap_unfused(quantize_int16=quantize)],
-        "retrocirce": [
-            LogMelConfig.audioset_32khz(),
-            LogMelConfig.audioset_32khz(sample_rate_hz=48000, hop_samples=480),
-            LogMelConfig.speech_commands_16khz(),
-        ],
-        "msclap": [LogMelConfig.msclap_2023(), LogMelConfig.msclap_2023(bank_rate_hz=None)],
-    }[layout.name]
-    if layout.name == "hf":
-        return candidates[0], [], []
+        return FrontEnd(LogMelConfig.clap_fused())
+    candidates = list(_BANKS_OF[layout.name])
     n_fft = _stored_n_fft(layout, source)
     if n_fft is not None:
         candidates = [dataclasses.replace(c, n_fft=n_fft) for c in candidates]
-    problems = _stft_problems(layout, source, candidates[0])
-    bank = source.get(f"{layout.branch}logmel_extractor.melW")
-    if bank is None:
-        note = f"the file stores no filter bank; the usual one of layout {layout.name} is assumed"
-        return candidates[0], [note], problems
-    stored = bank.read()
-    for candidate in candidates:
-        computed = mel_filterbank(candidate)
-        if stored.shape == computed.shape and np.abs(stored - computed).max() <= FILTER_TOLERANCE:
-            notes = []
-            if candidate is not candidates[0]:
-                notes.append(
-                    f"the stored filter bank is the one for {candidate.bank_hz} Hz on "
-                    f"{candidate.sample_rate_hz} Hz audio; it is used as the original would"
-                )
-            return candidate, notes, problems
-    problems.append(
-        f"unknown filter bank: {layout.branch}logmel_extractor.melW matches none of the known "
-        f"ones ({', '.join(f'{c.bank_hz} Hz' for c in candidates)})"
-    )
-    return candidates[0], [], problems
+    found = FrontEnd(candidates[0], problems=list(_stft_problems(layout, source, candidates[0])))
+    name = f"{layout.branch}logmel_extractor.melW"
+    if name not in source:
+        if layout.name == "bare":
+            found.problems.append(
+                "a bare tower without a filter bank does not say at which rate it listens: save it "
+                "inside its model (audio_branch.* for LAION, sed_model.* for RetroCirce)"
+            )
+        else:
+            found.assumptions.append(
+                f"the file stores no filter bank; the usual one of layout {layout.name} is assumed"
+            )
+        return found
+    stored = source[name].read()
+    fitting = [c for c in candidates if _is_rounded(stored, mel_filterbank(c))]
+    if not fitting:
+        found.problems.append(
+            f"unknown filter bank: {name} matches none of the known ones "
+            f"({', '.join(f'{c.bank_hz} Hz' for c in candidates)})"
+        )
+        return found
+    found.config = fitting[0]
+    if layout.name == "bare":
+        found.assumptions.append(
+            f"a bare tower with a filter bank for {found.config.bank_hz} Hz is taken for "
+            f"{_OWNERS[found.config.sample_rate_hz]}"
+        )
+    elif found.config is not candidates[0]:
+        found.notes.append(
+            f"the stored filter bank is the one for {found.config.bank_hz} Hz on "
+            f"{found.config.sample_rate_hz} Hz audio; it is used as the original would"
+        )
+    return found
+
+
+_OWNERS = {
+    48000: "LAION-CLAP's without fusion",
+    32000: "RetroCirce's for AudioSet (Microsoft CLAP's, at 44.1 kHz, has the same bank)",
+    16000: "RetroCirce's for Speech Commands",
+}
+
+
+def _is_rounded(stored: np.ndarray, computed: np.ndarray) -> bool:
+    """Whether stored constants are the computed ones, as they are or in half precision.
+
+    A file in half precision may hold float32 again, so the values decide and not their type.
+    """
+    if stored.shape != computed.shape:
+        return False
+    stored = np.asarray(stored, np.float32)
+    for dtype in (np.float32, np.float16, ml_dtypes.bfloat16):
+        if np.array_equal(stored.astype(dtype).astype(np.float32), stored):
+            step = 0.0 if dtype is np.float32 else float(ml_dtypes.finfo(dtype).eps)
+            if (np.abs(stored - computed) <= FILTER_TOLERANCE + step * np.abs(computed)).all():
+                return True
+    return False
 
 
 def _stored_n_fft(layout: Layout, source: Source) -> int | None:
@@ -179,18 +236,16 @@ def _stored_n_fft(layout: Layout, source: Source) -> int | None:
     return kernel.shape[2] if kernel is not None and len(kernel.shape) == 3 else None
 
 
-def _stft_problems(layout: Layout, source: Source, config: LogMelConfig) -> list[str]:
+def _stft_problems(layout: Layout, source: Source, config: LogMelConfig) -> Iterable[str]:
     n = config.n_fft
     angle = 2 * np.pi / n * (np.outer(np.arange(n // 2 + 1), np.arange(n)) % n)
     window = np.hanning(n + 1)[:-1]
     wanted = {"real": np.cos(angle) * window, "imag": -np.sin(angle) * window}
-    problems = []
     for part, kernel in wanted.items():
         key = f"{layout.branch}spectrogram_extractor.stft.conv_{part}.weight"
         if key in source:
             stored = source[key].read()
             if stored.shape != (n // 2 + 1, 1, n):
-                problems.append(f"wrong shape: {key} has {stored.shape}")
-            elif np.abs(stored[:, 0] - kernel).max() > FILTER_TOLERANCE:
-                problems.append(f"unknown window: {key} is not a periodic Hann window's DFT")
-    return problems
+                yield f"wrong shape: {key} has {stored.shape}"
+            elif not _is_rounded(stored[:, 0], kernel):
+                yield f"unknown window: {key} is not a periodic Hann window's DFT"

@@ -1,15 +1,19 @@
 """An audio tower's checkpoint to an encoder folder."""
 
 import dataclasses
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loopjax.convert.files import file_sha256, find_weights, open_tensors
+from loopjax.convert.files import INDEX_SUFFIX, Weights, find_weights
 from loopjax.convert.hub_config import read_hub_config
-from loopjax.convert.mapping import map_checkpoint
-from loopjax.encoders.published import HUB_WEIGHTS, known_file
+from loopjax.convert.layouts import Source, find_branch
+from loopjax.convert.mapping import Mapped, map_checkpoint
+from loopjax.encoders.published import KnownEncoder, identify
 from loopjax.encoders.storage import save_encoder
 from loopjax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -18,11 +22,13 @@ class ConvertedEncoder:
 
     Attributes:
         folder: where the encoder lies now.
-        layout: laion, hf, retrocirce or msclap.
+        layout: laion, hf, retrocirce, msclap or bare.
         embedding_dim: width of the embedding.
         fusion: whether long clips are fused from four views.
         n_tensors: parameters written.
+        sha256: of the weights as they were published.
         notes: remarks that are no errors.
+        assumptions: what about the front end had to be assumed; also logged as warnings.
         ignored: names passed over (text tower, training state).
     """
 
@@ -31,7 +37,9 @@ class ConvertedEncoder:
     embedding_dim: int
     fusion: bool
     n_tensors: int
+    sha256: str
     notes: list[str]
+    assumptions: list[str]
     ignored: list[str] = field(repr=False)
 
     def __str__(self) -> str:
@@ -49,16 +57,17 @@ def convert_encoder(
     source: Path,
     out: Path,
     *,
-    encoder_id: str | None = None,
+    known: KnownEncoder | None = None,
     fusion: bool | None = None,
     quantize_int16: bool | None = None,
 ) -> ConvertedEncoder:
     """Converts a checkpoint file or Hugging Face folder to an encoder folder.
 
     Args:
-        source: `.pt`, `.pth`, `.ckpt`, `.bin`, `.safetensors`, or a folder holding one.
+        source: `.pt`, `.pth`, `.ckpt`, `.bin`, `.safetensors`, the `.index.json` of shards, or a
+            folder holding one of them.
         out: folder to write; it appears only when it is complete.
-        encoder_id: the name that stores of embeddings record; default the known or the file's name.
+        known: which published encoder it is; None = as its hash or its file's name says.
         fusion: True or False to insist; None = as its Hugging Face config or its published name
             says, else what the file holds.
         quantize_int16: the int16 round trip; None = as the source's own code does it.
@@ -70,46 +79,70 @@ def convert_encoder(
     source, out = Path(source), Path(out)
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} exists; give a folder that does not")
-    file = find_weights(source)
-    hub = read_hub_config(file.parent) if file.name in HUB_WEIGHTS else None
-    tensors = open_tensors(file)
-    sha256 = file_sha256(file)
-    known = known_file(file.name, sha256)
-    if fusion is None and hub is not None:
-        fusion = hub.fusion
-    if fusion is None and known is not None:
-        fusion = known.fusion
-    mapped = map_checkpoint(tensors, fusion)
-    front_end, notes = mapped.front_end, mapped.notes
-    if hub is not None and mapped.layout.name == "hf":
-        front_end, hub_notes = hub.front_end(front_end, mapped.config.fusion)
-        notes = notes + hub_notes
+    weights = find_weights(source)
+    tensors = weights.open()
+    sha256, notes = weights.sha256(), []
+    if known is None:
+        known, notes = identify(weights.path.name, sha256)
+    mapped = _map(weights, tensors, known, fusion)
+    if known is not None and mapped.config.embedding_dim != known.dims:
+        raise UserError(
+            f"{weights.path} holds {mapped.config.embedding_dim}-wide embeddings, but "
+            f"{known.name} has {known.dims}: it is another file; give it a name of its own"
+        )
+    front_end = mapped.front_end
     if quantize_int16 is not None:
         front_end = dataclasses.replace(front_end, quantize_int16=quantize_int16)
-    default_id = known.name if known else source.resolve().stem
+    for assumption in mapped.assumptions:
+        log.warning("%s: %s", weights.path, assumption)
+    notes = notes + mapped.notes
     about = {
         "layout": mapped.layout.name,
-        "source": known.source if known else file.name,
-        "source_file": file.name,
+        "source": known.source if known else weights.path.name,
+        "source_file": weights.path.name,
         "source_sha256": sha256,
-        "source_bytes": file.stat().st_size,
+        "source_bytes": weights.size_bytes(),
         "license": known.license if known else "unknown: ask whoever published the checkpoint",
-        "notes": notes,
+        "notes": notes + mapped.assumptions,
+        "assumptions": mapped.assumptions,
     }
-    save_encoder(
-        out,
-        mapped.config,
-        front_end,
-        mapped.weights,
-        encoder_id=encoder_id or default_id,
-        about=about,
-    )
+    encoder_id = known.name if known else _own_name(source)
+    save_encoder(out, mapped.config, front_end, mapped.weights, encoder_id=encoder_id, about=about)
     return ConvertedEncoder(
         folder=out,
         layout=mapped.layout.name,
         embedding_dim=mapped.config.embedding_dim,
         fusion=mapped.config.fusion,
         n_tensors=len(mapped.weights),
+        sha256=sha256,
         notes=notes,
+        assumptions=mapped.assumptions,
         ignored=mapped.ignored,
+    )
+
+
+def _own_name(source: Path) -> str:
+    """What an unknown encoder is called: its folder, or its file without the ending."""
+    source = source.resolve()
+    if source.is_dir():
+        return source.name
+    return source.parent.name if source.name.endswith(INDEX_SUFFIX) else source.stem
+
+
+def _map(
+    weights: Weights, tensors: Source, known: KnownEncoder | None, fusion: bool | None
+) -> Mapped:
+    """Maps the tensors; for Hugging Face's layout the files beside the weights have their say."""
+    is_hub = find_branch(tensors).layout.name == "hf"
+    hub = read_hub_config(weights.path.parent) if is_hub else None
+    if fusion is None and hub is not None:
+        fusion = hub.fusion
+    if fusion is None and known is not None:
+        fusion = known.fusion
+    mapped = map_checkpoint(tensors, fusion)
+    if hub is None:
+        return mapped
+    front_end, assumptions = hub.front_end(mapped.front_end, mapped.config.fusion)
+    return dataclasses.replace(
+        mapped, front_end=front_end, assumptions=mapped.assumptions + assumptions
     )

@@ -7,6 +7,7 @@ more among the hyper-parameters of the one-class network's.
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,9 +72,16 @@ class HeadArrays:
     stage: str
 
 
-def is_head(names: set[str]) -> bool:
+def is_head(names: Iterable[str]) -> bool:
     """Whether a checkpoint's tensor names are those of a head."""
-    return "encoder.layers.0.linear.weight" in names
+    return any(_root(name) is not None for name in names)
+
+
+def _root(name: str) -> str | None:
+    """What stands before the names of a head's tensors, read off its first layer's."""
+    first = "encoder.layers.0.linear.weight"
+    at_start = name == first or name.endswith(f".{first}")
+    return name.removesuffix(first) if at_start else None
 
 
 def convert_head(
@@ -129,7 +137,12 @@ def read_head(source: Path, center: Path | None = None) -> HeadArrays:
         UserError: unreadable, refused, not such a head, or without a center; names what is wrong.
     """
     opened = TorchZip(source)
-    tensors = opened.tensors()
+    every = opened.tensors()
+    roots = [root for name in every if (root := _root(name)) is not None]
+    if not roots:
+        raise UserError(f"{source} is no head of the reference: encoder.layers.0.* is missing")
+    root = "state_dict." if "state_dict." in roots else min(roots, key=len)
+    tensors = {n.removeprefix(root): tensor for n, tensor in every.items() if n.startswith(root)}
     encoder: dict[str, np.ndarray] = {}
     problems = []
     for name, tensor in tensors.items():
@@ -142,8 +155,6 @@ def read_head(source: Path, center: Path | None = None) -> HeadArrays:
         if not np.isfinite(array).all():
             problems.append(f"not a number: {name} holds NaN or infinity")
         encoder[f"layers/{match[1]}/{_LEAVES[match[2]]}"] = array.T if array.ndim == 2 else array
-    if not is_head(set(tensors)):
-        problems.append("missing in the file: encoder.layers.0.linear.weight")
     if problems:
         raise UserError(f"{source} is no head of the reference: {'; '.join(problems)}")
     return HeadArrays(

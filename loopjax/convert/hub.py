@@ -1,10 +1,11 @@
 """Fetches a known encoder from the Hugging Face Hub, checks it and converts it into the cache."""
 
+import os
 import tempfile
 from pathlib import Path
 
 from loopjax.convert.encoder import convert_encoder
-from loopjax.convert.files import file_sha256
+from loopjax.convert.files import find_weights
 from loopjax.encoders.load import cache_folder
 from loopjax.encoders.published import KNOWN, KnownEncoder, known_encoder
 from loopjax.errors import UserError
@@ -12,16 +13,22 @@ from loopjax.errors import UserError
 HUB_TIMEOUT_S = 10
 
 
-def pull(name: str) -> str:
+def pull(name: str, *, allow_http: bool = False) -> str:
     """Fetches a known encoder, checks its hash, converts it and keeps it in the cache.
 
-    Needs the optional dependency huggingface_hub and a network; respects HF_HUB_OFFLINE.
+    Needs the optional dependency huggingface_hub and a network; respects HF_HUB_OFFLINE and
+    HF_ENDPOINT.
+
+    Args:
+        name: as `encoders()` lists it.
+        allow_http: whether an HF_ENDPOINT without encryption may be asked.
 
     Returns:
         A summary of what lies where.
 
     Raises:
-        UserError: unknown, no network, wrong hash; says what to download and where to put it.
+        UserError: unknown, no network, wrong hash, an endpoint anyone on the way could answer for;
+            says what to download and where to put it.
     """
     known = known_encoder(name)
     if known is None:
@@ -30,9 +37,15 @@ def pull(name: str) -> str:
     folder = cache_folder(known)
     if (folder / "config.json").is_file():
         return f"{known.name} is already at {folder}"
+    endpoint = os.environ.get("HF_ENDPOINT", "https:")
+    if not endpoint.startswith("https:") and not allow_http:
+        raise UserError(
+            f"HF_ENDPOINT={endpoint} is not encrypted: whoever sits between could exchange the "
+            "file. Use https, or allow it with --allow-http"
+        )
     files = [_download(known, file, folder) for file in known.files]
     weights = files[0]
-    sha256 = file_sha256(weights)
+    sha256 = find_weights(weights).sha256()
     if known.sha256 not in (None, sha256):
         raise UserError(
             f"{weights} has sha256 {sha256} instead of {known.sha256}: a broken or exchanged "
@@ -43,9 +56,10 @@ def pull(name: str) -> str:
         for file in files:
             (Path(scratch) / file.name).symlink_to(file.resolve())
         done = convert_encoder(
-            Path(scratch) / weights.name, folder, encoder_id=known.name, fusion=known.fusion
+            Path(scratch) / weights.name, folder, known=known, fusion=known.fusion
         )
-    return f"{done}\n  license: {known.license}"
+    pinned = "as pinned" if known.is_pinned else "not pinned: what the Hub serves now was taken"
+    return f"{done}\n  sha256: {sha256} ({pinned})\n  license: {known.license}"
 
 
 def _download(known: KnownEncoder, file: str, folder: Path) -> Path:

@@ -4,6 +4,7 @@ LAION-CLAP, Hugging Face CLAP, RetroCirce's HTS-AT and Microsoft CLAP share one 
 read from our module path to theirs, so that a missing tensor can be reported in the file's names.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ class Layout:
     """How one family of checkpoints names things.
 
     Attributes:
-        name: laion, hf, retrocirce or msclap.
+        name: laion, hf, retrocirce, msclap or bare.
         branch: prefix of the audio tower.
         rules: inside the tower.
         projection: outside it, the joint-space projection.
@@ -156,49 +157,110 @@ def _projection(*names: str) -> tuple[Rule, ...]:
 
 
 _CLAP_TEXT = (r"logit_scale_[at]", r"text_(model|branch|transform|projection)\..*")
+_LAION = Layout(
+    "laion",
+    "audio_branch.",
+    _LAION_RULES,
+    _projection("audio_projection.0", "audio_projection.2"),
+    (*_CLAP_TEXT, r"audio_transform\..*"),  # an MLP of the training loss alone
+)
+_HF = Layout(
+    "hf",
+    "audio_model.audio_encoder.",
+    _HF_RULES,
+    _projection("audio_projection.linear1", "audio_projection.linear2"),
+    _CLAP_TEXT,
+)
 LAYOUTS = (
-    Layout(
-        "laion",
-        "audio_branch.",
-        _LAION_RULES,
-        _projection("audio_projection.0", "audio_projection.2"),
-        (*_CLAP_TEXT, r"audio_transform\..*"),  # an MLP of the training loss alone
-    ),
-    Layout(
-        "hf",
-        "audio_model.audio_encoder.",
-        _HF_RULES,
-        _projection("audio_projection.linear1", "audio_projection.linear2"),
-        _CLAP_TEXT,
-    ),
+    _LAION,
+    _HF,
+    dataclasses.replace(_HF, branch="audio_encoder.", projection=()),  # ClapAudioModel
     Layout("retrocirce", "sed_model.", _LAION_RULES),
     Layout(
-        "msclap",
-        "audio_encoder.base.htsat.",
+        "msclap",  # below audio_encoder. or, in the captioning model, below clap.
+        "base.htsat.",
         _LAION_RULES,
-        _projection(
-            *(f"audio_encoder.projection.{n}" for n in ("linear1", "linear2", "layer_norm"))
-        ),
-        (r"caption_encoder\..*", r"logit_scale"),
+        _projection(*(f"projection.{n}" for n in ("linear1", "linear2", "layer_norm"))),
     ),
 )
-WRAPPERS = ("module.", "clap.")  # DistributedDataParallel, Microsoft's captioning model
+_BARE = Layout("bare", "", _LAION_RULES)  # LAION's or RetroCirce's, saved without its model
+_BARE_HF = dataclasses.replace(_HF, branch="", projection=())
+
+# What training and compiling put into names, wherever it stands.
+_WRAPPERS = re.compile(
+    r"(?:(?<=\.)|^)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+# Containers of weights in a training file, the preferred one first; optimizers hold none.
+_CONTAINERS = ("", "state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
+_AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged|teacher|momentum)", re.IGNORECASE)
+_NO_WEIGHTS = ("optimizer", "optimizers", "optimizer_states", "optimizer_state_dict")
 
 
-def find_layout(source: Source) -> tuple[Layout, Source]:
-    """Recognizes the family by its keys; wrappers' prefixes are taken off.
+@dataclass(frozen=True)
+class Branch:
+    """An audio tower found in a file.
+
+    Attributes:
+        layout: how its tensors are named.
+        root: what stands before these names in the file.
+        source: the tensors below the root, by their names without it.
+        elsewhere: names of the tensors that are not below the root.
+        notes: what a person should know about the choice.
+    """
+
+    layout: Layout
+    root: str
+    source: Source
+    elsewhere: list[str]
+    notes: list[str]
+
+
+def find_branch(source: Source) -> Branch:
+    """Finds the audio tower, however deep wrappers and containers have hidden it.
 
     Raises:
         UserError: no HTS-AT inside; names a few of the keys found.
     """
-    for wrapper in WRAPPERS:
-        if source and all(key.startswith(wrapper) for key in source):
-            source = {key.removeprefix(wrapper): tensor for key, tensor in source.items()}
+    source = _without_wrappers(source)
+    prefixes = {
+        key[: match.start()]
+        for key in source
+        if (match := re.search(r"(?:^|(?<=\.))patch_embed\.", key))
+    }
+    branches = [_layout_below(prefix, source) for prefix in prefixes]
+    branches = [b for b in branches if b[1].split(".")[0] not in _NO_WEIGHTS]
+    if not branches:
+        some = ", ".join(sorted(source)[:5]) or "none at all"
+        known = ", ".join(f"{layout.name}: {layout.branch}*" for layout in LAYOUTS)
+        raise UserError(
+            f"no HTS-AT found: none of the known layouts ({known}) matches the keys ({some}, ...)"
+        )
+    branches.sort(key=lambda branch: _preference(branch[1]))
+    layout, root = branches[0]
+    notes = []
+    if len(branches) > 1:
+        others = ", ".join(repr(other) for _, other in branches[1:])
+        notes.append(f"several towers in the file: the one below {root!r} is used, not {others}")
+    below = {key.removeprefix(root): t for key, t in source.items() if key.startswith(root)}
+    elsewhere = [key for key in source if not key.startswith(root)]
+    return Branch(layout, root, below, elsewhere, notes)
+
+
+def _without_wrappers(source: Source) -> Source:
+    plain = {_WRAPPERS.sub("", key): tensor for key, tensor in source.items()}
+    return plain if len(plain) == len(source) else source
+
+
+def _layout_below(prefix: str, source: Source) -> tuple[Layout, str]:
+    """The layout of the tower whose names start with `prefix`, and the root before the layout."""
     for layout in LAYOUTS:
-        if any(key.startswith(f"{layout.branch}patch_embed.") for key in source):
-            return layout, source
-    some = ", ".join(sorted(source)[:5]) or "none at all"
-    raise UserError(
-        "no HTS-AT found: none of the known layouts "
-        f"({', '.join(f'{x.name}: {x.branch}*' for x in LAYOUTS)}) matches the keys ({some}, ...)"
-    )
+        if prefix == layout.branch or prefix.endswith(f".{layout.branch}"):
+            return layout, prefix.removesuffix(layout.branch)
+    is_hf = any(key.startswith(f"{prefix}batch_norm.") for key in source)
+    return (_BARE_HF if is_hf else _BARE), prefix
+
+
+def _preference(root: str) -> tuple[bool, int, int, str]:
+    container = root.split(".")[0]
+    known = _CONTAINERS.index(container) if container in _CONTAINERS else len(_CONTAINERS)
+    return _AVERAGED.search(root) is not None, known, root.count("."), root

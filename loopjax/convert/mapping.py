@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from loopjax.convert.detect import constant_problems, find_config, find_front_end, is_recomputed
-from loopjax.convert.layouts import Layout, Source, find_layout
+from loopjax.convert.layouts import Layout, Source, find_branch
 from loopjax.encoders.encoder import abstract_model
 from loopjax.errors import UserError
 from loopjax.htsat.frontend import LogMelConfig
@@ -28,8 +28,9 @@ class Mapped:
         config: architecture found in the tensors.
         weights: float32 arrays by our flat names.
         front_end: the log-mel front end the stored filters and the layout call for.
-        ignored: keys passed over by name.
+        ignored: keys passed over by name or because they lie elsewhere in the file.
         notes: remarks for the user that are no errors.
+        assumptions: what about the front end the file does not say.
     """
 
     layout: Layout
@@ -38,6 +39,7 @@ class Mapped:
     front_end: LogMelConfig
     ignored: list[str]
     notes: list[str] = field(default_factory=list)
+    assumptions: list[str] = field(default_factory=list)
 
 
 def map_checkpoint(source: Source, fusion: bool | None = None) -> Mapped:
@@ -51,7 +53,8 @@ def map_checkpoint(source: Source, fusion: bool | None = None) -> Mapped:
         UserError: a parameter is missing, a tensor unused, a shape, a value or a stored filter
             wrong; lists all of them.
     """
-    layout, source = find_layout(source)
+    branch = find_branch(source)
+    layout, source, root = branch.layout, branch.source, branch.root
     config = find_config(layout, source, fusion)
     _, abstract = abstract_model(config)
     problems: list[str] = []
@@ -79,13 +82,21 @@ def map_checkpoint(source: Source, fusion: bool | None = None) -> Mapped:
         if not layout.is_ignored(key):
             (checked if is_recomputed(layout, key) else unexpected).append(key)
     problems += constant_problems(layout, source, checked, config)
-    front_end, notes, filter_problems = find_front_end(layout, source, config)
-    _refuse(missing, unexpected, problems + filter_problems, config)
-    return Mapped(layout, config, weights, front_end, ignored, notes)
+    front_end = find_front_end(layout, source, config)
+    _refuse(root, missing, unexpected, problems + front_end.problems, config)
+    return Mapped(
+        layout,
+        config,
+        weights,
+        front_end.config,
+        [root + key for key in ignored] + branch.elsewhere,
+        branch.notes + front_end.notes,
+        front_end.assumptions,
+    )
 
 
 def _refuse(
-    missing: list[str], unexpected: list[str], problems: list[str], config: HtsatConfig
+    root: str, missing: list[str], unexpected: list[str], problems: list[str], config: HtsatConfig
 ) -> None:
     parts = []
     if missing:
@@ -100,7 +111,8 @@ def _refuse(
             "these are the weights of feature fusion: the checkpoint was trained without it and "
             "cannot be used with it"
         )
-    raise UserError(f"the checkpoint does not fit HTS-AT: {'; '.join(parts)}")
+    below = f" (names below {root!r})" if root else ""
+    raise UserError(f"the checkpoint does not fit HTS-AT{below}: {'; '.join(parts)}")
 
 
 def _value_problems(

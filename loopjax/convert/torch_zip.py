@@ -7,9 +7,10 @@ are mapped from disk only when a tensor is asked for, so memory stays far below 
 import mmap
 import struct
 import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from loopjax.convert.torch_pickle import Storage, TensorView, read_torch_pickle
 from loopjax.errors import UserError
 from loopjax.restricted_pickle.machine import RefusedError
 
-MAX_PICKLE_BYTES = 64 << 20  # the largest published checkpoint's is about 1 MB
+MAX_PICKLE_BYTES = 16 << 20  # the largest published checkpoint's is about 1 MB
+MAX_NAME = 1000
 _PICKLE_START = b"\x80"  # torch.save before 1.6 wrote a row of bare pickles
 _LOCAL_HEADER_BYTES = 30
 
@@ -33,7 +35,12 @@ class TorchZip:
             UserError: no torch zip, damaged, dishonest about sizes, or naming anything unknown.
         """
         self.path = path
-        with path.open("rb") as file:
+        self._checked: set[str] = set()
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            self._refuse(f"cannot be read: {error.strerror}")
+        with file:
             if file.read(1) == _PICKLE_START:
                 self._refuse(
                     "is in PyTorch's format of before 1.6 (or a bare pickle); save it anew with "
@@ -60,25 +67,25 @@ class TorchZip:
             self._refuse(f"is refused: {error}")
 
     def tensors(self) -> dict[str, LazyTensor]:
-        """The tensors of the state dict: under `state_dict`, under `model`, or the file itself.
+        """Every tensor by the names that lead to it: "state_dict.norm.weight".
 
         Raises:
             UserError: there are none.
         """
-        state: Any = self.content
-        for key in ("state_dict", "model"):
-            if isinstance(state, dict) and isinstance(state.get(key), dict):
-                state = state[key]
-                break
-        entries = state.items() if isinstance(state, dict) else ()
-        found = {
-            name: LazyTensor(value.shape, partial(self.read, value))
-            for name, value in entries
-            if isinstance(value, TensorView)
-        }
+        found: dict[str, LazyTensor] = {}
+        self._collect("", self.content, found)
         if not found:
             self._refuse("holds no tensors where a state dict is expected")
         return found
+
+    def _collect(self, prefix: str, value: object, found: dict[str, LazyTensor]) -> None:
+        if isinstance(value, TensorView):
+            found[prefix.removesuffix(".")] = LazyTensor(value.shape, partial(self.read, value))
+        elif isinstance(value, dict):
+            if len(prefix) > MAX_NAME:
+                self._refuse("has tensors with endless names")
+            for name, inner in value.items():
+                self._collect(f"{prefix}{name}.", inner, found)
 
     def read(self, tensor: TensorView) -> np.ndarray:
         """A tensor's values, straight from the file's pages."""
@@ -118,4 +125,12 @@ class TorchZip:
         start = info.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
         if start + wanted > self._file_bytes:
             self._refuse(f"ends inside storage {storage.name}")
+        if storage.name not in self._checked:
+            self._check_sum(info, memoryview(self._bytes)[start : start + wanted])
+            self._checked.add(storage.name)
         return np.frombuffer(self._bytes, storage.dtype, storage.n_elements, start)
+
+    def _check_sum(self, info: zipfile.ZipInfo, data: memoryview) -> None:
+        """PyTorch can be told to write no checksums; then they are 0."""
+        if info.CRC not in (0, zlib.crc32(data)):
+            self._refuse(f"is damaged: {info.filename} does not match its checksum; fetch it again")

@@ -27,6 +27,7 @@ class EncoderRow:
         fusion: whether long clips are fused from four views.
         size: of its files, as people write it.
         sha256: of the published file (of the weights, for the bundled encoder); None = not known.
+        pinned: whether the hash decides what is fetched; else it is what the Hub serves that day.
         license: as its publishers state it.
         source: a page a person can open.
     """
@@ -37,6 +38,7 @@ class EncoderRow:
     fusion: bool
     size: str | None
     sha256: str | None
+    pinned: bool
     license: str
     source: str
 
@@ -60,7 +62,14 @@ def load_encoder(name: str | Path, precision: Precision = "fp32") -> Encoder:
         )
     if str(name) in REFERENCES:
         return REFERENCES[str(name)](precision)
-    return read_encoder(_locate(name), precision)
+    encoder = read_encoder(_locate(name), precision)
+    known = known_encoder(name) if isinstance(name, str) else None
+    if known is not None and encoder.embedding_dim != known.dims:
+        raise UserError(
+            f"{cache_folder(known)} holds {encoder.embedding_dim}-wide embeddings, but {name} has "
+            f"{known.dims}: it is another encoder; remove it and pull {name} again"
+        )
+    return encoder
 
 
 def encoders() -> list[EncoderRow]:
@@ -73,6 +82,7 @@ def encoders() -> list[EncoderRow]:
             fusion=k.fusion,
             size=k.size,
             sha256=k.sha256,
+            pinned=k.is_pinned,
             license=k.license,
             source=k.source,
         )
@@ -93,6 +103,7 @@ def _bundled_row() -> EncoderRow:
         fusion=shape["fusion"],
         size=f"{size_bytes / 1e6:.1f} MB",
         sha256=record["weights_sha256"],
+        pinned=True,
         license="MIT",
         source="bundled",
     )

@@ -42,6 +42,11 @@ class KnownEncoder:
     origin: str = ""
 
     @property
+    def is_pinned(self) -> bool:
+        """Whether it is known which file exactly is meant."""
+        return self.sha256 is not None and (self.repository is None or self.revision is not None)
+
+    @property
     def source(self) -> str:
         """A page a person can open."""
         return f"https://huggingface.co/{self.repository}" if self.repository else self.origin
@@ -114,9 +119,23 @@ def known_encoder(name: str) -> KnownEncoder | None:
     return next((k for k in KNOWN if name in (k.name, k.name.rsplit("/", 1)[-1])), None)
 
 
-def known_file(file_name: str, sha256: str) -> KnownEncoder | None:
-    """The entry whose weights a file is: by hash, else by a name that says which file it is."""
-    by_hash = next((k for k in KNOWN if k.sha256 == sha256), None)
-    own_names = (k for k in KNOWN if k.files[0] == file_name and k.files[0] not in HUB_WEIGHTS)
-    by_name = next((k for k in own_names if k.sha256 in (None, sha256)), None)
-    return by_hash or by_name
+def identify(file_name: str, sha256: str) -> tuple[KnownEncoder | None, list[str]]:
+    """The entry whose weights a file is, by hash or else by name; and what to tell about that.
+
+    Args:
+        file_name: of the weights.
+        sha256: of the weights.
+    """
+    for k in KNOWN:
+        if k.sha256 == sha256:
+            return k, []
+    for k in KNOWN:
+        if k.files[0] != file_name or k.files[0] in HUB_WEIGHTS:
+            continue
+        if k.sha256 is None:
+            return k, [f"taken for {k.name} by its file's name alone: its hash is not known here"]
+        return None, [
+            f"the file is called like the published {k.name} but is another one (its sha256 is "
+            f"{sha256}, not {k.sha256}): neither that name nor its license applies"
+        ]
+    return None, []

@@ -1,5 +1,6 @@
 """Conversion end to end: folders that are complete or absent, probes, refusals with reasons."""
 
+import hashlib
 import json
 import shutil
 
@@ -8,7 +9,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from loopjax.convert.encoder import convert_encoder
-from loopjax.convert.files import file_sha256
 from loopjax.encoders import storage as encoder_files
 from loopjax.encoders.storage import read_encoder, save_encoder, verify_encoder
 from loopjax.errors import ModelCheckError, UserError
@@ -59,7 +59,7 @@ def test_the_record_says_what_it_is_and_where_it_came_from(converted):
     assert record["architecture"]["fusion"] is True
     assert record["front_end"]["mel_scale"] == "htk"
     about = record["about"]
-    assert about["source_sha256"] == file_sha256(source)
+    assert about["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert about["source_file"] == "clap.pt"
     assert "unknown" in about["license"]
     assert record["id"] == "clap"
@@ -134,7 +134,7 @@ def test_hugging_face_folders(hub_folder, tmp_path):
     settings.write_text(json.dumps({"truncation": "rand_trunc"}))
     again = convert_encoder(hub_folder / "model.safetensors", tmp_path / "again")
     assert read_encoder(tmp_path / "again").mel_config.fmin_hz == 0.0  # the extractor's default
-    assert "truncation 'rand_trunc'" in again.notes[0]
+    assert "truncation 'rand_trunc'" in again.assumptions[0]
 
 
 @pytest.mark.faults
@@ -226,4 +226,6 @@ def test_truncated_and_overlapping_safetensors(tmp_path):
 def test_sources_that_do_not_exist(tmp_path):
     assert "does not exist" in refusal(tmp_path / "nothing.pt", tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    assert "neither model.safetensors" in refusal(tmp_path / "empty", tmp_path / "out")
+    assert "holds no weights: neither model.safetensors" in refusal(
+        tmp_path / "empty", tmp_path / "out"
+    )

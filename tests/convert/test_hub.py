@@ -1,5 +1,6 @@
 """Fetching known encoders with and without a network, and what a person is told."""
 
+import dataclasses
 import hashlib
 import shutil
 import sys
@@ -32,6 +33,13 @@ def no_probe(monkeypatch):
 
 
 @pytest.fixture
+def narrow(monkeypatch):
+    """The published names, with weights as narrow as the tests' own."""
+    narrow = tuple(dataclasses.replace(entry, dims=128) for entry in known.KNOWN)
+    monkeypatch.setattr(known, "KNOWN", narrow)
+
+
+@pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A stand-in for huggingface_hub that serves files from a folder and remembers the calls."""
     served, calls = tmp_path / "hub", []
@@ -48,13 +56,15 @@ def hub(tmp_path, monkeypatch):
     return SimpleNamespace(folder=served, calls=calls)
 
 
-def test_pull_verifies_converts_and_caches(hub, cache, monkeypatch, no_probe):
+@pytest.mark.usefixtures("no_probe", "narrow")
+def test_pull_verifies_converts_and_caches(hub, cache):
     file = write_torch(
         hub.folder / "630k-best.pt", {"state_dict": checkpoint("laion_mini_unfused")}
     )
     entry = known.known_encoder("630k-best")
     told = fetching.pull("630k-best")
     assert "license: CC0-1.0" in told
+    assert f"sha256: {hashlib.sha256(file.read_bytes()).hexdigest()} (not pinned" in told
     assert hub.calls == [("lukewys/laion_clap", "630k-best.pt", None, fetching.HUB_TIMEOUT_S)]
     model = named.load_encoder("630k-best")
     assert model.id == "630k-best"
@@ -115,7 +125,8 @@ def test_weights_off_the_hub_say_where_they_are():
         fetching.pull("HTSAT_AudioSet_Saved_1")
 
 
-def test_the_hub_cache_may_hold_links(hub, tmp_path, no_probe):
+@pytest.mark.usefixtures("no_probe", "narrow")
+def test_the_hub_cache_may_hold_links(hub, tmp_path):
     """huggingface_hub returns links into a folder of blobs named by hash."""
     blob = write_torch(tmp_path / "blob", {"state_dict": checkpoint("laion_mini_unfused")})
     (hub.folder / "630k-best.pt").symlink_to(blob)
@@ -127,3 +138,21 @@ def test_the_hub_cache_may_hold_links(hub, tmp_path, no_probe):
     assert record["about"]["source_sha256"] == digest
     assert model.embedding_dim == 128
     shutil.rmtree(named.cache_folder(known.known_encoder("630k-best")))
+
+
+@pytest.mark.faults
+def test_weights_of_another_width_are_not_the_named_ones(hub, cache):
+    write_torch(hub.folder / "630k-best.pt", {"state_dict": checkpoint("laion_mini_unfused")})
+    with pytest.raises(UserError, match="128-wide embeddings, but 630k-best has 768"):
+        fetching.pull("630k-best")
+    assert not cache.exists()
+
+
+@pytest.mark.faults
+def test_an_endpoint_without_encryption_is_refused_unless_told(hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example")
+    with pytest.raises(UserError, match=r"not encrypted.*--allow-http"):
+        fetching.pull("630k-best")
+    assert not hub.calls
+    with pytest.raises(UserError, match="no route to host"):
+        fetching.pull("630k-best", allow_http=True)

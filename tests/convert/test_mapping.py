@@ -240,7 +240,7 @@ def test_unknown_filters_and_windows_are_refused():
 def test_a_missing_bank_is_remarked():
     tensors = checkpoint("laion_mini_unfused")
     del tensors["audio_branch.logmel_extractor.melW"]
-    assert "stores no filter bank" in convert(tensors).notes[0]
+    assert "stores no filter bank" in convert(tensors).assumptions[0]
 
 
 def test_golden_files_stay_small():

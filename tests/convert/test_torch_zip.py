@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -30,8 +31,8 @@ def refusal(path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3}])
-def test_reads_tensors_of_every_kind(file, wrap):
+@pytest.mark.parametrize("container", ["", "model.", "checkpoint.ema."])
+def test_reads_tensors_of_every_kind(file, container):
     state = {
         "w": WEIGHT,
         "half": WEIGHT.astype(np.float16),
@@ -39,7 +40,11 @@ def test_reads_tensors_of_every_kind(file, wrap):
         "empty": np.zeros((0, 4), np.float32),
         "view": tensor(Storage("FloatStorage", 0, 6), 1, (2, 2), (1, 3)),
     }
-    tensors = TorchZip(write_torch(file, wrap(state))).tensors()
+    content = state
+    for name in reversed(container.split(".")[:-1]):
+        content = {name: content, "epoch": 3}
+    tensors = TorchZip(write_torch(file, content)).tensors()
+    tensors = {name.removeprefix(container): tensor for name, tensor in tensors.items()}
     np.testing.assert_array_equal(tensors["w"].read(), WEIGHT)
     np.testing.assert_array_equal(tensors["half"].read(), WEIGHT.astype(np.float16))
     np.testing.assert_array_equal(tensors["view"].read(), [[1, 4], [2, 5]])
@@ -57,7 +62,7 @@ def test_training_state_is_read_past_and_not_run(file):
     content = {"state_dict": {"w": WEIGHT}, "optimizer": optimizer, "callbacks": {callback: 1}}
     opened = TorchZip(write_torch(file, content))
     assert opened.content["optimizer"] == {"lr": 0.25, "seen": [1, 2]}
-    assert list(opened.tensors()) == ["w"]
+    assert list(opened.tensors()) == ["state_dict.w"]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +159,24 @@ def test_a_zip_of_something_else_and_a_file_without_tensors(file):
     assert "no data.pkl" in refusal(file)
     assert "holds no tensors" in refusal(write_torch(file, {"state_dict": {"epoch": 3}}))
     assert "holds no tensors" in refusal(write_torch(file, [1, 2]))
+
+
+@pytest.mark.faults
+def test_changed_bytes_of_a_tensor_do_not_pass(file):
+    data = bytearray(write_torch(file, {"w": WEIGHT, "v": WEIGHT + 9}).read_bytes())
+    at = data.index((WEIGHT + 9).tobytes())
+    data[at + 5] ^= 1
+    file.write_bytes(data)
+    assert "data/1 does not match its checksum" in refusal(file)
+    assert TorchZip(file).tensors()["w"].read().sum() == WEIGHT.sum()
+
+
+def test_files_without_checksums_are_read(file):
+    """torch.serialization.set_crc32_options(False) leaves zeros."""
+    data = bytearray(write_torch(file, {"w": WEIGHT}).read_bytes())
+    checksum = zlib.crc32(WEIGHT.tobytes()).to_bytes(4, "little")
+    file.write_bytes(data.replace(checksum, bytes(4)))
+    np.testing.assert_array_equal(TorchZip(file).tensors()["w"].read(), WEIGHT)
 
 
 def test_big_endian_files_are_refused(file):

@@ -42,10 +42,29 @@ def test_short_names_find_the_hub_names():
 
 def test_a_file_is_known_by_its_hash_or_by_a_name_of_its_own():
     music = known.known_encoder("music_audioset_epoch_15_esc_90.14")
-    assert known.known_file("renamed.pt", music.sha256) is music
-    assert known.known_file(music.files[0], "0" * 64) is None  # another content
-    assert known.known_file("630k-best.pt", "0" * 64).name == "630k-best"
-    assert known.known_file("model.safetensors", "0" * 64) is None
+    assert known.identify("renamed.pt", music.sha256) == (music, [])
+    found, notes = known.identify(music.files[0], "0" * 64)
+    assert found is None
+    assert "is another one" in notes[0]
+    found, notes = known.identify("630k-best.pt", "0" * 64)
+    assert found.name == "630k-best"
+    assert "by its file's name alone" in notes[0]
+    assert known.identify("model.safetensors", "0" * 64) == (None, [])
+
+
+def test_the_list_says_which_encoders_are_pinned():
+    pinned = {row.name for row in named.encoders() if row.pinned}
+    assert {"loopjax-nano", "laion/clap-htsat-fused", "laion/larger_clap_music"} <= pinned
+    assert "630k-best" not in pinned
+
+
+def test_the_cache_is_checked_against_the_name(cache):
+    config = HtsatConfig.nano(width=16, depths=(1, 1), heads=(1, 2))
+    folder = named.cache_folder(known.known_encoder("630k-best"))
+    front_end, weights = LogMelConfig.clap_fused(), random_weights(config)
+    save_encoder(folder, config, front_end, weights, encoder_id="x", about={}, probe=False)
+    with pytest.raises(UserError, match="32-wide embeddings, but 630k-best has 768"):
+        named.load_encoder("630k-best")
 
 
 def test_names_that_are_unknown_or_not_fetched():
