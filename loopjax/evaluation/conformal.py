@@ -7,6 +7,7 @@ P(p <= a) <= a for every a, whatever the distribution of the scores; no p-value 
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from loopjax.errors import UserError
 from loopjax.evaluation.vectors import finite_vector
@@ -61,3 +62,43 @@ def require_attainable(target_fpr: float, n_calibration: int) -> None:
             f"there are {n_calibration}: hold out more or allow a rate of "
             f"{1 / (n_calibration + 1):.3g}"
         )
+
+
+def cross_conformal_p_values(scores: ArrayLike) -> np.ndarray:
+    """Returns [N] p-values of rows among one another, each scored by models that never saw it.
+
+    p = #{j: score_j >= score_i} / N: the formula above with every other row as calibration (Vovk,
+    Cross-conformal predictors, 2015). If all rows are normal, P(p <= a) <= a for every a.
+
+    Args:
+        scores: [N] cross-fitted scores.
+
+    Raises:
+        UserError: empty or non-finite scores.
+    """
+    scores = finite_vector(scores, "cross-fitted scores")
+    below = np.searchsorted(np.sort(scores), scores, side="left")
+    return (len(scores) - below) / len(scores)
+
+
+def discoveries(p_values: ArrayLike, fdr: float) -> np.ndarray:
+    """Rows that can be called anomalous together, bool [N] (Benjamini and Hochberg, 1995).
+
+    Among the rows called so, at most a fraction `fdr` is normal, in expectation. That is what one
+    reads in a list; a false-positive rate speaks of the normal rows instead.
+
+    Args:
+        p_values: [N]; rows with NaN are never called anomalous and count in nothing.
+        fdr: false-discovery rate to keep, in (0, 1).
+
+    Raises:
+        UserError: a rate outside (0, 1).
+    """
+    if not 0 < fdr < 1:
+        raise UserError(f"false-discovery rate {fdr}: expected between 0 and 1")
+    p_values = np.asarray(p_values, np.float64)
+    known = np.isfinite(p_values)
+    called = np.zeros(len(p_values), bool)
+    if known.any():
+        called[known] = stats.false_discovery_control(p_values[known]) <= fdr
+    return called

@@ -1,0 +1,118 @@
+"""Folds and splits that do not leak: rows that are nearly equal stay on one side.
+
+A loop and its near-copy on two sides of a split make the copy look known: it is scored by a model
+that has seen it. So rows are first grouped, by equal content and by the cosine of their embeddings,
+and groups are dealt out as a whole.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
+
+from loopjax.errors import UserError
+
+PROJECTED = 12  # dimensions in which candidates for near-duplicates are looked up
+SAMPLE = 4096  # rows that choose these dimensions
+BLOCK = 4096  # rows looked up at once
+ROUNDING = 1e-5  # of float32 cosines and distances
+
+
+def near_duplicates(X: np.ndarray, cosine: float) -> np.ndarray:
+    """Pairs of rows whose cosine similarity is at least `cosine`.
+
+    Exact: unit vectors of that cosine are at most sqrt(2 - 2 cosine) apart, a projection only
+    brings them closer, and every candidate found in the projection is checked in full.
+
+    Args:
+        X: [N, D].
+        cosine: in (0, 1]; 1 finds rows that point the same way up to rounding.
+
+    Returns:
+        int [P, 2] row numbers, the smaller first.
+    """
+    if len(X) < 2:
+        return np.empty((0, 2), np.int64)
+    unit = np.asarray(X, np.float32)
+    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-30)
+    sample = unit[:: max(1, len(unit) // SAMPLE)][:SAMPLE]
+    _, _, directions = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)
+    projected = unit @ directions[:PROJECTED].T
+    tree = KDTree(projected)
+    radius = np.sqrt(max(2 - 2 * cosine, 0.0)) + ROUNDING
+    found = []
+    for start in range(0, len(unit), BLOCK):
+        near = tree.query_ball_point(projected[start : start + BLOCK], radius)
+        for i, candidates in enumerate(near, start):
+            later = np.asarray([j for j in candidates if j > i], np.int64)
+            if len(later):
+                alike = later[unit[later] @ unit[i] >= cosine - ROUNDING]
+                found.append(np.column_stack([np.full(len(alike), i), alike]))
+    return np.concatenate(found) if found else np.empty((0, 2), np.int64)
+
+
+def linked_groups(n_rows: int, pairs: np.ndarray, keys: Iterable[Sequence[str]] = ()) -> np.ndarray:
+    """Groups of rows that belong together, directly or through others.
+
+    Args:
+        n_rows: N.
+        pairs: int [P, 2] rows that belong together.
+        keys: columns [N] of texts; rows with an equal, non-empty text belong together.
+
+    Returns:
+        int [N], the first row of each row's group.
+    """
+    links = [np.asarray(pairs, np.int64).reshape(-1, 2)]
+    for column in keys:
+        first: dict[str, int] = {}
+        equal = [(first.setdefault(key, i), i) for i, key in enumerate(column) if key]
+        links.append(np.asarray(equal, np.int64).reshape(-1, 2))
+    ends = np.concatenate(links)
+    graph = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), (n_rows, n_rows))
+    _, component = connected_components(graph, directed=False)
+    _, first_row = np.unique(component, return_index=True)
+    return first_row[component]
+
+
+def fold_numbers(
+    groups: np.ndarray, names: Sequence[str], folds: int, seed: int, eligible: np.ndarray
+) -> np.ndarray:
+    """Deals groups out to folds of nearly equal size.
+
+    Args:
+        groups: int [N] from `linked_groups`.
+        names: [N] ids; with the seed they decide the order in which groups of a size are dealt.
+        folds: number of folds, at least 2.
+        seed: another seed, other folds.
+        eligible: bool [N], the rows that fit; their number per fold is what is balanced.
+
+    Returns:
+        int [N], the fold of every row, eligible or not.
+
+    Raises:
+        UserError: some fold would leave nothing to fit on, because one group holds nearly all.
+    """
+    groups = np.asarray(groups)
+    members, inverse = np.unique(groups, return_inverse=True)
+    size = np.bincount(inverse, weights=eligible, minlength=len(members)).astype(int)
+    order = sorted(
+        range(len(members)),
+        key=lambda g: (-size[g], hashlib.sha256(f"{seed}:{names[members[g]]}".encode()).digest()),
+    )
+    load = np.zeros((2, folds), int)  # eligible rows, then groups of the others
+    chosen = np.empty(len(members), int)
+    for group in order:
+        counted = 0 if size[group] else 1
+        fold = int(np.argmin(load[counted]))
+        chosen[group] = fold
+        load[counted, fold] += max(size[group], 1)
+    if (load[0] == 0).any() or load[0].max() > 0.5 * load[0].sum():
+        raise UserError(
+            f"one group of equal or nearly equal loops holds {int(size.max(initial=0))} of "
+            f"{int(load[0].sum())} loops, which leaves nothing to compare them with: raise "
+            "split.near_duplicate_cosine or remove the copies"
+        )
+    return chosen[inverse]
