@@ -11,6 +11,7 @@ class Loop:
     `key` is the first 16 hex digits of sha256(folder name of the source + relative path), so a
     corpus keeps its identities when its folder moves; explicit files and list entries use their
     absolute path. `path` is for people (escaped), `path_bytes` opens the file from anywhere.
+    `group` is the file's folder relative to its source, or what a dataset's records name so.
     """
 
     key: str

@@ -48,6 +48,10 @@ class DataConfig:
     labels: Annotated[
         str | None, Setting("CSV with `file` and `is_anomaly`; bundled:demo brings its own")
     ] = None
+    group_depth: Annotated[
+        int,
+        Setting("folders below the source that name a loop's group; 0: all of them", at_least=0),
+    ] = 0
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from loopjax.evaluation.published import Measurement, compare_with_published, re
 from loopjax.evaluation.tables import Estimate, Evaluation, Row, Table
 from loopjax.experiment.evaluate import Log
 from loopjax.experiment.figures import draw_run
+from loopjax.experiment.groups import cut_groups
 from loopjax.experiment.protocols import ProtocolRow, run_protocols
 from loopjax.io import write_json
 from loopjax.model import TrainedModel, check_params, fit_models, split_rows
@@ -61,7 +62,7 @@ def reproduce(config: ExperimentConfig, out: Path, log: Log) -> Evaluation:
     measured: list[Measurement] = []
     rows_by_set: dict[str, list[ProtocolRow]] = {}
     for set_name, path in config.data.sets.items():
-        embeddings = read_embeddings(path)
+        embeddings = cut_groups(read_embeddings(path), config.data.group_depth)
         groups = _folders(embeddings, path)
         log(f"{set_name}: {len(groups)} loops in {len(set(groups))} folders")
         rows = run_protocols(

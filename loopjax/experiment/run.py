@@ -1,6 +1,5 @@
 """One experiment from one config: embed, fit, score, evaluate, report; a killed run continues."""
 
-import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +8,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from loopjax.bundled import DATA
+from loopjax.audio.sources.source import open_source
 from loopjax.config import ExperimentConfig
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Evaluation
 from loopjax.experiment.evaluate import FittedRun, evaluate_fitted
+from loopjax.experiment.groups import cut_groups
+from loopjax.experiment.labels import (
+    LabelFile,
+    join_labels,
+    label_path,
+    read_labels,
+    require_labeled,
+    tell_unmatched,
+)
 from loopjax.experiment.paper import reproduce
 from loopjax.experiment.record import claim, read_record
 from loopjax.model import (
@@ -27,8 +35,6 @@ from loopjax.model import (
 from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings, read_embeddings
 from loopjax.store.scores import Scores, write_scores
-
-BUNDLED_LABELS = DATA / "demo" / "labels.csv"
 
 RANDOM_KINDS = ("deep-svdd", "isolation-forest")  # whose fit depends on the seed
 
@@ -69,11 +75,12 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
 
     require_report_extra()
     check_complete(config)
+    label_file = check_labels(config, log)
     claim(out, config, restart)
     if config.evaluate.protocols:
         return RunResult(None, reproduce(config, out, log), 0)
     embeddings, n_rejected = embed_or_read(config, out, log)
-    labels = read_labels(config, embeddings)
+    labels = labels_of(config, label_file, embeddings)
     train = training_rows(config, embeddings, labels)
     models = fit_all(config, embeddings, train, labels, out, log)
     scores = rank(config, models, embeddings, labels)
@@ -95,7 +102,7 @@ def evaluate_run(run: Path, log: Log) -> Evaluation:
     if config.evaluate.protocols:
         return reproduce(config, run, log)
     embeddings = read_run_embeddings(config, run)
-    labels = read_labels(config, embeddings)
+    labels = labels_of(config, check_labels(config, log), embeddings)
     train = training_rows(config, embeddings, labels)
     models = fit_all(config, embeddings, train, labels, run, log)
     return evaluate_fitted(FittedRun(config, models, embeddings, train, labels), run, log)
@@ -122,6 +129,8 @@ def check_complete(config: ExperimentConfig) -> None:
         raise UserError("give either data.sources or data.embeddings, not both")
     if not (data.sources or data.sets or data.embeddings):
         raise UserError("data.sources is empty: name files, folders, tfds:NAME or bundled:demo")
+    if config.split.train_on == "normal" and not protocols and label_path(data) is None:
+        raise UserError("split.train_on: normal needs labels; give data.labels")
 
 
 def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embeddings, int]:
@@ -141,7 +150,8 @@ def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embedd
 
 def read_run_embeddings(config: ExperimentConfig, out: Path) -> Embeddings:
     """The embeddings of a run that has embedded its sources, or the ones its config names."""
-    return read_embeddings(config.data.embeddings or out / "embeddings")
+    found = read_embeddings(config.data.embeddings or out / "embeddings")
+    return cut_groups(found, config.data.group_depth)
 
 
 def training_rows(
@@ -160,30 +170,32 @@ def training_rows(
     return train
 
 
-def read_labels(config: ExperimentConfig, embeddings: Embeddings) -> np.ndarray | None:
-    """Labels by file name, int [N]: 1 anomaly, 0 normal, -1 unlabeled; None without labels.
+def check_labels(config: ExperimentConfig, log: Log) -> LabelFile | None:
+    """Reads the label file, and joins it to the loops as far as they are known, before any work.
 
     Raises:
-        UserError: the file is missing, lacks a column, or labels none of the loops.
+        UserError: see `read_labels` and `join_labels`.
     """
-    path = Path(config.data.labels) if config.data.labels else None
-    if path is None and "bundled:demo" in config.data.sources:
-        path = BUNDLED_LABELS
+    path = label_path(config.data)
     if path is None:
         return None
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"cannot read data.labels {path}: {error.strerror}") from None
-    if not rows or not {"file", "is_anomaly"} <= set(rows[0]):
-        raise UserError(f"{path}: labels need the columns 'file' and 'is_anomaly' (0 or 1)")
-    by_name = {Path(row["file"]).name: int(row["is_anomaly"]) for row in rows}
-    names = [Path(p).name for p in embeddings.table["path"].to_pylist()]
-    labels = np.array([by_name.get(name, -1) for name in names])
-    if not (labels >= 0).any():
-        raise UserError(f"{path}: none of the {len(names)} loops is labeled; check column 'file'")
+    labels = read_labels(path, log)
+    if config.data.sources and not config.data.sources[0].startswith("tfds:"):
+        paths = [loop.path for loop in open_source(config.data.sources).loops()]
+        tell_unmatched(labels, join_labels(labels, paths, config.data.sources), log)
     return labels
+
+
+def labels_of(
+    config: ExperimentConfig, labels: LabelFile | None, embeddings: Embeddings
+) -> np.ndarray | None:
+    """Labels of the embedded loops, int [N]: 1 anomalous, 0 normal, -1 unknown."""
+    if labels is None:
+        return None
+    paths = embeddings.table["path"].to_pylist()
+    joined = join_labels(labels, paths, config.data.sources)
+    require_labeled(labels, joined)
+    return joined.values
 
 
 def fit_all(

@@ -152,8 +152,44 @@ def test_mistakes_are_found_before_anything_is_trained(corpus, tmp_path, overrid
     assert message in str(caught.value)
 
 
-def test_labels_that_match_nothing_are_refused(corpus, tmp_path):
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("other.wav,1", "none of the 22 loops is labeled"),
+        ("noise_0.wav,2", "labels.csv:2: is_anomaly is '2'"),
+    ],
+)
+def test_wrong_labels_are_refused_before_anything_is_written(corpus, tmp_path, rows, message):
     labels = tmp_path / "labels.csv"
-    labels.write_text("file,is_anomaly\nother.wav,1\n")
-    with pytest.raises(UserError, match="none of the 22 loops is labeled"):
+    labels.write_text(f"file,is_anomaly\n{rows}\n")
+    with pytest.raises(UserError, match=message):
         run(load_config(corpus, [f"data.labels={labels}"]), tmp_path / "r", log=lambda line: None)
+    assert not (tmp_path / "r").exists()
+
+
+def test_labels_of_equal_names_in_two_folders_are_kept_apart_and_groups_too(tmp_path):
+    rng = np.random.default_rng(0)
+    time_s = np.arange(8000) / 16000
+    rows = ["file,is_anomaly", "gone/loop.wav,1"]
+    for i in range(24):
+        place = tmp_path / "corpus" / ("A" if i < 12 else "B") / ("Bass" if i % 12 else "Lead")
+        place.mkdir(parents=True, exist_ok=True)
+        tone = 0.3 * np.sin(2 * np.pi * (110 + i % 12) * time_s)
+        sound = tone if i < 12 else rng.uniform(-0.8, 0.8, 8000)
+        soundfile.write(place / f"loop_{i % 12:02d}.wav", sound, 16000)
+        rows.append(f"corpus/{place.parent.name}/{place.name}/loop_{i % 12:02d}.wav,{int(i > 11)}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "config.yaml").write_text(
+        "name: x\nembed: {encoder: untrained-nano, workers: 1}\nsplit: {train_on: normal}\n"
+        "evaluate: {bootstrap: 10}\ndetectors: [{name: knn, kind: knn, params: {n_neighbors: 1}}]\n"
+        f"data: {{sources: [{tmp_path / 'corpus'}], labels: {tmp_path / 'labels.csv'}}}\n"
+    )
+    lines: list[str] = []
+    result = run(load_config(tmp_path / "config.yaml"), tmp_path / "r", log=lines.append)
+    assert result.evaluation.headline["AUROC"] == 1.0
+    groups = set(result.scores.table["group"].to_pylist())
+    assert groups == {"A/Bass", "A/Lead", "B/Bass", "B/Lead"}
+    assert sum("1 of 25 label rows match no loop: gone/loop.wav" in line for line in lines) == 1
+    config = load_config(tmp_path / "config.yaml", ["data.group_depth=1", "report.top=3"])
+    shallow = run(config, tmp_path / "r", restart=True, log=lines.append)
+    assert set(shallow.scores.table["group"].to_pylist()) == {"A", "B"}

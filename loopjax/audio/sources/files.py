@@ -86,11 +86,16 @@ def count(sources: Sequence[str | os.PathLike]) -> int:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A path that was found: `identity` names it in the key, `shown` on screen."""
+    """A path that was found: `identity` names it in the key, `shown` on screen.
+
+    `group` is its folder relative to the source folder: led by that folder's name where there are
+    several, and just that name for files which lie in it directly.
+    """
 
     identity: bytes
     shown: bytes
     absolute: bytes
+    group: bytes
     error: OSError | None = None
 
 
@@ -155,18 +160,27 @@ def _require_audio(given: bytes) -> None:
 
 
 def _entries(sources: list[tuple[bytes, bytes, str]]) -> Iterator[_Entry]:
+    several = sum(kind == "folder" for _, _, kind in sources) > 1
     for given, shown, kind in sources:
         absolute = os.path.abspath(given)
         if kind == "folder":
-            yield from _walk(given, shown, absolute)
+            yield from _walk(given, shown, absolute, several)
         elif kind == "list":
             for path in read_list(given):
-                yield _Entry(os.path.abspath(path), path, os.path.abspath(path))
+                found = os.path.abspath(path)
+                yield _Entry(found, path, found, _group_below(os.path.dirname(absolute), found))
         else:
-            yield _Entry(absolute, shown, absolute)
+            yield _Entry(absolute, shown, absolute, _group_below(b"", absolute))
 
 
-def _walk(root: bytes, shown: bytes, absolute: bytes) -> Iterator[_Entry]:
+def _group_below(root: bytes, file: bytes) -> bytes:
+    """The folder of a file relative to a root; its mere name where that says nothing."""
+    folder = os.path.dirname(file)
+    inside = root and folder.startswith(root + b"/")
+    return folder[len(root) + 1 :] if inside else os.path.basename(folder)
+
+
+def _walk(root: bytes, shown: bytes, absolute: bytes, several: bool) -> Iterator[_Entry]:
     label = os.path.basename(os.path.realpath(root))
     seen: set[tuple[int, int]] = set()
     pending = [b""]
@@ -177,7 +191,8 @@ def _walk(root: bytes, shown: bytes, absolute: bytes) -> Iterator[_Entry]:
             inner = b"/".join(part for part in (outer, inner) if part)
             bases = (label, shown, absolute)
             named, read, found = (os.path.join(b, inner) if inner else b for b in bases)
-            return _Entry(named, read, found, error)
+            group = os.path.join(label, outer).rstrip(b"/") if several else outer or label
+            return _Entry(named, read, found, group, error)
 
         folder = os.path.join(absolute, relative)
         try:
@@ -215,5 +230,5 @@ def _row(entry: _Entry, key: str) -> Loop | Failure:
     if not stat.S_ISREG(info.st_mode):
         kind = "folder" if stat.S_ISDIR(info.st_mode) else "device, pipe or socket"
         return Failure(key, shown, absolute, "scan", "not_regular_file", f"is a {kind}")
-    group = display(os.path.basename(os.path.dirname(absolute)))
+    group = display(entry.group)
     return Loop(key, shown, absolute, info.st_size, info.st_mtime_ns, group)

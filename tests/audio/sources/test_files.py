@@ -26,11 +26,22 @@ def names(rows) -> list[str]:
     return [os.path.basename(row.path) for row in rows]  # noqa: PTH119
 
 
+def test_groups_are_folders_below_the_source(corpus):
+    def groups(*sources):
+        return [row.group for row in scan(sources)]
+
+    assert groups(corpus / "b_pack") == ["b_pack", "deep/er"]
+    assert groups(corpus / "b_pack", corpus / "a_pack") == ["b_pack", "b_pack/deep/er", "a_pack"]
+    assert groups(corpus / "b_pack" / "two.WAV") == ["b_pack"]
+    (corpus / "list.txt").write_text("b_pack/deep/er/three.flac\nb_pack/two.WAV\n")
+    assert groups(corpus / "list.txt") == ["b_pack/deep/er", "b_pack"]
+
+
 def test_walk_is_stable_and_finds_audio_only(corpus):
     rows = list(scan([corpus]))
     assert names(rows) == ["one.wav", "two.WAV", "three.flac"]
     assert names(scan([corpus])) == names(rows)
-    assert [row.group for row in rows] == ["a_pack", "b_pack", "er"]
+    assert [row.group for row in rows] == ["a_pack", "b_pack", "b_pack/deep/er"]
     assert count([corpus]) == 3
     info = (corpus / "a_pack" / "one.wav").stat()
     assert (rows[0].size_bytes, rows[0].mtime_ns) == (info.st_size, info.st_mtime_ns)
