@@ -10,8 +10,8 @@ from .detectors.pca import PCA as PCA
 from .detectors.storage import load_detector as load_detector
 from .detectors.svdd.estimator import DeepSVDD as DeepSVDD
 from .detectors.svdd.sphere_svdd import SphereSVDD as SphereSVDD
-from .embedding.corpus import embed as embed
-from .embedding.corpus import embed_corpus as embed_corpus
+from .embedding.chain import embed as embed
+from .embedding.chain import embed_corpus as embed_corpus
 from .encoders.load import load_encoder as load_encoder
 from .errors import InterruptedRunError as InterruptedRunError
 from .errors import LoopjaxError as LoopjaxError
@@ -21,6 +21,8 @@ from .errors import UserError as UserError
 from .errors import WriteError as WriteError
 from .experiment.load import load_config as load_config
 from .explanation import explain as explain
+from .model import Model as Model
+from .model import load_model as load_model
 from .report.page import write_report as write_report
 from .store.read import Embeddings as Embeddings
 from .store.read import read_embeddings as read_embeddings

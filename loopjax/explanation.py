@@ -1,21 +1,20 @@
 """Why a loop got its score: where in time, in which band, against which normal loops.
 
-Joins encoder and detector for one file. Every number is an honest re-scoring of changed audio; no
-gradients, no surrogate model. A picture and a JSON file say the same thing.
+Every number is an honest re-scoring of changed audio; no gradients, no surrogate model.
 """
 
+import dataclasses
 import itertools
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loopjax.audio.decode import Decoded
-from loopjax.config import EmbedConfig
-from loopjax.embedding.arrays import as_float, embed_arrays, read_samples
-from loopjax.errors import UserError
-from loopjax.io import write_json
+from loopjax.embedding.read import read_samples
+from loopjax.embedding.samples import as_float, embed_arrays, features_of
+from loopjax.encoders.protocol import Encoder
+from loopjax.model import Model
 from loopjax.store.read import Embeddings
 
 N_SEGMENTS = 8
@@ -24,94 +23,194 @@ N_NEAREST = 5
 MIN_WINDOW_S, MAX_WINDOWS = 0.5, 15
 TOO_SHORT_S = 0.5
 FADE_S = 0.005  # around a muted segment, so that the cut itself adds no click
-PICTURE_COLUMNS = 800
 LOWEST_BAND_HZ = 60.0
 
 
+@dataclass(frozen=True)
+class Window:
+    """An excerpt scored on its own."""
+
+    start_s: float
+    end_s: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """One time step of the encoder; the mean over all steps is the embedding itself."""
+
+    time_s: float
+    score: float
+
+
+@dataclass(frozen=True)
+class MutedSegment:
+    """The loop without this stretch of time; `drop` is the score that is lost with it."""
+
+    start_s: float
+    end_s: float
+    score: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class MutedBand:
+    """The loop without these frequencies; `drop` is the score that is lost with them."""
+
+    low_hz: float
+    high_hz: float
+    score: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """A normal loop near by."""
+
+    id: str
+    path: str
+    group: str | None
+    cosine: float
+    distance: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one loop got its score; `to_dict` is ready for JSON.
+
+    Attributes:
+        file: the loop.
+        duration_s: of the file.
+        encoder: id of the encoder.
+        detector: kind of the detector.
+        score: of the whole loop.
+        percentile: training scores at or below it, in percent.
+        p_value: conformal; None without calibration.
+        threshold: above which loops count as anomalous.
+        is_anomaly: whether this one does.
+        flags: what is remarkable about the file: clipped, silence, too_short, ...
+        windows: scores of half-overlapping excerpts.
+        tokens: scores of the encoder's time steps; none for encoders without.
+        muted_segments: eight equal stretches of time.
+        muted_bands: eight bands of equal width on the mel scale.
+        neighbors: the nearest normal loops, nearest first.
+        samples: float32 [n], the loop, for pictures.
+        log_mel: float32 [bands, frames], the loop as the encoder sees it, for pictures.
+    """
+
+    file: str
+    duration_s: float
+    encoder: str
+    detector: str
+    score: float
+    percentile: float
+    p_value: float | None
+    threshold: float
+    is_anomaly: bool
+    flags: tuple[str, ...]
+    windows: tuple[Window, ...]
+    tokens: tuple[Token, ...]
+    muted_segments: tuple[MutedSegment, ...]
+    muted_bands: tuple[MutedBand, ...]
+    neighbors: tuple[Neighbor, ...]
+    samples: np.ndarray = field(repr=False, compare=False)
+    log_mel: np.ndarray = field(repr=False, compare=False)
+
+    @property
+    def strongest(self) -> MutedSegment | MutedBand | None:
+        """The part whose muting lowers the score most; None if none does."""
+        parts: list[MutedSegment | MutedBand] = [*self.muted_segments, *self.muted_bands]
+        best = max(parts, key=lambda part: part.drop, default=None)
+        return None if best is None or best.drop <= 0 else best
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, without the arrays, with `strongest`."""
+        plain: dict[str, Any] = {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+            if key not in ("samples", "log_mel")
+        }
+        best = self.strongest
+        plain["strongest"] = best and {
+            "kind": "band" if isinstance(best, MutedBand) else "segment",
+            **dataclasses.asdict(best),
+            "fraction_of_score": best.drop / max(self.score, 1e-30),
+        }
+        return plain
+
+
 def explain(
-    detector: Any,
-    encoder: Any,
+    model: Model,
     file: str | Path,
+    encoder: Encoder | str | Path | None = None,
     neighbors_from: Embeddings | None = None,
-    out_dir: str | Path | None = None,
-    options: EmbedConfig | None = None,
-) -> dict[str, Any]:
-    """Explains one loop's score and, with `out_dir`, writes `explain.svg` and `explain.json`.
+) -> Explanation:
+    """Explains one loop's score.
 
     Args:
-        detector: fitted; its scores are explained.
-        encoder: the one whose embeddings the detector was fitted on.
+        model: its scores are explained.
         file: the loop.
+        encoder: instead of the one that the model names, see `Model.load_encoder`.
         neighbors_from: embeddings among which the nearest normal loops are looked up; loops that
             the detector flags, and the file itself, are left out.
-        out_dir: folder for the picture and the JSON.
-        options: decoding and buckets as for the store.
-
-    Returns:
-        `score`, `percentile`, `p_value` (null without calibration), `threshold`, `is_anomaly`,
-        `flags`, `windows` (score of each excerpt), `tokens` (score of each HTS-AT time step),
-        `muted_segments` and `muted_bands` (`drop` = score lost when that part is silenced),
-        `strongest` (the part whose muting lowers the score most, null if none does),
-        `neighbors`, and the paths written.
 
     Raises:
-        UserError: the file cannot be decoded, or the detector is not of this encoder.
+        UserError: the file cannot be decoded, or encoder or embeddings are not the model's.
     """
-    options = options or EmbedConfig()
-    file = Path(file)
-    if detector.n_features_in_ != encoder.embedding_dim:
-        raise UserError(
-            f"the model scores {detector.n_features_in_} numbers, encoder {encoder.id} gives "
-            f"{encoder.embedding_dim}: name the encoder that the model was fitted with"
-        )
-    sound = read_samples(file, encoder, options)
-    samples, rate_hz = sound.samples, sound.info.rate_hz
+    encoder, config, detector = model.load_encoder(encoder), model.embed_config, model.detector
+    known = None if neighbors_from is None else model.embeddings_of(neighbors_from)
+    sound = read_samples(file, encoder, config)
+    info, samples = sound.info, sound.samples
+    rate_hz, sha256 = info.rate_hz, info.sha256
     wave = as_float(samples)
     windows = _windows(len(samples), rate_hz)
     segments = _segments(len(samples))
     bands_hz = _bands_hz(rate_hz)
-    embedding = embed_arrays([samples], encoder, rate_hz, options)
+    embedding = embed_arrays([samples], encoder, rate_hz, config, sha256=sha256)
     changed = [
         *(wave[start:end] for start, end in windows),
         *(mute_segment(wave, *segment, int(FADE_S * rate_hz)) for segment in segments),
         *(mute_band(wave, rate_hz, *band) for band in bands_hz),
     ]
-    scores = detector.decision_function(embed_arrays(changed, encoder, rate_hz, options))
-    score = float(detector.decision_function(embedding)[0])
-    window_scores, segment_scores, band_scores = np.split(
-        scores, [len(windows), len(windows) + len(segments)]
+    scores = detector.decision_function(
+        embed_arrays(changed, encoder, rate_hz, config, sha256=sha256)
     )
-    calibrated = hasattr(detector, "calibration_scores_")
-    result: dict[str, Any] = {
-        "file": str(file),
-        "duration_s": sound.info.duration_s,
-        "encoder": encoder.id,
-        "detector": detector.kind,
-        "score": score,
-        "percentile": float(detector.percentile([score])[0]),
-        "p_value": float(detector.p_value([score])[0]) if calibrated else None,
-        "threshold": float(detector.threshold_),
-        "is_anomaly": bool(score > detector.threshold_),
-        "flags": _flags(sound),
-        "windows": [
-            {"start_s": a / rate_hz, "end_s": b / rate_hz, "score": float(s)}
+    score = float(detector.decision_function(embedding)[0])
+    window_scores, segment_scores, band_scores = (
+        part.tolist() for part in np.split(scores, [len(windows), len(windows) + len(segments)])
+    )
+    mel, longer = features_of(samples, encoder, rate_hz, config, sha256=sha256)
+    outputs = encoder.outputs(mel, longer)
+    clip_s = encoder.clip_samples / encoder.sample_rate_hz
+    n_frames = max(1, round(mel.shape[2] * min(1.0, info.duration_s / clip_s)))
+    return Explanation(
+        file=str(file),
+        duration_s=info.duration_s,
+        encoder=encoder.id,
+        detector=detector.kind,
+        score=score,
+        percentile=float(detector.percentile([score])[0]),
+        p_value=float(detector.p_value([score])[0]) if model.is_calibrated else None,
+        threshold=float(detector.threshold_),
+        is_anomaly=bool(score > detector.threshold_),
+        flags=(*info.flags, *(["too_short"] if info.duration_s < TOO_SHORT_S else [])),
+        windows=tuple(
+            Window(a / rate_hz, b / rate_hz, s)
             for (a, b), s in zip(windows, window_scores, strict=True)
-        ],
-        "tokens": _token_scores(detector, encoder, samples, rate_hz, options),
-        "muted_segments": [
-            {"start_s": a / rate_hz, "end_s": b / rate_hz, "score": float(s), "drop": score - s}
-            for (a, b), s in zip(segments, segment_scores.tolist(), strict=True)
-        ],
-        "muted_bands": [
-            {"low_hz": low, "high_hz": high, "score": float(s), "drop": score - s}
-            for (low, high), s in zip(bands_hz, band_scores.tolist(), strict=True)
-        ],
-        "neighbors": _neighbors(detector, embedding[0], sound.info.sha256, neighbors_from),
-    }
-    result["strongest"] = _strongest(result)
-    if out_dir is not None:
-        _write(result, wave, encoder, samples, rate_hz, Path(out_dir))
-    return result
+        ),
+        tokens=_tokens(model, outputs.get("fine_grained"), clip_s, len(samples) / rate_hz),
+        muted_segments=tuple(
+            MutedSegment(a / rate_hz, b / rate_hz, s, score - s)
+            for (a, b), s in zip(segments, segment_scores, strict=True)
+        ),
+        muted_bands=tuple(
+            MutedBand(low, high, s, score - s)
+            for (low, high), s in zip(bands_hz, band_scores, strict=True)
+        ),
+        neighbors=_neighbors(model, embedding[0], sha256, known),
+        samples=wave,
+        log_mel=np.asarray(mel[0, 0])[:n_frames].T,
+    )
 
 
 def mute_segment(samples: np.ndarray, start: int, end: int, fade_samples: int) -> np.ndarray:
@@ -158,113 +257,44 @@ def _bands_hz(rate_hz: int) -> list[tuple[float, float]]:
     return list(itertools.pairwise(edges))
 
 
-def _flags(sound: Decoded) -> list[str]:
-    short = ["too_short"] if sound.info.duration_s < TOO_SHORT_S else []
-    return [*sound.info.flags, *short]
-
-
-def _token_scores(
-    detector: Any, encoder: Any, samples: np.ndarray, rate_hz: int, options: EmbedConfig
-) -> list[dict[str, float]]:
-    """Scores the encoder's own time steps; their mean over time is the embedding itself.
+def _tokens(model: Model, steps: Any, clip_s: float, duration_s: float) -> tuple[Token, ...]:
+    """Scores the encoder's own time steps [1, T, D].
 
     A clip shorter than the encoder's is repeated to fill it; the steps of its first pass are
     returned. Encoders without time steps give none.
     """
-    padded = _one_batch(samples, rate_hz, options)
-    outputs = encoder.outputs(*encoder.front_end(padded, np.array([len(samples)]), rate_hz))
-    if "fine_grained" not in outputs:
-        return []
-    steps = np.asarray(outputs["fine_grained"][0], np.float32)
-    changes = np.flatnonzero(np.any(np.diff(steps, axis=0) != 0, axis=1)) + 1
+    if steps is None:
+        return ()
+    rows = np.asarray(steps[0], np.float32)
+    changes = np.flatnonzero(np.any(np.diff(rows, axis=0) != 0, axis=1)) + 1
     first = np.r_[0, changes]
-    clip_s = max(encoder.clip_samples / encoder.sample_rate_hz, len(samples) / rate_hz)
-    middle_s = (first + np.r_[changes, len(steps)]) / 2 / len(steps) * clip_s
-    scores = detector.decision_function(steps[first])
-    inside = middle_s <= max(len(samples) / rate_hz, float(middle_s[0]))
-    return [
-        {"time_s": float(t), "score": float(s)}
-        for t, s in zip(middle_s[inside], scores[inside], strict=True)
-    ]
-
-
-def _one_batch(samples: np.ndarray, rate_hz: int, options: EmbedConfig) -> np.ndarray:
-    from loopjax.audio.batching import make_buckets
-
-    size = make_buckets(options.buckets_s, options.max_duration_s, 1).samples(len(samples), rate_hz)
-    padded = np.zeros((1, size), samples.dtype)
-    padded[0, : len(samples)] = samples
-    return padded
+    middle_s = (first + np.r_[changes, len(rows)]) / 2 / len(rows) * max(clip_s, duration_s)
+    scores = model.detector.decision_function(rows[first])
+    inside = middle_s <= max(duration_s, float(middle_s[0]))
+    times = zip(middle_s[inside].tolist(), scores[inside].tolist(), strict=True)
+    return tuple(Token(time_s, score) for time_s, score in times)
 
 
 def _neighbors(
-    detector: Any, embedding: np.ndarray, sha256: str, known: Embeddings | None
-) -> list[dict[str, Any]]:
+    model: Model, embedding: np.ndarray, sha256: str, known: Embeddings | None
+) -> tuple[Neighbor, ...]:
     if known is None or not len(known.matrix):
-        return []
-    normal = detector.decision_function(known.matrix) <= detector.threshold_
-    if "sha256" in known.table.column_names:
-        normal &= np.array([value != sha256 for value in known.table["sha256"].to_pylist()])
+        return ()
+    normal = model.detector.decision_function(known.matrix) <= model.detector.threshold_
+    table = known.table
+    if "sha256" in table.column_names:
+        normal &= np.array([value != sha256 for value in table["sha256"].to_pylist()])
     unit = known.matrix / np.maximum(np.linalg.norm(known.matrix, axis=1, keepdims=True), 1e-12)
     cosine = unit @ (embedding / max(float(np.linalg.norm(embedding)), 1e-12))
     order = np.argsort(-np.where(normal, cosine, -np.inf), kind="stable")
-    nearest = [int(row) for row in order[:N_NEAREST] if normal[row]]
-    table = known.table
-    groups = table["group"].to_pylist() if "group" in table.column_names else None
-    return [
-        {
-            "id": table["id"][row].as_py(),
-            "path": table["path"][row].as_py(),
-            "group": groups[row] if groups else None,
-            "cosine": float(cosine[row]),
-            "distance": float(np.linalg.norm(known.matrix[row] - embedding)),
-        }
-        for row in nearest
-    ]
-
-
-def _strongest(result: dict[str, Any]) -> dict[str, Any] | None:
-    parts: Sequence[dict[str, Any]] = [*result["muted_segments"], *result["muted_bands"]]
-    best = max(parts, key=lambda part: part["drop"], default=None)
-    if best is None or best["drop"] <= 0:
-        return None
-    kind = "band" if "low_hz" in best else "segment"
-    return {"kind": kind, **best, "share_of_score": best["drop"] / max(result["score"], 1e-30)}
-
-
-def _write(
-    result: dict[str, Any],
-    wave: np.ndarray,
-    encoder: Any,
-    samples: np.ndarray,
-    rate_hz: int,
-    out_dir: Path,
-) -> None:
-    from loopjax.audio.preview import outline
-
-    try:
-        from loopjax.report.figures import explanation
-    except ImportError:
-        raise UserError("pictures need matplotlib: pip install 'loopjax[report]'") from None
-    options = EmbedConfig()
-    padded = _one_batch(samples, rate_hz, options)
-    mel, _ = encoder.front_end(padded, np.array([len(samples)]), rate_hz)
-    mel = np.asarray(mel[0, 0])
-    clip_s = encoder.clip_samples / encoder.sample_rate_hz
-    shown = max(1, round(len(mel) * min(1.0, result["duration_s"] / clip_s)))
-    parts = {
-        "duration_s": result["duration_s"],
-        "waveform": outline(wave, PICTURE_COLUMNS),
-        "mel": mel[:shown].T,
-        "time_s": [(w["start_s"] + w["end_s"]) / 2 for w in result["windows"]],
-        "score": [w["score"] for w in result["windows"]],
-        "token_time_s": [t["time_s"] for t in result["tokens"]],
-        "token_score": [t["score"] for t in result["tokens"]],
-        "full_score": result["score"],
-        "threshold": result["threshold"],
-        "segment_drop": [s["drop"] for s in result["muted_segments"]],
-        "band_drop": [b["drop"] for b in result["muted_bands"]],
-    }
-    picture = explanation(parts, out_dir / "explain.svg", title=Path(result["file"]).name)
-    result["picture"], result["json"] = str(picture), str(out_dir / "explain.json")
-    write_json(out_dir / "explain.json", result, allow_nan=False)
+    return tuple(
+        Neighbor(
+            id=table["id"][row].as_py(),
+            path=table["path"][row].as_py(),
+            group=table["group"][row].as_py() if "group" in table.column_names else None,
+            cosine=float(cosine[row]),
+            distance=float(np.linalg.norm(known.matrix[row] - embedding)),
+        )
+        for row in map(int, order[:N_NEAREST])
+        if normal[row]
+    )

@@ -1,8 +1,12 @@
-"""A trained model: a detector together with the embeddings' provenance and the split it saw."""
+"""A trained model: a detector, the space of the embeddings it was fitted on, and its calibration.
 
-import hashlib
-import json
-import math
+Scoring, explaining, reporting and converting go through it, in Python as on the command line. A
+model is one folder: the detector's, whose `config.json` says in a section `model` what else there
+is to know. A detector saved on its own is a model of an unknown space.
+"""
+
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,75 +15,260 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from loopjax.config import DetectorConfig, SplitConfig, nearest
-from loopjax.detectors import (
-    KINDS,
-    DeepSVDD,
-    Detector,
-    fit_heads,
-    load_detector,
-    make_detector,
-)
-from loopjax.detectors.storage import save_detector
-from loopjax.errors import UserError, WriteError
-from loopjax.evaluation.splits import MIN_TRAIN
-from loopjax.store.read import Embeddings
+from loopjax.config import DetectorConfig, EmbedConfig, nearest
+from loopjax.detectors import detector_class, make_detector
+from loopjax.detectors.base import Detector
+from loopjax.detectors.storage import load_detector, read_detector_config, save_detector
+from loopjax.detectors.svdd.estimator import DeepSVDD
+from loopjax.detectors.svdd.fit import fit_heads
+from loopjax.embedding.chain import embed
+from loopjax.embedding.settings import as_encoder, config_of, space_of
+from loopjax.encoders.protocol import Encoder
+from loopjax.encoders.space import Space
+from loopjax.errors import UserError
+from loopjax.store.foreign import SUFFIXES
+from loopjax.store.read import Embeddings, part_files, read_embeddings
 from loopjax.store.scores import Scores
+
+log = logging.getLogger(__name__)
+
+Paths = Sequence[str | os.PathLike] | str | os.PathLike
 
 
 @dataclass(frozen=True)
-class TrainedModel:
-    """What `fit` writes and `score` reads."""
+class Model:
+    """A fitted detector that knows what it was fitted on.
+
+    Attributes:
+        detector: fitted; calibrated where loops were held out.
+        name: what its maker called it.
+        space: of the embeddings it was fitted on; None where nobody knows.
+        training_ids: ids of the rows it was fitted on.
+        embeddings_path: the store or file that held them, for nearest neighbors.
+    """
 
     detector: Detector
     name: str
-    embedding: dict[str, str]  # the store's metadata: encoder, weights and preprocessing hashes
-    embeddings_path: str | None  # where the training embeddings were, for nearest neighbors
-    training_ids: tuple[str, ...]
+    space: Space | None = None
+    training_ids: tuple[str, ...] = ()
+    embeddings_path: str | None = None
 
-    def save(self, folder: Path) -> None:
-        """Writes `detector/` and `model.json`.
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether scores have p-values."""
+        return hasattr(self.detector, "calibration_scores_")
+
+    @property
+    def embed_config(self) -> EmbedConfig:
+        """The options that embed audio for this model."""
+        return EmbedConfig() if self.space is None else config_of(self.space)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the model, complete or not at all; returns the folder.
 
         Raises:
+            UserError: something else is there.
             WriteError: the folder cannot be written.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_detector(self.detector, folder / "detector")
-            record = {
-                "format": "loopjax-model-1",
-                "name": self.name,
-                "embedding": self.embedding,
-                "embeddings_path": self.embeddings_path,
-                "training_ids": list(self.training_ids),
-            }
-            (folder / "model.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise WriteError(f"cannot write the model to {folder}: {error}") from None
+        section = {
+            "name": self.name,
+            "space": None if self.space is None else self.space.to_metadata(),
+            "training_ids": list(self.training_ids),
+            "embeddings_path": self.embeddings_path,
+        }
+        return save_detector(self.detector, Path(folder), {"model": section})
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "TrainedModel":
-        """Reads a folder written by `save`.
+    def load_encoder(self, encoder: Encoder | str | Path | None = None) -> Encoder:
+        """The encoder whose embeddings the model scores.
+
+        Args:
+            encoder: a name, a folder or a loaded one, instead of the one that the model names.
 
         Raises:
-            UserError: no model there, or it is damaged.
+            UserError: it cannot be found, or its embeddings are of another space.
         """
-        folder = Path(folder)
-        try:
-            record = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-            return cls(
-                load_detector(folder / "detector"),
-                record["name"],
-                record["embedding"],
-                record["embeddings_path"],
-                tuple(record["training_ids"]),
-            )
-        except FileNotFoundError:
+        if encoder is not None:
+            loaded = as_encoder(encoder, self.embed_config)
+        else:
+            location = self._location()
+            try:
+                loaded = as_encoder(location, self.embed_config)
+            except UserError as error:
+                raise UserError(
+                    f"the encoder that {self.name} names cannot be loaded: {error}; if it lies "
+                    "elsewhere now, name it with --encoder"
+                ) from None
+        self.check_space(space_of(loaded, self.embed_config), f"encoder {loaded.id}")
+        if loaded.embedding_dim != self.detector.n_features_in_:
             raise UserError(
-                f"{folder} holds no model (model.json is missing); train one with `loopjax fit`"
-            ) from None
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{folder}: the model is damaged ({error}); fit it again") from None
+                f"the model scores {self.detector.n_features_in_} numbers, encoder {loaded.id} "
+                f"gives {loaded.embedding_dim}: name the encoder that the model was fitted with"
+            )
+        return loaded
+
+    def embed(self, sources: Paths, encoder: Encoder | str | Path | None = None) -> Embeddings:
+        """Embeds audio exactly as the model's training embeddings were made.
+
+        Args:
+            sources: files, folders, lists.
+            encoder: see `load_encoder`.
+
+        Raises:
+            UserError: no encoder, another one, or no input could be embedded.
+        """
+        return embed(sources, self.load_encoder(encoder), self.embed_config)
+
+    def embeddings_of(
+        self, data: Embeddings | np.ndarray | Paths, encoder: Encoder | str | Path | None = None
+    ) -> Embeddings:
+        """The embeddings of what is given: stores are read, audio is embedded.
+
+        Args:
+            data: embeddings; a matrix [N, D], whose space the caller vouches for; the path of a
+                store or embedding file; or audio files, folders and lists.
+            encoder: for audio, see `load_encoder`.
+
+        Raises:
+            UserError: unreadable, or of another space.
+        """
+        if isinstance(data, Embeddings):
+            self.check_space(Space.from_metadata(data.metadata), "the embeddings")
+            return data
+        if isinstance(data, np.ndarray):
+            ids = [f"row-{i:06d}" for i in range(len(data))]
+            table = pa.table({"id": ids, "path": pa.array([""] * len(data), pa.string())})
+            return Embeddings(data, table, {})
+        paths = [data] if isinstance(data, str | os.PathLike) else data
+        if len(paths) == 1 and _holds_embeddings(Path(paths[0])):
+            return self.embeddings_of(read_embeddings(Path(paths[0])))
+        return self.embed(paths, encoder)
+
+    def score(
+        self,
+        data: Embeddings | np.ndarray | Paths,
+        encoder: Encoder | str | Path | None = None,
+        target_fpr: float | None = None,
+    ) -> Scores:
+        """Scores every row; rank 1 is the most anomalous.
+
+        Args:
+            data: see `embeddings_of`.
+            encoder: for audio, see `load_encoder`.
+            target_fpr: flag rows whose conformal p-value is at most this; None = the detector's
+                threshold, the 95 % quantile of its training scores.
+
+        Raises:
+            UserError: unreadable, of another space, or `target_fpr` without calibration.
+        """
+        if target_fpr is not None and not self.is_calibrated:
+            raise UserError(
+                "--target-fpr needs held-out loops; fit with split.train_fraction below 1"
+            )
+        embeddings = self.embeddings_of(data, encoder)
+        scores = self.detector.decision_function(embeddings.matrix)
+        return Scores(
+            self._score_table(embeddings.table, scores, target_fpr),
+            {
+                "detector": self.name,
+                "kind": self.detector.kind,
+                "score_convention": "higher_is_anomalous",
+                "threshold": repr(float(self.detector.threshold_)),
+            },
+        )
+
+    def check_space(self, found: Space | None, what: str = "the embeddings") -> None:
+        """Refuses embeddings that cannot be compared with the model's.
+
+        Raises:
+            UserError: names what differs.
+        """
+        if self.space is None:
+            if found is not None:
+                log.warning(
+                    "%s does not know which encoder made its training embeddings; "
+                    "its scores mean something only if that was %s",
+                    self.name,
+                    found.encoder,
+                )
+            return
+        differences = (
+            [f"encoder: unknown instead of {self.space.encoder!r}"]
+            if found is None
+            else found.differences(self.space)
+        )
+        if differences:
+            raise UserError(
+                f"{what} come{'s' * (what != 'the embeddings')} from another space than the "
+                f"model's: {'; '.join(differences)}"
+            )
+
+    def _location(self) -> str:
+        if self.space is None:
+            raise UserError(
+                f"{self.name} does not know which encoder made its training embeddings: name it "
+                "(--encoder), or score an embedding file of the same origin instead"
+            )
+        if self.space.location is None:
+            raise UserError(
+                f"encoder {self.space.encoder} of {self.name} was never saved: name a saved one "
+                "(--encoder)"
+            )
+        return self.space.location
+
+    def _score_table(
+        self, rows: pa.Table, scores: np.ndarray, target_fpr: float | None
+    ) -> pa.Table:
+        detector = self.detector
+        p_value = detector.p_value(scores) if self.is_calibrated else np.full(len(scores), np.nan)
+        flagged = scores > detector.threshold_ if target_fpr is None else p_value <= target_fpr
+        ids = np.asarray(rows["id"].to_pylist(), object)
+        order = np.lexsort((ids.astype(str), -scores))
+        rank = np.empty(len(scores), np.int64)
+        rank[order] = np.arange(1, len(scores) + 1)
+        trained_on = set(self.training_ids)
+        columns: dict[str, Any] = {
+            "id": ids,
+            "path": rows["path"].to_pylist(),
+            "score": scores,
+            "percentile": detector.percentile(scores),
+            "p_value": pa.array(p_value, from_pandas=True),
+            "is_anomaly": flagged,
+            "rank": rank,
+            "split": ["train" if i in trained_on else "held-out" for i in ids],
+        }
+        for name in ("group", "flags", "duration_s"):
+            if name in rows.column_names:
+                columns[name] = rows[name]
+        return pa.table(columns).take(pa.array(order))
+
+
+def load_model(folder: str | Path) -> Model:
+    """Reads a model written by `Model.save`, or a detector saved on its own.
+
+    Raises:
+        UserError: no model there, or it is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
+        older = " of an earlier version" if (folder / "model.json").exists() else ""
+        raise UserError(
+            f"{folder} holds no model{older} (config.json is missing); train one with `loopjax fit`"
+        )
+    detector = load_detector(folder)
+    section = read_detector_config(folder).get("model")
+    if section is None:
+        return Model(detector, detector.kind)
+    try:
+        space = section["space"]
+        return Model(
+            detector,
+            section["name"],
+            None if space is None else Space.from_metadata(space),
+            tuple(section["training_ids"]),
+            section["embeddings_path"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}: the model is damaged ({error!r}); fit it again") from None
 
 
 def check_params(config: DetectorConfig) -> None:
@@ -88,44 +277,13 @@ def check_params(config: DetectorConfig) -> None:
     Raises:
         UserError: names the key and the nearest known one.
     """
-    known = KINDS[config.kind]().get_params()
+    known = detector_class(config.kind)().get_params()
     for key in config.params:
         if key not in known:
             raise UserError(
                 f"detectors.{config.name}.params.{key}: {config.kind} has no such parameter"
                 f"{nearest(key, known)}; it has {', '.join(known)}"
             )
-
-
-def split_rows(embeddings: Embeddings, split: SplitConfig) -> np.ndarray:
-    """Which rows train, bool [N]; decided by each id (or group) alone, so it survives additions.
-
-    Rows flagged as silence never train: a corpus with many broken files would call them normal.
-    """
-    table = embeddings.table
-    column = "group" if split.by == "group" and "group" in table.column_names else "id"
-    train = np.array(
-        [_uniform(f"{split.seed}:{key}") < split.train_fraction for key in _text(table, column)]
-    )
-    if "flags" in table.column_names:
-        train &= np.array(["silence" not in (f or ()) for f in _text(table, "flags")])
-    if train.sum() < MIN_TRAIN:
-        raise UserError(
-            f"{int(train.sum())} of {len(train)} embeddings are left for training and at least "
-            f"{MIN_TRAIN} are needed; embed more loops or raise split.train_fraction"
-        )
-    return train
-
-
-def held_out_rows(split: SplitConfig, train: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """Rows that stand for normal loops no detector has seen, bool [N].
-
-    They calibrate p-values and measure false alarms; labeled anomalies are left out where the
-    split takes labels into account.
-    """
-    if split.train_on == "normal" and labels is not None:
-        return ~train & (labels != 1)
-    return ~train
 
 
 def fit_models(
@@ -137,22 +295,22 @@ def fit_models(
     calibration: np.ndarray | None = None,
     embeddings_path: str | None = None,
     extra: dict[str, Any] | None = None,
-) -> list[TrainedModel]:
+) -> list[Model]:
     """Fits one detector per seed on the training rows and calibrates them on the rest.
 
     Deep SVDD heads of all seeds train together.
 
     Args:
         embeddings: the matrix and its row table.
-        train: bool [N] from `split_rows`.
+        train: bool [N], the rows to fit on.
         config: kind and hyper-parameters.
         seeds: become `random_state` where the detector has one.
         calibration: bool [N], held-out rows taken as normal; default: all that do not train.
-        embeddings_path: recorded for `explain`.
+        embeddings_path: where the embeddings are, for `explain`.
         extra: run-time arguments of the constructor (callbacks, checkpoint folder).
     """
     check_params(config)
-    known = KINDS[config.kind]().get_params()
+    known = detector_class(config.kind)().get_params()
     detectors = []
     for seed in seeds:
         params = {"random_state": seed} | config.params | (extra or {})
@@ -167,81 +325,13 @@ def fit_models(
     if len(held_out):
         for detector in detectors:
             detector.calibrate(held_out)
-    ids = tuple(np.asarray(_text(embeddings.table, "id"), object)[train])
-    return [
-        TrainedModel(detector, config.name, embeddings.metadata, embeddings_path, ids)
-        for detector in detectors
-    ]
+    space = Space.from_metadata(embeddings.metadata)
+    ids = tuple(np.asarray(embeddings.table["id"].to_pylist(), object)[train])
+    return [Model(detector, config.name, space, ids, embeddings_path) for detector in detectors]
 
 
-def score_embeddings(
-    model: TrainedModel, embeddings: Embeddings, target_fpr: float | None = None
-) -> Scores:
-    """Scores every row; rank 1 is the most anomalous.
-
-    Args:
-        model: the trained detector.
-        embeddings: rows of the same encoder and preprocessing.
-        target_fpr: flag rows whose conformal p-value is at most this; None = the detector's
-            threshold, the 95 % quantile of its training scores.
-
-    Raises:
-        UserError: embeddings of another encoder or preprocessing.
-    """
-    check_same_space(model.embedding, embeddings.metadata)
-    detector = model.detector
-    scores = detector.decision_function(embeddings.matrix)
-    calibrated = hasattr(detector, "calibration_scores_")
-    if target_fpr is not None and not calibrated:
-        raise UserError("--target-fpr needs held-out loops; fit with split.train_fraction below 1")
-    p_value = detector.p_value(scores) if calibrated else np.full(len(scores), np.nan)
-    flagged = scores > detector.threshold_ if target_fpr is None else p_value <= target_fpr
-    ids = np.asarray(_text(embeddings.table, "id"), object)
-    order = np.lexsort((ids.astype(str), -scores))
-    rank = np.empty(len(scores), np.int64)
-    rank[order] = np.arange(1, len(scores) + 1)
-    trained_on = set(model.training_ids)
-    columns: dict[str, Any] = {
-        "id": ids,
-        "path": _text(embeddings.table, "path"),
-        "score": scores,
-        "percentile": detector.percentile(scores),
-        "p_value": pa.array(p_value, from_pandas=True),
-        "is_anomaly": flagged,
-        "rank": rank,
-        "split": ["train" if i in trained_on else "held-out" for i in ids],
-    }
-    for name in ("group", "flags", "duration_s"):
-        if name in embeddings.table.column_names:
-            columns[name] = embeddings.table[name]
-    table = pa.table(columns).take(pa.array(order))
-    metadata = {
-        "detector": model.name,
-        "kind": detector.kind,
-        "score_convention": "higher_is_anomalous",
-        "threshold": repr(float(detector.threshold_)),
-    }
-    return Scores(table, metadata)
-
-
-def check_same_space(expected: dict[str, str], found: dict[str, str]) -> None:
-    """Refuses to mix embedding spaces.
-
-    Raises:
-        UserError: names what differs.
-    """
-    for key in ("encoder", "weights_sha256", "preprocessing_sha256"):
-        if key in expected and key in found and expected[key] != found[key]:
-            raise UserError(
-                f"the embeddings come from another space than the model's: {key} is "
-                f"{found[key]!r}, the model was trained with {expected[key]!r}; embed again with "
-                f"--encoder {expected.get('encoder', '?')}"
-            )
-
-
-def _uniform(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / math.pow(2, 64)
-
-
-def _text(table: pa.Table, column: str) -> list[str]:
-    return table[column].to_pylist()
+def _holds_embeddings(path: Path) -> bool:
+    """Whether a path is a store, a run folder with one, or an embedding file."""
+    if path.is_dir():
+        return bool(part_files(path) or part_files(path / "embeddings"))
+    return path.suffix in SUFFIXES

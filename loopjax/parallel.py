@@ -13,7 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import platformdirs
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from loopjax.errors import LoopjaxError, UserError
 
@@ -43,8 +46,6 @@ def initialize(
         if process_count is not None or process_index is not None:
             raise UserError("several processes need --coordinator HOST:PORT (or auto)")
         return
-    import jax
-
     if coordinator != "auto" and (process_count is None or process_index is None):
         raise UserError(
             f"--coordinator {coordinator} needs --processes N and --process-index I as well; "
@@ -59,8 +60,6 @@ def initialize(
 
 def process_slot() -> tuple[int, int]:
     """This process's index and the number of processes."""
-    import jax
-
     return jax.process_index(), jax.process_count()
 
 
@@ -101,24 +100,19 @@ def _coordination() -> Any:
     return distributed.global_state.client
 
 
-def data_mesh() -> Any:
+def data_mesh() -> Mesh:
     """One-axis mesh of this process's devices.
 
     Axes are Auto: with the newer Explicit default, the window reshape of a batch-sharded array
     raises a sharding error.
     """
-    import jax
-    import numpy as np
-
     devices = np.array(jax.local_devices())
-    return jax.sharding.Mesh(devices, (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+    return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def batch_sharding(mesh: Any) -> Any:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Splits the leading axis over the mesh."""
-    import jax
-
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def enable_compilation_cache() -> Path | None:
@@ -137,8 +131,6 @@ def enable_compilation_cache() -> Path | None:
     Raises:
         UserError: others could write the folder.
     """
-    import jax
-
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if given:
         return Path(given)

@@ -10,17 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from loopjax.htsat.frontend import DEVICE_RATES_HZ, LogMelConfig
+
 PARTS = 88  # energies of this many equal parts of the clip, as a "mel" of 11 frames x 8 bands
 
 
 class FakeEncoder:
-    """See `loopjax.encoders.encoder.Encoder` for the interface."""
+    """See `loopjax.encoders.protocol.Encoder` for the interface."""
 
-    sample_rate_hz = 48_000
-    clip_samples = 480_000
+    mel_config = LogMelConfig(hop_samples=48_000, mel_bins=8)
+    sample_rate_hz, clip_samples = mel_config.sample_rate_hz, mel_config.clip_samples
+    mel_shape = (1, mel_config.clip_frames, mel_config.mel_bins)
+    device_rates_hz = DEVICE_RATES_HZ
     fusion = False
     precision = "fp32"
-    preprocessing = {"hop_samples": 48_000, "mel_bins": 8, "fusion": False}  # noqa: RUF012
+    location = None
 
     def __init__(self, dim: int = 16, seed: int = 0, encoder_id: str = "fake"):
         self.id = encoder_id

@@ -1,6 +1,9 @@
 """Stand-ins for encoder and detector where the right answer must be known beforehand."""
 
+import jax.numpy as jnp
 import numpy as np
+
+from loopjax.htsat.frontend import DEVICE_RATES_HZ, LogMelConfig
 
 RATE = 32_000
 
@@ -8,13 +11,17 @@ RATE = 32_000
 class SpectrumEncoder:
     """An embedding is the mean log spectrum in 16 bands."""
 
-    weights_sha256 = "0" * 64
-
-    id, fusion = "spectrum", False
+    id, weights_sha256, precision, location = "spectrum", "0" * 64, "fp32", None
+    mel_config = LogMelConfig(sample_rate_hz=RATE, clip_samples=10 * RATE)
     sample_rate_hz, clip_samples, embedding_dim = RATE, 10 * RATE, 16
+    device_rates_hz = DEVICE_RATES_HZ
+    fusion = False
     frame = 640
 
-    def front_end(self, samples, length_samples, rate_hz=RATE):
+    def replicate(self, mesh):
+        return self
+
+    def front_end(self, samples, length_samples, rate_hz=RATE, crop_fractions=None):
         x = np.asarray(samples, np.float32)
         x = x / 32768 if np.asarray(samples).dtype == np.int16 else x
         x = np.pad(x, ((0, 0), (0, -x.shape[1] % self.frame)))
@@ -23,7 +30,7 @@ class SpectrumEncoder:
         return np.log1p(bands)[:, None], np.zeros(len(x), bool)
 
     def encode(self, mel, longer):
-        filled = np.maximum((mel[:, 0].sum(-1) > 0).sum(1), 1)
+        filled = jnp.maximum((mel[:, 0].sum(-1) > 0).sum(1), 1)
         return mel[:, 0].sum(1) / filled[:, None]
 
     def outputs(self, mel, longer):

@@ -39,7 +39,7 @@ ALLOWED = {
     "embedding": "errors io config parallel audio store encoders",
     "convert": "errors io htsat encoders detectors restricted_pickle",
     "model": "errors io config store encoders detectors embedding",
-    "explanation": "errors store embedding model",
+    "explanation": "errors store encoders embedding model",
     "report": "errors io config audio store evaluation loopjax",
 }
 ALLOWED["experiment"] = " ".join(ALLOWED)  # everything above
@@ -47,14 +47,7 @@ ALLOWED["cli"] = " ".join(ALLOWED)
 ALLOWED["__main__"] = "cli"
 
 # Edges that still wait for a move; this list only ever gets shorter.
-NOT_YET = {
-    ("embedding", "htsat"),
-    ("explanation", "audio"),
-    ("explanation", "config"),
-    ("explanation", "io"),
-    ("explanation", "report"),
-    ("model", "evaluation"),
-}
+NOT_YET: set[tuple[str, str]] = set()
 NOT_YET_CIRCLES = {
     frozenset({"loopjax.detectors", "loopjax.detectors.storage"}),
     frozenset({"loopjax.detectors.svdd.estimator", "loopjax.detectors.svdd.fit"}),
@@ -239,12 +232,12 @@ PLANTED = {
     ),
     "for types only": (
         "detectors/knn.py",
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import loopjax.embedding.corpus",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import loopjax.embedding.chain",
         "detectors may not import embedding",
     ),
     "relative": (
         "store/read.py",
-        "from ..embedding import corpus",
+        "from ..embedding import chain",
         "store may not import embedding",
     ),
     "the package's own name": (
@@ -253,7 +246,7 @@ PLANTED = {
         "training may not import evaluation",
     ),
     "a public name": (
-        "embedding/corpus.py",
+        "embedding/chain.py",
         "from loopjax import DeepSVDD",
         "embedding may not import <public name>",
     ),

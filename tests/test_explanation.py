@@ -1,19 +1,19 @@
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
-from spectrum_encoder import RATE, DistanceDetector, SpectrumEncoder, tone
 
 from loopjax.detectors import PCA
-from loopjax.embedding.arrays import embed_arrays
-from loopjax.embedding.corpus import embed
+from loopjax.embedding.chain import embed
+from loopjax.embedding.samples import embed_arrays
 from loopjax.errors import UserError
 from loopjax.explanation import explain, mute_band, mute_segment
+from loopjax.model import Model
 from loopjax.store.read import Embeddings
+from tests.spectrum_encoder import RATE, DistanceDetector, SpectrumEncoder, tone
 
 
 @pytest.fixture(scope="module")
@@ -37,37 +37,40 @@ def explained(folder):
     encoder = SpectrumEncoder()
     plain, _ = soundfile.read(folder / "plain.wav", dtype="float32")
     detector = DistanceDetector(embed_arrays([plain], encoder, RATE)[0])
-    return explain(detector, encoder, folder / "odd.wav", out_dir=folder / "out"), detector
+    return explain(Model(detector, "x"), folder / "odd.wav", encoder), detector
 
 
 def test_the_odd_segment_and_band_are_found(explained):
     result, _ = explained
-    drops = [part["drop"] for part in result["muted_segments"]]
+    drops = [part.drop for part in result.muted_segments]
     assert np.argmax(drops) == 5
-    bands = result["muted_bands"]
-    odd_band = bands[int(np.argmax([band["drop"] for band in bands]))]
-    assert odd_band["low_hz"] < 11000 and odd_band["high_hz"] > 9000
-    assert result["strongest"]["drop"] == max(*drops, odd_band["drop"])
-    assert 0 < result["strongest"]["share_of_score"] <= 1
+    odd_band = max(result.muted_bands, key=lambda band: band.drop)
+    assert odd_band.low_hz < 11000 and odd_band.high_hz > 9000
+    assert result.strongest.drop == max(*drops, odd_band.drop)
+    assert 0 < result.to_dict()["strongest"]["fraction_of_score"] <= 1
 
 
 def test_score_over_time_peaks_where_the_burst_is(explained):
     result, _ = explained
-    worst = max(result["windows"], key=lambda window: window["score"])
-    assert worst["start_s"] < 3.0 and worst["end_s"] > 2.5
-    assert all(w["end_s"] - w["start_s"] >= 0.5 - 1e-6 for w in result["windows"])
-    assert result["windows"][0]["start_s"] == 0
-    assert result["windows"][-1]["end_s"] == pytest.approx(4.0, abs=1e-3)
-    worst_step = max(result["tokens"], key=lambda token: token["score"])
-    assert 0 <= worst_step["time_s"] <= 4.0
+    worst = max(result.windows, key=lambda window: window.score)
+    assert worst.start_s < 3.0 and worst.end_s > 2.5
+    assert all(w.end_s - w.start_s >= 0.5 - 1e-6 for w in result.windows)
+    assert result.windows[0].start_s == 0
+    assert result.windows[-1].end_s == pytest.approx(4.0, abs=1e-3)
+    worst_step = max(result.tokens, key=lambda token: token.score)
+    assert 0 <= worst_step.time_s <= 4.0
 
 
-def test_picture_and_json_say_the_same(explained, folder):
+def test_an_explanation_is_json(explained):
     result, _ = explained
-    saved = json.loads((folder / "out" / "explain.json").read_text())
-    assert saved == result
-    picture = Path(saved["picture"]).read_text()
-    assert "odd.wav" in picture and "currentColor" in picture
+    plain = result.to_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert plain["windows"][0] == {
+        "start_s": 0.0, "end_s": result.windows[0].end_s, "score": result.windows[0].score
+    }  # fmt: skip
+    assert plain["strongest"]["kind"] in ("band", "segment")
+    assert result.samples.shape == (4 * RATE,)
+    assert result.log_mel.shape[0] == 16  # bands
 
 
 def test_neighbors_are_normal_and_not_the_file_itself(folder, explained):
@@ -81,8 +84,9 @@ def test_neighbors_are_normal_and_not_the_file_itself(folder, explained):
         {"id": list("abcd"), "path": list("abcd"), "group": ["g"] * 4,
          "sha256": [own, "x", "y", "z"]}
     )  # fmt: skip
-    result = explain(detector, encoder, folder / "odd.wav", Embeddings(matrix, table, {}))
-    found = [row["id"] for row in result["neighbors"]]
+    known = Embeddings(matrix, table, {})
+    result = explain(Model(detector, "x"), folder / "odd.wav", encoder, known)
+    found = [row.id for row in result.neighbors]
     assert "a" not in found  # the file itself
     assert "c" not in found  # flagged by the detector
     assert found[0] == "b"
@@ -94,7 +98,7 @@ def test_short_silent_and_clipped_loops_are_flagged(tmp_path, explained):
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
     soundfile.write(tmp_path / "hot.wav", np.sign(tone()), RATE, "FLOAT")
     flags = {
-        name: explain(detector, SpectrumEncoder(), tmp_path / f"{name}.wav")["flags"]
+        name: explain(Model(detector, "x"), tmp_path / f"{name}.wav", SpectrumEncoder()).flags
         for name in ("short", "silent", "hot")
     }
     assert "too_short" in flags["short"]
@@ -105,21 +109,21 @@ def test_short_silent_and_clipped_loops_are_flagged(tmp_path, explained):
 def test_a_very_short_loop_has_no_excerpts_but_an_explanation(tmp_path, explained):
     _, detector = explained
     soundfile.write(tmp_path / "one.wav", np.full(3, 0.5), RATE)
-    result = explain(detector, SpectrumEncoder(), tmp_path / "one.wav", out_dir=tmp_path)
-    assert result["windows"] == []
-    assert len(result["muted_segments"]) == 3
-    json.dumps(result, allow_nan=False)
+    result = explain(Model(detector, "x"), tmp_path / "one.wav", SpectrumEncoder())
+    assert result.windows == ()
+    assert len(result.muted_segments) == 3
+    json.dumps(result.to_dict(), allow_nan=False)
 
 
 def test_mistakes_are_user_errors(tmp_path, explained):
     _, detector = explained
     (tmp_path / "a.wav").write_text("no audio")
     with pytest.raises(UserError, match="cannot be decoded"):
-        explain(detector, SpectrumEncoder(), tmp_path / "a.wav")
+        explain(Model(detector, "x"), tmp_path / "a.wav", SpectrumEncoder())
     detector = DistanceDetector(np.zeros(3))
     detector.n_features_in_ = 3
     with pytest.raises(UserError, match="scores 3 numbers"):
-        explain(detector, SpectrumEncoder(), tmp_path / "a.wav")
+        explain(Model(detector, "x"), tmp_path / "a.wav", SpectrumEncoder())
 
 
 def test_mute_segment_is_silent_inside_and_unchanged_outside():
@@ -138,12 +142,12 @@ def test_mute_band_removes_only_its_band():
 
 @pytest.mark.slow
 def test_same_numbers_as_through_the_store(tmp_path):
-    from loopjax.encoders.encoder import Encoder, random_weights
+    from loopjax.encoders.encoder import HtsatEncoder, random_weights
     from loopjax.htsat.frontend import LogMelConfig
     from loopjax.htsat.model import HtsatConfig
 
     config = HtsatConfig.nano(width=8, depths=(1, 1), heads=(1, 2), fusion=True)
-    encoder = Encoder(config, LogMelConfig(), random_weights(config), encoder_id="x")
+    encoder = HtsatEncoder(config, LogMelConfig(), random_weights(config), encoder_id="x")
     rng = np.random.default_rng(0)
     path, rate = tmp_path / "a.wav", 44100  # resampled on the device
     soundfile.write(path, 0.2 * rng.normal(size=int(rate * 0.45)), rate, "PCM_16")
@@ -151,9 +155,9 @@ def test_same_numbers_as_through_the_store(tmp_path):
     samples, _ = soundfile.read(path, dtype="int16")
     np.testing.assert_allclose(embed_arrays([samples], encoder, rate), matrix, atol=1e-5)
     detector = PCA(n_components=2).fit(rng.normal(size=(30, 16)).astype(np.float32))
-    result = explain(detector, encoder, path)
-    assert result["score"] == pytest.approx(detector.decision_function(matrix)[0], rel=1e-4)
-    assert result["tokens"]
+    result = explain(Model(detector, "pca"), path, encoder)
+    assert result.score == pytest.approx(detector.decision_function(matrix)[0], rel=1e-4)
+    assert result.tokens
 
 
 def test_embed_arrays_keeps_the_order_of_mixed_lengths():

@@ -17,7 +17,7 @@ N_FIT, N_CALIBRATE, N_FRESH = 300, 1000, 2000
 
 @pytest.fixture(scope="module")
 def embeddings(tmp_path_factory):
-    from loopjax.embedding.corpus import embed
+    from loopjax.embedding.chain import embed
     from loopjax.encoders.load import load_encoder
 
     folder = tmp_path_factory.mktemp("generated") / "loops"

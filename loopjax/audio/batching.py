@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, Queue
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from loopjax.audio.loop import AudioInfo, DecodeError, Failure, Loop
 
 LONG_BUCKET_GROWTH = 2.0
 HOST_BYTES = 2 << 30  # open batches beyond this are sent partly filled
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,15 @@ class Row:
 
 
 @dataclass
-class Batch:
+class Batch(Generic[T]):
     """Samples of several loops in one fixed-shape array.
 
     Attributes:
         samples: int16 or float32 [B, bucket_samples], mono, zero past each row's end.
         length_samples: int32 [B]; 0 marks an empty row.
         mask: bool [B], True where a row holds a loop.
-        rows: for each filled row, the loops with these samples (several when files are equal).
+        rows: for each filled row, whose samples they are; what that means is the caller's business.
+        sha256: for each filled row, the hash of its content.
         sample_rate_hz: rate of `samples`.
         bucket_samples: L.
     """
@@ -44,7 +48,8 @@ class Batch:
     samples: np.ndarray
     length_samples: np.ndarray
     mask: np.ndarray
-    rows: list[list[Row]]
+    rows: list[T]
+    sha256: list[str]
     sample_rate_hz: int
     bucket_samples: int
     _copying: int = field(default=0, repr=False)
@@ -80,6 +85,45 @@ class Buckets:
         fits = int(self.batch_size * self.clip_s * rate_hz / bucket_samples)
         fits -= fits % self.row_multiple
         return max(self.row_multiple, min(self.batch_size, fits))
+
+    def new_batch(self, bucket_samples: int, rate_hz: int, dtype: np.dtype | str) -> Batch[Any]:
+        """An empty batch of this bucket."""
+        n_rows = self.rows(bucket_samples, rate_hz)
+        return Batch(
+            samples=np.zeros((n_rows, bucket_samples), dtype),  # pages exist where audio lands
+            length_samples=np.zeros(n_rows, np.int32),
+            mask=np.zeros(n_rows, bool),
+            rows=[],
+            sha256=[],
+            sample_rate_hz=rate_hz,
+            bucket_samples=bucket_samples,
+        )
+
+    def batches(
+        self, arrays: Sequence[np.ndarray], rate_hz: int, sha256: Sequence[str]
+    ) -> Iterator[Batch[int]]:
+        """Batches of arrays in memory, shortest bucket first; `rows` are positions in `arrays`.
+
+        Args:
+            arrays: mono samples [n] of one dtype, int16 or float32.
+            rate_hz: their sample rate.
+            sha256: hash of each array's content.
+        """
+        by_bucket: dict[int, list[int]] = {}
+        for i, array in enumerate(arrays):
+            by_bucket.setdefault(self.samples(len(array), rate_hz), []).append(i)
+        for bucket_samples, members in sorted(by_bucket.items()):
+            n_rows = self.rows(bucket_samples, rate_hz)
+            for start in range(0, len(members), n_rows):
+                part = members[start : start + n_rows]
+                batch = self.new_batch(bucket_samples, rate_hz, arrays[part[0]].dtype)
+                for row, i in enumerate(part):
+                    batch.samples[row, : len(arrays[i])] = arrays[i]
+                    batch.length_samples[row] = len(arrays[i])
+                    batch.mask[row] = True
+                    batch.rows.append(i)
+                    batch.sha256.append(sha256[i])
+                yield batch
 
 
 def make_buckets(
@@ -131,9 +175,9 @@ class Feeder:
         self._buckets = buckets
         self._on_failure = on_failure
         self._attach = attach
-        self._queue: Queue[Batch | None] = Queue(queue_batches)
+        self._queue: Queue[Batch[list[Row]] | None] = Queue(queue_batches)
         self._host_bytes = host_bytes
-        self._open: dict[tuple[int, int, str], Batch] = {}
+        self._open: dict[tuple[int, int, str], Batch[list[Row]]] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._error: BaseException | None = None
@@ -147,7 +191,7 @@ class Feeder:
         for thread in self._threads:
             thread.start()
 
-    def get(self, timeout_s: float | None = None) -> Batch | None:
+    def get(self, timeout_s: float | None = None) -> Batch[list[Row]] | None:
         """Next batch; None at the end.
 
         Raises:
@@ -160,7 +204,7 @@ class Feeder:
                 raise self._error
         return batch
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch[list[Row]]]:
         self.start()
         while (batch := self.get()) is not None:
             yield batch
@@ -227,6 +271,7 @@ class Feeder:
             batch = self._open[key]
             row = len(batch.rows)
             batch.rows.append(place)
+            batch.sha256.append(reply.info.sha256)
             batch._copying += 1
             if len(batch.rows) == len(batch.samples):
                 self._open.pop(key)._closed = True
@@ -240,7 +285,7 @@ class Feeder:
         for complete in ready:
             self._emit(complete)
 
-    def _make_room(self, key: tuple[int, int, str]) -> list[Batch]:
+    def _make_room(self, key: tuple[int, int, str]) -> list[Batch[list[Row]]]:
         """Closes the oldest open batches until a new one fits; returns those ready to go."""
         ready = []
         budget = self._host_bytes - self._new_batch(key).samples.nbytes
@@ -251,19 +296,11 @@ class Feeder:
                 ready.append(oldest)
         return ready
 
-    def _new_batch(self, key: tuple[int, int, str]) -> Batch:
-        rate, size, dtype = key
-        rows = self._buckets.rows(size, rate)
-        return Batch(
-            samples=np.zeros((rows, size), dtype),  # pages are only touched where audio lands
-            length_samples=np.zeros(rows, np.int32),
-            mask=np.zeros(rows, bool),
-            rows=[],
-            sample_rate_hz=rate,
-            bucket_samples=size,
-        )
+    def _new_batch(self, key: tuple[int, int, str]) -> Batch[list[Row]]:
+        rate_hz, bucket_samples, dtype = key
+        return self._buckets.new_batch(bucket_samples, rate_hz, dtype)
 
-    def _emit(self, batch: Batch | None) -> None:
+    def _emit(self, batch: Batch[list[Row]] | None) -> None:
         self._queue.put(batch)
 
 

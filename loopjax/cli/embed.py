@@ -28,7 +28,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _act(args: argparse.Namespace) -> int:
     config = given_settings(args, EmbedConfig())
-    from loopjax.embedding.corpus import embed_corpus
+    from loopjax.embedding.chain import embed_corpus
     from loopjax.encoders.load import load_encoder
     from loopjax.parallel import initialize
 

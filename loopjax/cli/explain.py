@@ -3,10 +3,12 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
-from loopjax.cli.score import encoder_of
-from loopjax.cli.verb import DONE, Verb
+from loopjax.cli.verb import DONE, Verb, add_encoder_option
 from loopjax.errors import UserError
+
+PICTURE_COLUMNS = 800
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -16,25 +18,50 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--embeddings", help="store to find nearest loops in (default: the model's)"
     )
+    add_encoder_option(parser)
 
 
 def _act(args: argparse.Namespace) -> int:
-    from loopjax.encoders.load import load_encoder
     from loopjax.explanation import explain
-    from loopjax.model import TrainedModel
+    from loopjax.io import write_json
+    from loopjax.model import load_model
     from loopjax.store.read import read_embeddings
 
-    model = TrainedModel.load(args.model)
+    model = load_model(args.model)
     if not Path(args.file).is_file():
         raise UserError(f"{args.file}: no such audio file")
     store = args.embeddings or model.embeddings_path
     known = read_embeddings(store) if store and Path(store).exists() else None
-    encoder = load_encoder(encoder_of(model))
-    result = explain(
-        model.detector, encoder, args.file, neighbors_from=known, out_dir=Path(args.out)
-    )
+    explanation = explain(model, args.file, args.encoder, known)
+    result = explanation.to_dict()
+    result["picture"] = str(_draw(explanation, Path(args.out) / "explain.svg"))
+    result["json"] = str(Path(args.out) / "explain.json")
+    write_json(Path(result["json"]), result, allow_nan=False)
     print(json.dumps(result, indent=2))  # noqa: T201
     return DONE
+
+
+def _draw(explanation: Any, path: Path) -> Path:
+    try:
+        from loopjax.report import figures
+    except ImportError:
+        raise UserError("pictures need matplotlib: pip install 'loopjax[report]'") from None
+    from loopjax.audio.preview import outline
+
+    parts = {
+        "duration_s": explanation.duration_s,
+        "waveform": outline(explanation.samples, PICTURE_COLUMNS),
+        "mel": explanation.log_mel,
+        "time_s": [(w.start_s + w.end_s) / 2 for w in explanation.windows],
+        "score": [w.score for w in explanation.windows],
+        "token_time_s": [t.time_s for t in explanation.tokens],
+        "token_score": [t.score for t in explanation.tokens],
+        "full_score": explanation.score,
+        "threshold": explanation.threshold,
+        "segment_drop": [s.drop for s in explanation.muted_segments],
+        "band_drop": [b.drop for b in explanation.muted_bands],
+    }
+    return figures.explanation(parts, path, title=Path(explanation.file).name)
 
 
 VERB = Verb(

@@ -31,7 +31,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _act(args: argparse.Namespace) -> int:
-    from loopjax.model import fit_models, split_rows
+    from loopjax.experiment.splits import split_rows
+    from loopjax.model import fit_models
     from loopjax.store.read import read_embeddings
 
     numbers = parse_seeds(args.seeds)

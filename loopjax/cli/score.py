@@ -2,10 +2,8 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from loopjax.cli.verb import DONE, SOME_REJECTED, Verb
-from loopjax.errors import UserError
+from loopjax.cli.verb import DONE, SOME_REJECTED, Verb, add_encoder_option
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -18,25 +16,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target-fpr", type=float, help="flag by conformal p-value at this false-positive rate"
     )
+    add_encoder_option(parser)
     parser.add_argument("--top", type=int, default=20, help="rows printed (default 20)")
 
 
 def _act(args: argparse.Namespace) -> int:
     from loopjax.cli.printing import print_ranking, say
-    from loopjax.model import TrainedModel, score_embeddings
-    from loopjax.store.foreign import SUFFIXES
-    from loopjax.store.read import part_files, read_embeddings
+    from loopjax.model import load_model
     from loopjax.store.scores import write_csv, write_scores
 
-    model = TrainedModel.load(args.model)
-    first = Path(args.sources[0])
-    is_store = first.is_dir() and (part_files(first) or part_files(first / "embeddings"))
-    is_file = first.suffix in (".parquet", *SUFFIXES)
-    if len(args.sources) == 1 and (is_store or is_file):
-        embeddings = read_embeddings(first)
-    else:
-        embeddings = _embed_like(model, args.sources)
-    scores = score_embeddings(model, embeddings, args.target_fpr)
+    model = load_model(args.model)
+    embeddings = model.embeddings_of(args.sources, args.encoder)
+    scores = model.score(embeddings, target_fpr=args.target_fpr)
     if args.out is not None:
         write_scores(scores, Path(args.out), csv=args.csv)
     elif args.csv is not None:
@@ -45,31 +36,6 @@ def _act(args: argparse.Namespace) -> int:
     for failure in embeddings.failures.to_pylist():
         say(f"rejected {failure['path']}: {failure['reason']} ({failure['message']})")
     return SOME_REJECTED if len(embeddings.failures) else DONE
-
-
-def encoder_of(model: Any) -> str:
-    """The encoder that made a model's training embeddings.
-
-    Raises:
-        UserError: it is not known.
-    """
-    name = model.embedding.get("encoder_path") or model.embedding.get("encoder")
-    if not name:
-        raise UserError(
-            "the model was trained on embeddings of unknown origin, so audio cannot be embedded "
-            "for it; score an embedding file of the same origin instead"
-        )
-    return name
-
-
-def _embed_like(model: Any, sources: list[str]) -> Any:
-    """Embeds audio in memory exactly as the model's training embeddings were made."""
-    from loopjax.embedding.corpus import embed, options_from_metadata
-    from loopjax.encoders.load import load_encoder
-
-    options = options_from_metadata(model.embedding)
-    encoder = load_encoder(encoder_of(model), options.precision)
-    return embed(sources, encoder, config=options)
 
 
 VERB = Verb(

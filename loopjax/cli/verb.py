@@ -26,3 +26,12 @@ class Verb:
     add_options: Callable[[argparse.ArgumentParser], None]
     act: Callable[[argparse.Namespace], int]
     compiles: bool = False
+
+
+def add_encoder_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--encoder` to a verb that takes a model."""
+    parser.add_argument(
+        "--encoder",
+        metavar="NAME|FOLDER",
+        help="encoder for audio, where the one that the model names is not to be found any more",
+    )

@@ -1,1 +1,1 @@
-"""Audio files to embeddings: read -> encode -> write, with deduplication and resume."""
+"""Audio to embeddings, one chain: read -> deduplicate -> encode -> write (see `chain`)."""

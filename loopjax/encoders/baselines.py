@@ -1,11 +1,13 @@
 """Encoders that keep the bundled one honest: its untrained twin, and plain log-mel statistics."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from loopjax.encoders.encoder import Encoder, Precision, random_weights
+from loopjax.encoders.encoder import HtsatEncoder, random_weights
+from loopjax.encoders.space import Precision
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
 
@@ -13,7 +15,7 @@ UNTRAINED = "untrained-nano"
 STATISTICS = "log-mel-statistics"
 
 
-class LogMelStatistics(Encoder):
+class LogMelStatistics(HtsatEncoder):
     """Mean and standard deviation of each log-mel band over time; no learned weights.
 
     It shares the front end of the fused towers, so that only the network differs.
@@ -26,6 +28,7 @@ class LogMelStatistics(Encoder):
             LogMelConfig.clap_fused(),
             random_weights(config),
             encoder_id=STATISTICS,
+            location=STATISTICS,
             precision=precision,
         )
 
@@ -45,16 +48,20 @@ def band_statistics(mel: jax.Array) -> jax.Array:
     return jnp.concatenate([whole.mean(axis=1), whole.std(axis=1)], axis=1)
 
 
-def untrained_nano(precision: Precision = "fp32") -> Encoder:
+def untrained_nano(precision: Precision = "fp32") -> HtsatEncoder:
     """The bundled architecture with its initial weights (seed 0)."""
     config = HtsatConfig.nano()
-    return Encoder(
+    return HtsatEncoder(
         config,
         LogMelConfig.clap_fused(),
         random_weights(config),
         encoder_id=UNTRAINED,
+        location=UNTRAINED,
         precision=precision,
     )
 
 
-REFERENCES: dict[str, Any] = {UNTRAINED: untrained_nano, STATISTICS: LogMelStatistics}
+REFERENCES: dict[str, Callable[[Precision], HtsatEncoder]] = {
+    UNTRAINED: untrained_nano,
+    STATISTICS: LogMelStatistics,
+}

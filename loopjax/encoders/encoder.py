@@ -2,11 +2,10 @@
 
 import contextlib
 import copy
-import dataclasses
 import hashlib
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +13,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from loopjax.encoders.space import Precision
 from loopjax.htsat import fusion
-from loopjax.htsat.frontend import LogMelConfig
+from loopjax.htsat.frontend import DEVICE_RATES_HZ, LogMelConfig
 from loopjax.htsat.model import Htsat, HtsatConfig
 
-# "bf16-fused" is bf16 with window attention as one kernel, for GPUs.
-Precision = Literal["fp32", "bf16", "bf16-fused"]
+FUSION_VIEWS = 4
 
 
 @lru_cache(maxsize=16)
@@ -68,7 +67,7 @@ def weights_digest(weights: dict[str, np.ndarray]) -> str:
 _front_end = partial(jax.jit, static_argnames=("rate_hz", "config", "fusion"))(fusion.front_end)
 
 
-class Encoder:
+class HtsatEncoder:
     """Samples in, embeddings out; both steps are compiled once per shape.
 
     `front_end` runs once per bucket and sample rate, `encode` once per batch size; neither result
@@ -84,14 +83,24 @@ class Encoder:
         encoder_id: str,
         precision: Precision = "fp32",
         weights_sha256: str | None = None,
+        location: str | None = None,
     ):
         """Binds weights (flat names, as `flatten_state`) to an architecture.
+
+        Args:
+            config: the architecture.
+            mel_config: the front end.
+            weights: float32 arrays.
+            encoder_id: the name that stores of embeddings record.
+            precision: number format of the network.
+            weights_sha256: digest of the weights, where it is known already.
+            location: what `load_encoder` finds this encoder by.
 
         Raises:
             ValueError: a name or shape does not fit the architecture; lists them.
         """
         self.config, self.mel_config = config, mel_config
-        self.id = encoder_id
+        self.id, self.location = encoder_id, location
         self.precision: Precision = precision
         self.weights_sha256 = weights_sha256 or weights_digest(weights)
         self._graphdef, abstract = abstract_model(config, precision)
@@ -121,11 +130,17 @@ class Encoder:
         return self.config.fusion
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        """Everything about the front end that changes numbers; part of a store's hash."""
-        return dataclasses.asdict(self.mel_config) | {"fusion": self.fusion}
+    def mel_shape(self) -> tuple[int, int, int]:
+        """Features of one clip: (views, frames, mel bins)."""
+        views = FUSION_VIEWS if self.fusion else 1
+        return views, self.mel_config.clip_frames, self.mel_config.mel_bins
 
-    def replicate(self, mesh: Mesh) -> "Encoder":
+    @property
+    def device_rates_hz(self) -> tuple[int, ...]:
+        """Sample rates that the front end resamples itself."""
+        return tuple(sorted({*DEVICE_RATES_HZ, self.sample_rate_hz}))
+
+    def replicate(self, mesh: Mesh) -> Self:
         """Copies the weights to every device of a one-axis mesh; batches split along that axis."""
         replicated = copy.copy(self)
         replicated._mesh = mesh

@@ -8,8 +8,9 @@ import platformdirs
 
 from loopjax import bundled
 from loopjax.encoders.baselines import REFERENCES
-from loopjax.encoders.encoder import Encoder, Precision
+from loopjax.encoders.encoder import HtsatEncoder
 from loopjax.encoders.published import KNOWN, KnownEncoder, known_encoder
+from loopjax.encoders.space import Precision
 from loopjax.encoders.storage import read_encoder, read_record, verify_encoder
 from loopjax.errors import UserError
 
@@ -43,7 +44,7 @@ class EncoderRow:
     source: str
 
 
-def load_encoder(name: str | Path, precision: Precision = "fp32") -> Encoder:
+def load_encoder(name: str | Path, precision: Precision = "fp32") -> HtsatEncoder:
     """Loads an encoder by name or from a folder written by `loopjax convert`.
 
     Args:
@@ -62,7 +63,9 @@ def load_encoder(name: str | Path, precision: Precision = "fp32") -> Encoder:
         )
     if str(name) in REFERENCES:
         return REFERENCES[str(name)](precision)
-    encoder = read_encoder(_locate(name), precision)
+    folder = _locate(name)
+    by_name = folder != Path(name)  # else it is a folder, which another process may see elsewhere
+    encoder = read_encoder(folder, precision, str(name) if by_name else None)
     known = known_encoder(name) if isinstance(name, str) else None
     if known is not None and encoder.embedding_dim != known.dims:
         raise UserError(

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from loopjax.encoders.encoder import Encoder, Precision, weights_digest
+from loopjax.encoders.encoder import HtsatEncoder, weights_digest
+from loopjax.encoders.protocol import Encoder
+from loopjax.encoders.space import Precision, read_front_end
 from loopjax.errors import ModelCheckError, UserError
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
@@ -53,7 +55,7 @@ def save_encoder(
     folder = Path(folder).absolute()
     if folder.exists() and not _is_replaceable(folder):
         raise UserError(f"{folder} exists and is no encoder folder; choose another")
-    encoder = Encoder(config, mel_config, weights, encoder_id=encoder_id)
+    encoder = HtsatEncoder(config, mel_config, weights, encoder_id=encoder_id)
     record = {
         "format": FORMAT,
         "id": encoder_id,
@@ -72,8 +74,15 @@ def save_encoder(
     write_folder(folder, write)
 
 
-def read_encoder(folder: Path, precision: Precision = "fp32") -> Encoder:
+def read_encoder(
+    folder: Path, precision: Precision = "fp32", location: str | None = None
+) -> HtsatEncoder:
     """Reads a folder written by `save_encoder` onto this process's first device.
+
+    Args:
+        folder: the encoder.
+        precision: number format of the network.
+        location: a name that `load_encoder` finds this folder by; default its absolute path.
 
     Raises:
         UserError: not such a folder, or damaged.
@@ -85,7 +94,7 @@ def read_encoder(folder: Path, precision: Precision = "fp32") -> Encoder:
     record = read_record(folder)
     try:
         config = HtsatConfig(**_tuples(record["architecture"]))
-        mel_config = LogMelConfig(**record["front_end"])
+        mel_config = read_front_end(record["front_end"])
         # Each process of a run reads by itself: by default Orbax makes them wait for one another.
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
@@ -98,13 +107,14 @@ def read_encoder(folder: Path, precision: Precision = "fp32") -> Encoder:
         weights = {name: np.asarray(array, np.float32) for name, array in restored.items()}
         if weights_digest(weights) != record["weights_sha256"]:
             raise ValueError("the weights do not match their recorded hash")
-        return Encoder(
+        return HtsatEncoder(
             config,
             mel_config,
             weights,
             encoder_id=record["id"],
             precision=precision,
             weights_sha256=record["weights_sha256"],
+            location=location or str(folder),
         )
     except Exception as error:  # noqa: BLE001 - Orbax wraps read errors in a bare Exception
         reason = str(error).strip().split("\n")[0]

@@ -20,8 +20,9 @@ from loopjax.evaluation.statistics import seed_interval, welch_tests
 from loopjax.evaluation.tables import Evaluation, Row, Table
 from loopjax.evaluation.thresholds import score_threshold
 from loopjax.experiment.figures import draw_curves, draw_run
+from loopjax.experiment.splits import held_out_rows
 from loopjax.io import write_json
-from loopjax.model import TrainedModel, fit_models, held_out_rows
+from loopjax.model import Model, fit_models
 from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings, read_embeddings
 
@@ -48,7 +49,7 @@ class FittedRun:
     """
 
     config: ExperimentConfig
-    models: Mapping[str, list[TrainedModel]]
+    models: Mapping[str, list[Model]]
     embeddings: Embeddings
     train: np.ndarray
     labels: np.ndarray | None
@@ -196,7 +197,7 @@ def _labeled_cells(labels: np.ndarray, seeds: list[np.ndarray], settings: Evalua
 
 def _encoders(run: FittedRun, labels: np.ndarray, compare: Path, log: Log) -> Table:
     """AUROC of every detector on the run's encoder and on the encoders to compare with."""
-    from loopjax.embedding.corpus import embed_corpus
+    from loopjax.embedding.chain import embed_corpus
     from loopjax.encoders.load import load_encoder
 
     config, measured = run.config, run.measured

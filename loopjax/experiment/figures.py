@@ -7,13 +7,13 @@ import numpy as np
 
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.evaluation.robustness import CurvePoint
-from loopjax.model import TrainedModel
+from loopjax.model import Model
 from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings
 
 
 def draw_run(
-    models: Mapping[str, Sequence[TrainedModel]],
+    models: Mapping[str, Sequence[Model]],
     scores: Mapping[str, Sequence[np.ndarray]],
     embeddings: Embeddings,
     train: np.ndarray,

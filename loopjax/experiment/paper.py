@@ -18,8 +18,9 @@ from loopjax.experiment.evaluate import Log
 from loopjax.experiment.figures import draw_run
 from loopjax.experiment.groups import cut_groups
 from loopjax.experiment.protocols import ProtocolRow, run_protocols
+from loopjax.experiment.splits import split_rows
 from loopjax.io import write_json
-from loopjax.model import TrainedModel, check_params, fit_models, split_rows
+from loopjax.model import Model, check_params, fit_models
 from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings, read_embeddings
 
@@ -256,7 +257,7 @@ def _draw(
 ) -> None:
     """The paper's figures: every detector fitted once on 80 % of the loops."""
     train = split_rows(embeddings, config.split)
-    models: dict[str, list[TrainedModel]] = {}
+    models: dict[str, list[Model]] = {}
     for detector in _drawn(config.detectors):
         log(f"{set_name}: fitting {detector.name} for the figures")
         try:

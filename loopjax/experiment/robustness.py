@@ -21,8 +21,10 @@ import pyarrow as pa
 
 from loopjax.audio.perturb import PERTURBATIONS, Perturbation, perturb
 from loopjax.config import EmbedConfig
-from loopjax.embedding.arrays import as_float, embed_arrays, read_samples
-from loopjax.encoders.encoder import Encoder
+from loopjax.embedding.read import read_samples
+from loopjax.embedding.samples import as_float, embed_arrays
+from loopjax.embedding.settings import space_of
+from loopjax.encoders.protocol import Encoder
 from loopjax.errors import UserError
 from loopjax.evaluation.robustness import (
     CurvePoint,
@@ -103,16 +105,14 @@ class _Copies:
     def _path(self, perturbation: Perturbation, level: int) -> Path:
         identity = {
             "format": FORMAT,
-            "weights": self.encoder.weights_sha256,
-            "preprocessing": self.encoder.preprocessing,
-            "precision": getattr(self.encoder, "precision", "fp32"),
+            "space": space_of(self.encoder, self.options or EmbedConfig()).to_metadata(),
             "loops": [loop.id for loop in self.loops],
             "perturbation": perturbation.name,
             "severity": perturbation.severities[level],
             "seed": self.seed,
             "audiomentations": importlib.metadata.version("audiomentations"),
         }
-        text = json.dumps(identity, sort_keys=True, default=str)
+        text = json.dumps(identity, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         return self.cache / f"{perturbation.name.replace(' ', '-')}-{level}-{digest}.npy"
 

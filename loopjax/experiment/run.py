@@ -1,6 +1,7 @@
 """One experiment from one config: embed, fit, score, evaluate, report; a killed run continues."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,8 @@ from loopjax.experiment.labels import (
 )
 from loopjax.experiment.paper import reproduce
 from loopjax.experiment.record import claim, read_record
-from loopjax.model import (
-    TrainedModel,
-    check_params,
-    fit_models,
-    held_out_rows,
-    score_embeddings,
-    split_rows,
-)
+from loopjax.experiment.splits import held_out_rows, split_rows
+from loopjax.model import Model, check_params, fit_models, load_model
 from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings, read_embeddings
 from loopjax.store.scores import Scores, write_scores
@@ -138,7 +133,7 @@ def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embedd
     if config.data.embeddings is not None:
         embeddings = read_run_embeddings(config, out)
         return embeddings, len(embeddings.failures)
-    from loopjax.embedding.corpus import embed_corpus
+    from loopjax.embedding.chain import embed_corpus
     from loopjax.encoders.load import load_encoder
 
     encoder = load_encoder(config.embed.encoder, config.embed.precision)
@@ -205,17 +200,18 @@ def fit_all(
     labels: np.ndarray | None,
     out: Path,
     log: Log,
-) -> dict[str, list[TrainedModel]]:
+) -> dict[str, list[Model]]:
     """Fits every detector with every seed; what an earlier run saved is loaded instead."""
     calibration = held_out_rows(config.split, train, labels)
-    models: dict[str, list[TrainedModel]] = {}
+    models: dict[str, list[Model]] = {}
     store = config.data.embeddings or str((out / "embeddings").absolute())
     for detector in config.detectors:
         folders = {
             seed: out / "models" / detector.name / f"seed-{seed}"
             for seed in (config.seeds if detector.kind in RANDOM_KINDS else config.seeds[:1])
         }
-        missing = [seed for seed, f in folders.items() if not (f / "model.json").exists()]
+        found = {seed: _load_finished(folder, log) for seed, folder in folders.items()}
+        missing = [seed for seed, model in found.items() if model is None]
         if missing:
             named = ", ".join(map(str, missing))
             log(f"fitting {detector.name} (seed {named}) on {int(train.sum())} loops")
@@ -230,19 +226,32 @@ def fit_all(
             )
             for seed, model in zip(missing, fitted, strict=True):
                 model.save(folders[seed])
-        models[detector.name] = [TrainedModel.load(folder) for folder in folders.values()]
+                found[seed] = model
+        models[detector.name] = [model for model in found.values() if model is not None]
     return models
+
+
+def _load_finished(folder: Path, log: Log) -> Model | None:
+    """The model that an earlier run left; None where it has to be fitted (again)."""
+    if not folder.exists():
+        return None
+    try:
+        return load_model(folder)
+    except UserError as error:
+        log(f"warning: {error}; it is fitted again")
+        shutil.rmtree(folder)
+        return None
 
 
 def rank(
     config: ExperimentConfig,
-    models: dict[str, list[TrainedModel]],
+    models: dict[str, list[Model]],
     embeddings: Embeddings,
     labels: np.ndarray | None,
 ) -> Scores:
     """The primary detector's scores, with the other detectors' scores and the labels beside."""
     primary = config.primary or config.detectors[0].name
-    scores = score_embeddings(models[primary][0], embeddings)
+    scores = models[primary][0].score(embeddings)
     ids = embeddings.table["id"].to_pylist()
     place = {row_id: i for i, row_id in enumerate(ids)}
     order = np.array([place[row_id] for row_id in scores.table["id"].to_pylist()])

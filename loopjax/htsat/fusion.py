@@ -60,18 +60,6 @@ def waveform_starts(
     return np.floor(place * last).astype(np.int32)[:, None]
 
 
-def seeded_fractions(audio_sha256: list[str], seed: int) -> np.ndarray:
-    """Crop positions drawn from a key that depends on the audio alone, float64 [B, 3].
-
-    Independent of order, batch and process: the same loop gets the same crops everywhere.
-    """
-    rows = [
-        np.random.default_rng([seed, *np.frombuffer(bytes.fromhex(digest), np.uint32)]).random(3)
-        for digest in audio_sha256
-    ]
-    return np.stack(rows) if rows else np.zeros((0, 3))
-
-
 def shrink(mel: jax.Array, total_frames: jax.Array, out_frames: int) -> jax.Array:
     """Bilinear resize along time without antialias (half-pixel centers), one row.
 

@@ -60,23 +60,23 @@ def same_weights(model: Any, precision: Any = "fp32") -> Any:
     """Our encoder with the weights of a transformers model."""
     from loopjax.convert.layouts import LazyTensor
     from loopjax.convert.mapping import map_checkpoint
-    from loopjax.encoders.encoder import Encoder
+    from loopjax.encoders.encoder import HtsatEncoder
 
     arrays = {name: value.numpy() for name, value in model.state_dict().items()}
     mapped = map_checkpoint({k: LazyTensor(v.shape, lambda v=v: v) for k, v in arrays.items()})
-    return Encoder(
+    return HtsatEncoder(
         mapped.config, mapped.front_end, mapped.weights, encoder_id="random", precision=precision
     )
 
 
 def untrained(size: str) -> Any:
     """Our encoder by size, randomly initialized."""
-    from loopjax.encoders.encoder import Encoder, random_weights
+    from loopjax.encoders.encoder import HtsatEncoder, random_weights
     from loopjax.htsat.frontend import LogMelConfig
     from loopjax.htsat.model import HtsatConfig
 
     config = {"nano": HtsatConfig.nano, "tiny": HtsatConfig.tiny}[size]()
-    return Encoder(config, LogMelConfig(), random_weights(config), encoder_id=size)
+    return HtsatEncoder(config, LogMelConfig(), random_weights(config), encoder_id=size)
 
 
 def our_step(encoder: Any, batch: int) -> Callable[[], Any]:

@@ -5,7 +5,7 @@
 Stereo loops of 0.5 to 12 seconds at 44.1 kHz, as WAV, FLAC and MP3. loopjax runs `embed` with the
 bundled encoder, the other side a randomly initialized tower of the same architecture, as one writes
 it from the documentation: `soundfile.read`, mean over the channels, `soxr.resample`,
-`ClapFeatureExtractor` and the PyTorch tower, in batches. `wait_share` is the part of the run in
+`ClapFeatureExtractor` and the PyTorch tower, in batches. `wait_fraction` is the part of the run in
 which our device had nothing to do.
 """
 
@@ -54,12 +54,12 @@ def write_loops(folder: Path, n_files: int, extension: str) -> list[Path]:
 def our_run(folder: Path, encoder: Any, waits: list[float]) -> Callable[[], None]:
     """Embeds the folder into a new store each time and notes how long the device waited."""
     from loopjax.config import EmbedConfig
-    from loopjax.embedding.corpus import embed_corpus
+    from loopjax.embedding.chain import embed_corpus
 
     def run() -> None:
         store = folder.with_name(f"{folder.name}_store_{len(waits)}")
         summary = embed_corpus([folder], encoder, store, EmbedConfig(), progress=False)
-        waits.append(summary.wait_share)
+        waits.append(summary.wait_fraction)
 
     return run
 
@@ -115,7 +115,7 @@ def main() -> None:
                 unit="files/s",
                 peer=args.files / times["theirs"].median_s,
                 peer_name="soundfile + soxr + transformers",
-                wait_share=rounded(float(np.median(waits[1:]))),
+                wait_fraction=rounded(float(np.median(waits[1:]))),
                 spread={name: rounded(taken.spread) for name, taken in times.items()},
             )
 

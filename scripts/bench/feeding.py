@@ -27,7 +27,7 @@ from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.process import DecoderProcess
 from loopjax.audio.sources.files import AUDIO_EXTENSIONS, scan
 from loopjax.config import EmbedConfig
-from loopjax.embedding.corpus import embed_corpus
+from loopjax.embedding.chain import embed_corpus
 from loopjax.htsat.frontend import DEVICE_RATES_HZ
 
 MIN_EXCERPT_S = 0.2
@@ -58,7 +58,7 @@ def gather(folder: Path, n_files: int, extra: Path) -> list[Path]:
 
 def load(name: str) -> Any:
     """An encoder by name; `tiny` is the published architecture with untrained weights."""
-    from loopjax.encoders.encoder import Encoder, random_weights
+    from loopjax.encoders.encoder import HtsatEncoder, random_weights
     from loopjax.htsat.frontend import LogMelConfig
     from loopjax.htsat.model import HtsatConfig
 
@@ -67,7 +67,7 @@ def load(name: str) -> Any:
 
         return load_encoder(name)
     config = HtsatConfig.tiny(fusion=True)
-    return Encoder(config, LogMelConfig(), random_weights(config), encoder_id="tiny-untrained")
+    return HtsatEncoder(config, LogMelConfig(), random_weights(config), encoder_id="tiny-untrained")
 
 
 def prepare_batches(listing: Path, batch_size: int) -> list[Batch]:
@@ -137,7 +137,7 @@ def compare(encoder: Any, args: argparse.Namespace) -> None:
 
         def end_to_end() -> None:
             summary = embed_corpus([listing], encoder, next(stores), options, progress=False)
-            waits.append(summary.wait_share)
+            waits.append(summary.wait_fraction)
 
         apart, whole = [], []
         for _ in range(args.rounds + 1):
@@ -155,7 +155,7 @@ def compare(encoder: Any, args: argparse.Namespace) -> None:
         target="at most 1.15 times the encoder alone",
         cpu_s={"ours": round(whole_cpu_s, 1), "peer": round(alone_cpu_s, 1)},
         ratio_by_round=[round(w[0] / a[0], 2) for w, a in zip(whole, apart, strict=True)][1:],
-        wait_share=[round(share, 3) for share in waits[1:]],
+        wait_fraction=[round(share, 3) for share in waits[1:]],
     )
 
 

@@ -28,12 +28,12 @@ def waves(clips: int, samples: int) -> np.ndarray:
 
 def our_views(samples: np.ndarray, rate_hz: int) -> Callable[[], Any]:
     """Our front end with the four fusion views, compiled."""
-    from loopjax.encoders.encoder import Encoder, random_weights
+    from loopjax.encoders.encoder import HtsatEncoder, random_weights
     from loopjax.htsat.frontend import LogMelConfig
     from loopjax.htsat.model import HtsatConfig
 
     config = HtsatConfig.nano(width=16, depths=(1,), heads=(1,))  # only its front end is used
-    encoder = Encoder(config, LogMelConfig(), random_weights(config), encoder_id="front end")
+    encoder = HtsatEncoder(config, LogMelConfig(), random_weights(config), encoder_id="front end")
     lengths = np.full(len(samples), samples.shape[1], np.int32)
     return lambda: encoder.front_end(samples, lengths, rate_hz)[0]
 

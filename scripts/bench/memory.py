@@ -41,7 +41,7 @@ def write_corpus(folder: Path, n_files: int) -> None:
 def measure(listing: str, encoder_name: str) -> None:
     """Embeds the listed files in this process and prints samples of its memory."""
     from loopjax.config import EmbedConfig
-    from loopjax.embedding.corpus import embed_corpus
+    from loopjax.embedding.chain import embed_corpus
     from loopjax.encoders.load import load_encoder
 
     encoder = load_encoder(encoder_name)

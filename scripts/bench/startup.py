@@ -33,14 +33,14 @@ def run(command: list[str], cache: Path) -> str:
 
 def first_calls(size: str) -> None:
     """In a fresh process: seconds beyond the second call, front end and encoder, as JSON."""
-    from loopjax.encoders.encoder import Encoder, random_weights
+    from loopjax.encoders.encoder import HtsatEncoder, random_weights
     from loopjax.htsat.frontend import LogMelConfig
     from loopjax.htsat.model import HtsatConfig
     from loopjax.parallel import enable_compilation_cache
 
     enable_compilation_cache()
     config = {"nano": HtsatConfig.nano, "tiny": HtsatConfig.tiny}[size]()
-    encoder = Encoder(config, LogMelConfig(), random_weights(config), encoder_id=size)
+    encoder = HtsatEncoder(config, LogMelConfig(), random_weights(config), encoder_id=size)
     samples, lengths = np.zeros((4, 4 * 48_000), np.float32), np.full(4, 4 * 48_000, np.int32)
 
     def whole() -> None:

@@ -57,7 +57,7 @@ def start(corpus: Path, out: Path, encoder: str) -> subprocess.Popen:
 def child(corpus: str, out: str, encoder: str) -> None:
     """One run: what `loopjax embed` does, with small shards so that every kill finds some."""
     from loopjax.config import EmbedConfig
-    from loopjax.embedding.corpus import embed_corpus
+    from loopjax.embedding.chain import embed_corpus
     from loopjax.encoders.load import load_encoder
     from loopjax.parallel import enable_compilation_cache
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from loopjax.encoders.encoder import Encoder, random_weights
+from loopjax.encoders.encoder import HtsatEncoder, random_weights
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
 
@@ -167,12 +167,14 @@ def _stripes(key: jax.Array, batch: int, size: int, width: int) -> jax.Array:
     return (place >= start) & (place < start + span) & use
 
 
-def _front_end_only(mel_config: LogMelConfig) -> Encoder:
+def _front_end_only(mel_config: LogMelConfig) -> HtsatEncoder:
     config = HtsatConfig.nano()
-    return Encoder(config, mel_config, random_weights(config), encoder_id="front-end")
+    return HtsatEncoder(config, mel_config, random_weights(config), encoder_id="front-end")
 
 
-def _cache_shard(shard: Path, rows: list[dict], target: Path, encoder: Encoder, seed: int) -> None:
+def _cache_shard(
+    shard: Path, rows: list[dict], target: Path, encoder: HtsatEncoder, seed: int
+) -> None:
     audio = np.load(shard.with_suffix(".npy"), mmap_mode="r")
     hop, clip_frames = encoder.mel_config.hop_samples, encoder.mel_config.clip_frames
     is_long = np.array([row["length_samples"] // hop + 1 > clip_frames for row in rows])

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from loopjax.config import DetectorConfig
-from loopjax.embedding.arrays import embed_arrays
-from loopjax.embedding.corpus import embed
+from loopjax.embedding.chain import embed
+from loopjax.embedding.samples import embed_arrays
 from loopjax.encoders.load import load_encoder
 from loopjax.experiment.protocols import run_protocols
 

@@ -2,13 +2,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
-from spectrum_encoder import RATE, DistanceDetector, SpectrumEncoder, tone
 
 from loopjax.audio.perturb import PERTURBATIONS
-from loopjax.embedding.arrays import embed_arrays
+from loopjax.embedding.samples import embed_arrays
 from loopjax.errors import UserError
 from loopjax.evaluation.robustness import win_matrix
 from loopjax.experiment.robustness import QUICK_LEVELS, measure_robustness
+from tests.spectrum_encoder import RATE, DistanceDetector, SpectrumEncoder, tone
 
 pytest.importorskip("audiomentations", reason="the extra [eval] is not installed")
 

@@ -98,6 +98,19 @@ def test_a_finished_run_repeats_nothing_and_another_folder_gives_the_same(
     assert pq.read_table(tmp_path / "r2" / "scores.parquet").equals(before)
 
 
+def test_a_damaged_model_is_fitted_again(finished, corpus, tmp_path):
+    out, _, _ = finished
+    shutil.copytree(out, tmp_path / "copy")
+    before = pq.read_table(out / "scores.parquet")
+    file = tmp_path / "copy" / "models" / "knn" / "seed-0" / "config.json"
+    file.write_bytes(file.read_bytes()[:100])
+    lines: list[str] = []
+    run(load_config(corpus), tmp_path / "copy", log=lines.append)
+    assert any("warning" in line and "seed-0" in line for line in lines)
+    assert [line[:19] for line in lines if line.startswith("fitting")] == ["fitting knn (seed 0"]
+    assert pq.read_table(tmp_path / "copy" / "scores.parquet").equals(before)
+
+
 def test_evaluating_a_run_again_gives_the_same_tables(finished, tmp_path, monkeypatch):
     out, result, _ = finished
     lines: list[str] = []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loopjax.config import EmbedConfig
-from loopjax.embedding.corpus import embed_corpus
+from loopjax.embedding.chain import embed_corpus
 from loopjax.store.read import Embeddings, read_embeddings
 from tests.audio_files import write_corpus
 from tests.fake_encoder import FakeEncoder

@@ -22,7 +22,7 @@ def main(source: str, out: str, *settings: str) -> int:
     restart = values.pop("restart", False)
     place = [values.pop(name, None) for name in ("coordinator", "processes", "index")]
     from loopjax import parallel
-    from loopjax.embedding.corpus import embed_corpus
+    from loopjax.embedding.chain import embed_corpus
     from tests.fake_encoder import slow_fake
 
     parallel.initialize(*place)

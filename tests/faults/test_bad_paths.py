@@ -14,7 +14,7 @@ from loopjax.audio.decode import decode_file
 from loopjax.audio.loop import Failure, Loop
 from loopjax.audio.sources.files import scan
 from loopjax.config import EmbedConfig
-from loopjax.embedding.corpus import embed_corpus
+from loopjax.embedding.chain import embed_corpus
 from loopjax.store.read import read_embeddings
 from loopjax.store.scores import write_csv
 from tests.audio_files import write_tone

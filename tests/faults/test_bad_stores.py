@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from loopjax.config import EmbedConfig
-from loopjax.embedding.corpus import embed_corpus
+from loopjax.embedding.chain import embed_corpus
 from loopjax.errors import UserError
 from loopjax.store.read import part_files, read_embeddings
 from loopjax.store.schema import shard_schema

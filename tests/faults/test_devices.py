@@ -11,7 +11,7 @@ import pytest
 
 from loopjax.audio.batching import make_buckets
 from loopjax.config import EmbedConfig
-from loopjax.embedding.corpus import embed_corpus
+from loopjax.embedding.chain import embed_corpus
 from loopjax.encoders.encoder import random_weights
 from loopjax.encoders.storage import save_encoder
 from loopjax.htsat.frontend import LogMelConfig

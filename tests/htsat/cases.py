@@ -10,7 +10,7 @@ from flax import nnx
 
 from loopjax.convert.layouts import LazyTensor, Source
 from loopjax.convert.mapping import map_checkpoint
-from loopjax.encoders.encoder import Encoder, random_weights
+from loopjax.encoders.encoder import HtsatEncoder, random_weights
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
 from scripts.goldens import synthetic
@@ -81,15 +81,17 @@ def lazy(tensors: dict[str, np.ndarray]) -> Source:
 
 
 @cache
-def encoder(name: str, precision="fp32") -> Encoder:
+def encoder(name: str, precision="fp32") -> HtsatEncoder:
     """The encoder of a golden case."""
     mapped = map_checkpoint(lazy(checkpoint(name)))
     weights = mapped.weights
-    return Encoder(mapped.config, mapped.front_end, weights, encoder_id=name, precision=precision)
+    return HtsatEncoder(
+        mapped.config, mapped.front_end, weights, encoder_id=name, precision=precision
+    )
 
 
 @cache
-def micro(precision="fp32") -> Encoder:
+def micro(precision="fp32") -> HtsatEncoder:
     """The smallest fused encoder with shifted windows: quick to compile, for what is not parity."""
     config = HtsatConfig.nano(width=16, depths=(2, 1), heads=(1, 2))
     rng = np.random.default_rng(0)
@@ -102,7 +104,7 @@ def micro(precision="fp32") -> Encoder:
         "bn0.mean": np.full(64, -30.0, np.float32),
         "bn0.var": np.full(64, 400.0, np.float32),
     }
-    return Encoder(config, front_end, weights, encoder_id="micro", precision=precision)
+    return HtsatEncoder(config, front_end, weights, encoder_id="micro", precision=precision)
 
 
 @cache

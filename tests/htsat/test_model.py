@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from loopjax.encoders.encoder import Encoder, abstract_model, random_weights, weights_digest
+from loopjax.encoders.encoder import HtsatEncoder, abstract_model, random_weights, weights_digest
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import Htsat, HtsatConfig, bicubic_taps, stretch_time
 from loopjax.htsat.swin import gelu
@@ -89,7 +89,7 @@ def test_weights_that_do_not_fit_are_listed():
     weights["norm.gamma"] = weights.pop("norm.scale")
     weights["bn0.bias"] = np.zeros(65, np.float32)
     with pytest.raises(ValueError, match=r"norm\.scale.*norm\.gamma.*bn0\.bias: \(65,\)"):
-        Encoder(MICRO, LogMelConfig(), weights, encoder_id="x")
+        HtsatEncoder(MICRO, LogMelConfig(), weights, encoder_id="x")
 
 
 def test_the_digest_sees_names_shapes_and_values():

@@ -11,7 +11,7 @@ from flax import nnx  # noqa: E402
 
 from loopjax.convert.mapping import map_checkpoint  # noqa: E402
 from loopjax.convert.torch_zip import TorchZip  # noqa: E402
-from loopjax.encoders.encoder import Encoder  # noqa: E402
+from loopjax.encoders.encoder import HtsatEncoder  # noqa: E402
 from scripts.goldens import synthetic  # noqa: E402
 from tests.htsat import tolerances  # noqa: E402
 from tests.htsat.cases import lazy  # noqa: E402
@@ -70,7 +70,7 @@ def test_stage_by_stage_and_from_the_waveform(size, fusion):
     theirs = original(size, fusion)
     state = {k: v.numpy() for k, v in theirs.state_dict().items()}
     mapped = map_checkpoint(lazy(state))
-    model = Encoder(mapped.config, mapped.front_end, mapped.weights, encoder_id="live")
+    model = HtsatEncoder(mapped.config, mapped.front_end, mapped.weights, encoder_id="live")
 
     def run(params, mel, longer):
         merged, taps = nnx.merge(model._graphdef, params), {}

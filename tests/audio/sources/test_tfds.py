@@ -17,7 +17,7 @@ from loopjax.audio.sources.tfds import (
     split_of_group,
 )
 from loopjax.config import EmbedConfig
-from loopjax.embedding.corpus import embed, embed_corpus
+from loopjax.embedding.chain import embed, embed_corpus
 from loopjax.errors import UserError
 from loopjax.store.read import read_embeddings
 from tests.audio_files import write_tone

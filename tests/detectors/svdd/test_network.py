@@ -84,7 +84,7 @@ def test_equals_frozen_torch(name):
 @pytest.mark.parametrize("preset", HIDDEN_DIMS)
 def test_equals_torch_at_full_size(preset, residual):
     pytest.importorskip("torch")
-    from scripts import make_detector_goldens as reference
+    from scripts.goldens import detectors as reference
 
     dims = HIDDEN_DIMS[preset]
     golden = reference.reference_steps(1024, dims, residual, batch=32, seed=1)

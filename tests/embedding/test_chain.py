@@ -1,6 +1,5 @@
 """The joiner: numbers that depend on the loop alone, runs that continue, named mistakes."""
 
-import json
 import os
 from pathlib import Path
 
@@ -10,9 +9,12 @@ import soundfile
 
 from loopjax.audio.decode import DecodeOptions, decode_file
 from loopjax.config import EmbedConfig
-from loopjax.embedding.corpus import embed, embed_corpus, identity, options_from_metadata
+from loopjax.embedding.chain import embed, embed_corpus, metadata_of
+from loopjax.embedding.encode import crop_fractions
+from loopjax.embedding.settings import config_of, space_of
 from loopjax.encoders import encoder as encoder_module
-from loopjax.encoders.encoder import Encoder, random_weights
+from loopjax.encoders.encoder import HtsatEncoder, random_weights
+from loopjax.encoders.space import Space
 from loopjax.errors import TooManyRejectedError, UserError
 from loopjax.htsat.frontend import DEVICE_RATES_HZ, LogMelConfig
 from loopjax.htsat.model import HtsatConfig
@@ -28,7 +30,7 @@ SONIC_PI = Path(__file__).parents[3] / "shared" / "data" / "sonic-pi"
 def real():
     """A real HTS-AT with feature fusion, very small and untrained."""
     config = HtsatConfig.nano(width=16, depths=(1, 1, 1), heads=(1, 2, 4))
-    return Encoder(config, LogMelConfig(), random_weights(config, 0), encoder_id="small")
+    return HtsatEncoder(config, LogMelConfig(), random_weights(config, 0), encoder_id="small")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,7 @@ def test_store_equals_memory_and_a_rerun_does_nothing(mixed, tmp_path):
     options = EmbedConfig(batch_size=4, workers=1, shard_rows=5)
     summary = embed_corpus([mixed], encoder, tmp_path / "store", options, progress=False)
     assert (summary.n_embedded, summary.n_failed, summary.n_skipped) == (22, 0, 0)
-    assert 0.0 <= summary.wait_share <= 1.0
+    assert 0.0 <= summary.wait_fraction <= 1.0
     stored = read_embeddings(tmp_path / "store")
     memory = embed(mixed, encoder, options)
     np.testing.assert_array_equal(stored.matrix, memory.matrix)
@@ -185,6 +187,29 @@ def test_seeded_crops_average_draws_that_depend_on_the_audio_alone(tmp_path):
 def test_bad_crops_are_a_mistake(mixed, crops):
     with pytest.raises(UserError, match="seeded:K"):
         embed(mixed, FakeEncoder(), crops=crops)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"crops": "seeded"}, "seeded:K"),
+        ({"batch_size": -4}, "batch_size"),
+        ({"workers": -1}, "workers"),
+        ({"shard_rows": 0}, "shard_rows"),
+        ({"max_duration_s": 0.0}, "max_duration_s"),
+        ({"buckets_s": (0.0, 1.0)}, "buckets_s"),
+        ({"decode_timeout_s": 0.0}, "decode_timeout_s"),
+        ({"max_failures": 1.5}, "max_failures"),
+    ],
+)
+def test_a_wrong_option_leaves_nothing_behind(tmp_path, wrong, message):
+    write_corpus(tmp_path / "c", 2)
+    out = tmp_path / "store"
+    with pytest.raises(UserError, match=message):
+        embed_corpus(tmp_path / "c", FakeEncoder(), out, EmbedConfig(**wrong), progress=False)
+    assert not out.exists()
+    embed_corpus(tmp_path / "c", FakeEncoder(), out, EmbedConfig(crops="seeded:2"), progress=False)
+    assert len(read_embeddings(out)) == 2
 
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -262,35 +287,36 @@ def test_mistakes_of_sources_and_options(mixed, tmp_path):
         embed([mixed, "tfds:nsynth"], FakeEncoder())
 
 
-def test_settings_travel_with_the_embeddings(mixed, tmp_path):
+def test_settings_travel_with_the_embeddings(tmp_path):
     write_corpus(tmp_path / "c", 1)
-    options = EmbedConfig(encoder="somewhere", mono="left", crops="seeded:2", resample="host")
+    options = EmbedConfig(mono="left", crops="seeded:2", resample="host", sanitize=True)
     metadata = embed(tmp_path / "c", FakeEncoder(), options).metadata
-    back = options_from_metadata(metadata)
-    for name in ("encoder", "mono", "crops", "resample", "precision", "sanitize"):
+    space = Space.from_metadata(metadata)
+    assert space == space_of(FakeEncoder(), options)
+    back = config_of(space)
+    for name in ("mono", "crops", "resample", "precision", "sanitize", "accept_truncated"):
         assert getattr(back, name) == getattr(options, name)
-    assert json.loads(metadata["preprocessing"])["front_end.mel_bins"] == 8
-    with pytest.raises(UserError, match="not made by loopjax"):
-        options_from_metadata({"encoder": "external"})
 
 
-def test_identity_follows_everything_that_changes_numbers():
+def test_the_space_follows_everything_that_changes_numbers():
     encoder = FakeEncoder()
-    base = identity(encoder, EmbedConfig())[0]
+    base = space_of(encoder, EmbedConfig())
     same = EmbedConfig(batch_size=7, workers=3, shard_rows=9, max_failures=0.1, encoder="elsewhere")
-    keys = ("preprocessing_sha256", "weights_sha256", "encoder", "embedding_dim")
-    assert all(identity(encoder, same)[0][key] == base[key] for key in keys)
+    assert metadata_of(space_of(encoder, same)) == metadata_of(base)
     for change in (
         {"mono": "left"},
         {"crops": "seeded:3"},
         {"resample": "host"},
         {"sanitize": True},
+        {"accept_truncated": True},
     ):
-        changed = identity(encoder, EmbedConfig(**change))[0]
-        assert changed["preprocessing_sha256"] != base["preprocessing_sha256"], change
-    assert (
-        identity(FakeEncoder(seed=1), EmbedConfig())[0]["weights_sha256"] != base["weights_sha256"]
-    )
+        (name,) = change
+        changed = space_of(encoder, EmbedConfig(**change))
+        assert [text.split(":")[0] for text in changed.differences(base)] == [name]
+        hashes = [metadata_of(space)["preprocessing_sha256"] for space in (changed, base)]
+        assert hashes[0] != hashes[1]
+    other = space_of(FakeEncoder(seed=1), EmbedConfig())
+    assert [text.split(":")[0] for text in other.differences(base)] == ["weights_sha256"]
 
 
 def test_a_single_path_and_a_list_of_paths_are_sources(tmp_path):
@@ -310,3 +336,12 @@ def test_works_from_a_thread_without_signal_handlers(tmp_path):
     thread.start()
     thread.join()
     assert len(results[0]) == 2
+
+
+def test_seeded_crops_depend_on_the_audio_and_the_seed_alone():
+    hashes = [f"{i:064x}" for i in (7, 8, 9)]
+    forward, backward = crop_fractions(hashes, 1), crop_fractions(hashes[::-1], 1)
+    np.testing.assert_array_equal(forward, backward[::-1])
+    assert len(np.unique(forward)) == 9
+    assert not np.array_equal(forward, crop_fractions(hashes, 2))
+    assert ((forward >= 0) & (forward < 1)).all()

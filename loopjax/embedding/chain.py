@@ -1,0 +1,249 @@
+"""Audio files to embeddings: read -> deduplicate -> encode -> write.
+
+`embed_corpus` writes a store and can be killed and continued; `embed` returns embeddings in memory.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from loopjax import parallel
+from loopjax.audio.batching import Feeder, Row
+from loopjax.audio.decoder import Decoder
+from loopjax.audio.loop import Failure, Loop
+from loopjax.audio.sources.files import READABLE
+from loopjax.audio.sources.source import open_source
+from loopjax.config import EmbedConfig, from_dict
+from loopjax.embedding.deduplicate import Deduplicator
+from loopjax.embedding.encode import BatchEncoder
+from loopjax.embedding.progress import Progress
+from loopjax.embedding.read import POLL_S, batches, make_decoders
+from loopjax.embedding.settings import as_encoder, check_config, space_of
+from loopjax.embedding.write import EmbedSummary, Memory, Writer
+from loopjax.encoders.protocol import Encoder
+from loopjax.encoders.space import Space
+from loopjax.errors import InterruptedRunError, TooManyRejectedError, UserError
+from loopjax.io import locked
+from loopjax.store.index import DoneIndex
+from loopjax.store.read import Embeddings
+from loopjax.store.resume import finish, prepare
+from loopjax.store.schema import SCHEMA_VERSION
+from loopjax.store.write import ShardWriter
+
+PathLike = str | os.PathLike
+
+
+def embed_corpus(
+    sources: Sequence[PathLike] | PathLike,
+    encoder: Encoder | str | Path,
+    out_dir: PathLike,
+    config: EmbedConfig | None = None,
+    *,
+    restart: bool = False,
+    progress: bool = True,
+) -> EmbedSummary:
+    """Embeds everything under the sources into a store; a killed run continues where it was.
+
+    Args:
+        sources: folders, audio files, `.txt` lists, `tfds:NAME`, `bundled:demo`.
+        encoder: a name, a folder, or one that is loaded.
+        out_dir: the store; holds `part-*.parquet` and the list of rejected inputs afterwards.
+        config: see EmbedConfig.
+        restart: throw away what the store holds.
+        progress: show progress on stderr.
+
+    Raises:
+        UserError: bad sources or options, a store made with others, another run writing to it.
+        TooManyRejectedError: more rejected inputs than the options allow.
+        WriteError: disk full and the like; finished shards stay valid.
+        InterruptedRunError: SIGINT or SIGTERM; what was finished is saved.
+    """
+    config = config or EmbedConfig()
+    check_config(config)
+    encoder = as_encoder(encoder, config)
+    sources, folder = _as_list(sources), Path(out_dir)
+    index, n_processes = parallel.process_slot()
+    space = space_of(encoder, config)  # like the next lines, before anything is written
+    engine = BatchEncoder[list[Row]](encoder, space, config)
+    corpus = open_source(sources)
+    if len(corpus) == 0:
+        raise UserError(f"no audio files ({READABLE}) under {', '.join(map(str, sources))}")
+    metadata = metadata_of(space)
+    with contextlib.ExitStack() as stack:
+
+        def take_over() -> None:
+            stack.enter_context(locked(folder))
+            prepare(folder, metadata, restart)
+
+        parallel.first_process_does(take_over)
+        shards = ShardWriter(folder, metadata, config.shard_rows, index, n_processes)
+        with Progress("embedding", progress and index == 0) as bar:
+            bar.set_total(-(-len(corpus) // n_processes))
+            try:
+                summary = _run(
+                    corpus.loops(index, n_processes),
+                    make_decoders(corpus, encoder, config),
+                    Deduplicator(DoneIndex(folder)),
+                    engine,
+                    Writer(shards, config.strict),
+                    bar,
+                )
+            finally:
+                shards.flush()
+        parallel.wait_for_all()
+        parallel.first_process_does(lambda: finish(folder, metadata))
+    _check_budget(summary, config, folder)
+    return summary
+
+
+def embed(
+    sources: Sequence[PathLike] | PathLike,
+    encoder: Encoder | str | Path,
+    config: EmbedConfig | None = None,
+    **options: Any,
+) -> Embeddings:
+    """Embeds a few files or folders in memory.
+
+    Args:
+        sources: a path or several: files, folders, lists.
+        encoder: a name, a folder, or one that is loaded.
+        config: see EmbedConfig.
+        **options: single fields of EmbedConfig instead.
+
+    Returns:
+        Embeddings sorted by path; rejected inputs are listed in its `failures`.
+
+    Raises:
+        UserError: bad sources or options, or no input could be embedded.
+    """
+    if config is None:
+        config = from_dict(EmbedConfig, options)
+    elif options:
+        raise UserError(f"give either config or single options ({', '.join(options)}), not both")
+    assert isinstance(config, EmbedConfig)
+    check_config(config)
+    encoder = as_encoder(encoder, config)
+    space = space_of(encoder, config)
+    corpus = open_source(_as_list(sources))
+    memory = Memory()
+    with Progress("embedding", len(corpus) > 100) as bar:
+        bar.set_total(len(corpus))
+        _run(
+            corpus.loops(),
+            make_decoders(corpus, encoder, config),
+            Deduplicator(),
+            BatchEncoder[list[Row]](encoder, space, config),
+            Writer(memory, config.strict),
+            bar,
+        )
+    if not memory.rows:
+        reason = (
+            f"{memory.failures[0].path}: {memory.failures[0].message}" if memory.failures else ""
+        )
+        raise UserError(f"nothing could be embedded ({reason or 'no audio files found'})")
+    return memory.embeddings(metadata_of(space))
+
+
+def metadata_of(space: Space) -> dict[str, str]:
+    """What the files of a store say about their embeddings."""
+    return {"schema_version": SCHEMA_VERSION, **space.to_metadata()}
+
+
+def _run(
+    loops: Iterable[Loop | Failure],
+    decoders: Sequence[Decoder],
+    duplicates: Deduplicator,
+    encoder: BatchEncoder[list[Row]],
+    writer: Writer,
+    bar: Progress,
+) -> EmbedSummary:
+    """The chain; on SIGINT or SIGTERM it finishes what the device has and raises.
+
+    Raises:
+        InterruptedRunError: after a signal; all finished rows have been written.
+        TooManyRejectedError: at the first rejected input, if the writer is strict.
+    """
+    started_s, waited_s, idle = time.monotonic(), 0.0, True
+
+    def note() -> str:
+        elapsed_s = max(1e-9, time.monotonic() - started_s)
+        rate, waits = writer.n_embedded / elapsed_s, 100.0 * waited_s / elapsed_s
+        return f"{rate:.1f} files/s, {writer.n_failed} failed, device waits {waits:.0f} %"
+
+    feeder = Feeder(
+        duplicates.undone(loops), decoders, encoder.buckets, duplicates.reject, duplicates.attach
+    )
+    with contextlib.closing(feeder), _signals() as caught:
+        for batch in batches(feeder):
+            waited_s += POLL_S if batch is None and idle else 0.0
+            if caught:
+                break
+            if duplicates.is_waiting:
+                encoder.compile()
+            for loop in duplicates.resolve(encoder.encode(batch)):
+                writer.write(loop)
+            idle = encoder.is_idle
+            bar.update(writer.n_embedded + writer.n_failed + duplicates.n_skipped, note)
+        for loop in duplicates.resolve(encoder.finish(leftovers=not caught)):
+            writer.write(loop)
+    if caught:
+        name = signal.Signals(caught[0]).name
+        message = f"stopped by {name}; what was finished is saved, run it again to continue"
+        raise InterruptedRunError(message, caught[0])
+    elapsed_s = max(1e-9, time.monotonic() - started_s)
+    return EmbedSummary(
+        n_embedded=writer.n_embedded,
+        n_failed=writer.n_failed,
+        n_skipped=duplicates.n_skipped,
+        n_duplicates=duplicates.n_duplicates,
+        n_flagged=writer.n_flagged,
+        wait_fraction=waited_s / elapsed_s,
+        duration_s=elapsed_s,
+        files_per_s=writer.n_embedded / elapsed_s,
+        reasons=dict(writer.reasons),
+    )
+
+
+def _as_list(sources: Sequence[PathLike] | PathLike) -> Sequence[PathLike]:
+    return [sources] if isinstance(sources, str | os.PathLike) else sources
+
+
+def _check_budget(summary: EmbedSummary, config: EmbedConfig, folder: Path) -> None:
+    n_inputs = summary.n_embedded + summary.n_skipped + summary.n_failed
+    if n_inputs and summary.n_failed / n_inputs > config.max_failures:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(summary.reasons.items()))
+        raise TooManyRejectedError(
+            f"{summary.n_failed} of {n_inputs} inputs were rejected ({reasons}), more than "
+            f"max_failures={config.max_failures:g} allows; list them with "
+            f"`loopjax store failures {folder}`"
+        )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM; a second one raises KeyboardInterrupt at once.
+
+    Outside the main thread signals cannot be caught, and the list stays empty.
+    """
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

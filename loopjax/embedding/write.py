@@ -1,0 +1,137 @@
+"""The last stage: finished loops into a store or into memory, counted."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from loopjax.audio.loop import Failure
+from loopjax.embedding.deduplicate import Embedded, Failed
+from loopjax.errors import TooManyRejectedError
+from loopjax.store.failures import table_of_failures
+from loopjax.store.read import Embeddings
+from loopjax.store.schema import (
+    EMBEDDING,
+    StoreRow,
+    shard_schema,
+    table_of_rows,
+)
+
+
+@dataclass(frozen=True)
+class EmbedSummary:
+    """What a run did."""
+
+    n_embedded: int = 0
+    n_failed: int = 0
+    n_skipped: int = 0  # already in the store
+    n_duplicates: int = 0  # embedded without computing: same bytes as another file
+    n_flagged: int = 0
+    wait_fraction: float = 0.0  # of the run's time, in which the device had nothing to do
+    duration_s: float = 0.0
+    files_per_s: float = 0.0
+    reasons: dict[str, int] = field(default_factory=dict)  # of the failures
+
+
+class Sink(Protocol):
+    """Where finished rows go."""
+
+    def add(self, row: StoreRow, replaces: Path | None = None) -> None:
+        """Takes an embedded loop; `replaces` is the shard with an older row of it."""
+        ...
+
+    def add_failure(self, failure: Failure, replaces: Path | None = None) -> None:
+        """Takes a rejected input."""
+        ...
+
+
+class Memory:
+    """A sink that keeps everything."""
+
+    def __init__(self):
+        self.rows: list[StoreRow] = []
+        self.failures: list[Failure] = []
+
+    def add(self, row: StoreRow, replaces: Path | None = None) -> None:
+        """Takes an embedded loop."""
+        self.rows.append(row)
+
+    def add_failure(self, failure: Failure, replaces: Path | None = None) -> None:
+        """Takes a rejected input."""
+        self.failures.append(failure)
+
+    def embeddings(self, metadata: dict[str, str]) -> Embeddings:
+        """All rows, sorted by path; at least one."""
+        rows = sorted(self.rows, key=lambda row: (row.path, row.id))
+        schema = shard_schema(len(rows[0].embedding), {})
+        table = table_of_rows(rows, schema).drop_columns([EMBEDDING]).replace_schema_metadata(None)
+        return Embeddings(
+            np.stack([row.embedding for row in rows]),
+            table,
+            metadata,
+            table_of_failures(self.failures),
+        )
+
+
+class Writer:
+    """Turns finished loops into a sink's rows and keeps count."""
+
+    def __init__(self, sink: Sink, strict: bool):
+        """Fills `sink`; with `strict` the first rejected input is an error."""
+        self.n_embedded = self.n_failed = self.n_flagged = 0
+        self.reasons: Counter[str] = Counter()
+        self._sink, self._strict = sink, strict
+
+    def write(self, loop: Embedded | Failed) -> None:
+        """Takes one loop, with its embedding or with the reason why there is none.
+
+        Raises:
+            TooManyRejectedError: a rejected input, if strict.
+        """
+        if isinstance(loop, Failed):
+            self._reject(loop)
+        elif not np.isfinite(loop.embedding).all():
+            self._reject(Failed(_not_finite(loop), loop.replaces))
+        else:
+            self._sink.add(_store_row(loop), loop.replaces)
+            self.n_embedded += 1
+            self.n_flagged += bool(loop.row.info.flags)
+
+    def _reject(self, loop: Failed) -> None:
+        failure = loop.failure
+        self._sink.add_failure(failure, loop.replaces)
+        self.n_failed += 1
+        self.reasons[failure.reason] += 1
+        if self._strict:
+            raise TooManyRejectedError(
+                f"{failure.path}: {failure.reason} ({failure.message}); stopped because of --strict"
+            )
+
+
+def _not_finite(loop: Embedded) -> Failure:
+    message = "the encoder returned NaN or infinity"
+    return Failure.of(loop.row.loop, "encode", "non_finite", message)
+
+
+def _store_row(item: Embedded) -> StoreRow:
+    loop, info = item.row.loop, item.row.info
+    return StoreRow(
+        id=f"{info.sha256[:16]}-{loop.key[:8]}",
+        key=loop.key,
+        path=loop.path,
+        path_bytes=loop.path_bytes,
+        group=loop.group,
+        sha256=info.sha256,
+        size_bytes=loop.size_bytes,
+        mtime_ns=loop.mtime_ns,
+        sample_rate_hz=info.source_rate_hz,
+        channels=info.channels,
+        n_frames=info.n_frames,
+        duration_s=info.duration_s,
+        subtype=info.subtype,
+        flags=list(info.flags),
+        crop_std=item.crop_std,
+        embedding=item.embedding,
+    )
