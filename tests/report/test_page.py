@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from browser import Browser, find_chromium
 
 from loopjax.config import ReportConfig
 from loopjax.errors import UserError
@@ -21,6 +20,7 @@ from loopjax.report.histogram import histogram
 from loopjax.report.inline_svg import read_figures
 from loopjax.report.tables import number, shown_table
 from loopjax.store.read import FAILURE_SCHEMA, Embeddings
+from tests.report.browser import Browser, find_chromium
 
 RATE = 32_000
 HOSTILE = (
