@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from loopjax.arrays import read_arrays, write_arrays
 from loopjax.detectors import detector_class, detector_kinds, parameter_types
 from loopjax.detectors.base import Detector, fitted_types
 from loopjax.errors import UserError
@@ -87,10 +87,9 @@ def save_detector(
     text = json.dumps(config, indent=1, allow_nan=False, default=_plain) + "\n"
 
     def write(temporary: Path) -> None:
-        with ocp.StandardCheckpointer() as checkpointer:
-            # Orbax refuses empty arrays; their description says all there is to know.
-            tree = {_on_disk(name): a for name, a in arrays.items() if a.size}
-            checkpointer.save(temporary / "arrays", tree)
+        # Orbax refuses empty arrays; their description says all there is to know.
+        filled = {_on_disk(name): a for name, a in arrays.items() if a.size}
+        write_arrays(temporary / "arrays", filled)
         (temporary / "config.json").write_text(text, "utf-8")
 
     write_folder(folder, write)
@@ -227,25 +226,17 @@ def _read_arrays(folder: Path, notes: Mapping[str, _ArrayNote]) -> Arrays:
     Raises:
         UserError: an array is damaged; names folder and array.
     """
-    targets: dict[str, jax.ShapeDtypeStruct] = {}
-    arrays: Arrays = {}
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with jax.enable_x64(True):
-        for name, note in notes.items():
-            if 0 in note.shape:
-                arrays[name] = np.zeros(note.shape, note.dtype)
-            else:
-                targets[name] = jax.ShapeDtypeStruct(
-                    note.shape, np.dtype(note.dtype), sharding=device
-                )
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                tree = checkpointer.restore(
-                    folder / "arrays", {_on_disk(name): t for name, t in targets.items()}
-                )
-        except Exception as error:  # Orbax raises this very class
-            raise UserError(f"{folder / 'arrays'}: damaged ({_first_line(error)})") from error
-        arrays |= {name: np.asarray(tree[_on_disk(name)]) for name in targets}
+    empty = {name for name, note in notes.items() if 0 in note.shape}
+    shapes = {
+        _on_disk(name): jax.ShapeDtypeStruct(note.shape, np.dtype(note.dtype))
+        for name, note in notes.items()
+        if name not in empty
+    }
+    tree = read_arrays(folder / "arrays", shapes)
+    arrays = {
+        name: np.zeros(note.shape, note.dtype) if name in empty else tree[_on_disk(name)]
+        for name, note in notes.items()
+    }
     for name, array in arrays.items():
         if _digest(array) != notes[name].sha256:
             raise UserError(f"{folder / 'arrays'}: array {name} does not match its checksum")

@@ -50,7 +50,7 @@ def save_encoder(
         UserError: `folder` exists and is no encoder.
         WriteError: it cannot be written.
     """
-    import orbax.checkpoint as ocp
+    from loopjax.arrays import write_arrays
 
     folder = Path(folder).absolute()
     if folder.exists() and not _is_replaceable(folder):
@@ -67,8 +67,7 @@ def save_encoder(
     }
 
     def write(temporary: Path) -> None:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / "weights", weights)
+        write_arrays(temporary / "weights", weights)
         write_json(temporary / "config.json", record)
 
     write_folder(folder, write)
@@ -87,24 +86,15 @@ def read_encoder(
     Raises:
         UserError: not such a folder, or damaged.
     """
-    import jax
-    import orbax.checkpoint as ocp
+    from loopjax.arrays import read_arrays
 
     folder = Path(folder).absolute()
     record = read_record(folder)
     try:
         config = HtsatConfig(**_tuples(record["architecture"]))
         mel_config = read_front_end(record["front_end"])
-        # Each process of a run reads by itself: by default Orbax makes them wait for one another.
-        me = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
-        )
-        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
-            shapes = checkpointer.metadata(folder / "weights").item_metadata.tree
-            target = {name: np.empty(m.shape, m.dtype) for name, m in shapes.items()}
-            restored = checkpointer.restore(folder / "weights", target)
-        weights = {name: np.asarray(array, np.float32) for name, array in restored.items()}
+        stored = read_arrays(folder / "weights")
+        weights = {name: np.asarray(array, np.float32) for name, array in stored.items()}
         if weights_digest(weights) != record["weights_sha256"]:
             raise ValueError("the weights do not match their recorded hash")
         return HtsatEncoder(
@@ -116,7 +106,7 @@ def read_encoder(
             weights_sha256=record["weights_sha256"],
             location=location or str(folder),
         )
-    except Exception as error:  # noqa: BLE001 - Orbax wraps read errors in a bare Exception
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{folder} is damaged ({reason}); convert or fetch it again") from None
 

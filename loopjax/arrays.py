@@ -1,0 +1,82 @@
+"""Named arrays on disk: flat Orbax trees, written and read by one process alone."""
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from loopjax.errors import UserError
+
+
+def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as an Orbax tree, one per name, in this thread.
+
+    Orbax's own asynchronous writer leaves threads that wait for minutes when a disk is full or
+    cannot be written.
+
+    Raises:
+        OSError: the disk is full and the like.
+    """
+    try:
+        with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder, args=ocp.args.StandardSave(dict(arrays)))
+    except ValueError as error:  # TensorStore's way to hand on the system's error
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) from None
+
+
+def read_arrays(
+    folder: Path, shapes: Mapping[str, jax.ShapeDtypeStruct] | None = None
+) -> dict[str, np.ndarray]:
+    """Reads arrays that `write_arrays` wrote.
+
+    Args:
+        folder: the Orbax tree.
+        shapes: shape and type of each array to read; default: whatever is there.
+
+    Raises:
+        UserError: missing, damaged, or of other shapes; names the folder.
+    """
+    # Each process of a run reads by itself: by default Orbax makes them wait for one another.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    try:
+        with (
+            _quiet(),
+            jax.enable_x64(True),
+            ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
+        ):
+            found = checkpointer.metadata(folder).item_metadata.tree if shapes is None else shapes
+            target = {
+                name: jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=device)
+                for name, like in found.items()
+            }
+            tree = checkpointer.restore(folder, args=ocp.args.StandardRestore(target))
+            return {name: np.asarray(tree[name]) for name in target}
+    except Exception as error:  # noqa: BLE001 - Orbax raises this very class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{folder}: damaged ({reason})") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax from printing the traceback of an error that it raises as well."""
+    log = logging.getLogger("absl")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
