@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,7 +26,31 @@ LOCK_NAME = ".loopjax.lock"
 _HOLDER = ".loopjax.held-by-"  # names of empty files: other tools read a folder of Parquet files
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)(-(?P<host>[0-9a-f]{8}))?\.(?P<kind>tmp|old)")
 
+_NOTES_BYTES = 1 << 20  # what Orbax writes beside the arrays, and blocks that are not full
+
 log = logging.getLogger(__name__)
+
+
+def check_can_write(path: Path, n_bytes: int = 0) -> None:
+    """Fails now where a file or folder could not be written later; leaves nothing behind.
+
+    Libraries that write arrays in threads of their own meet a full disk with hours of work behind
+    them, and fail in strange ways.
+
+    Args:
+        path: what is going to be written; it need not exist, nor its parents.
+        n_bytes: how many bytes of arrays it will hold.
+
+    Raises:
+        WriteError: no permission, not enough room and the like.
+    """
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            if n_bytes and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, n_bytes + _NOTES_BYTES)
+    except OSError as error:
+        raise _write_error(path, error) from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

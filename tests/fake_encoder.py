@@ -25,6 +25,7 @@ class FakeEncoder:
     fusion = False
     precision = "fp32"
     location = None
+    assumptions = ()
 
     def __init__(self, dim: int = 16, seed: int = 0, encoder_id: str = "fake"):
         self.id = encoder_id

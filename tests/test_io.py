@@ -9,7 +9,15 @@ import pytest
 
 import loopjax.io
 from loopjax.errors import UserError, WriteError
-from loopjax.io import is_empty, locked, sweep, write_atomically, write_folder, write_json
+from loopjax.io import (
+    check_can_write,
+    is_empty,
+    locked,
+    sweep,
+    write_atomically,
+    write_folder,
+    write_json,
+)
 
 
 def test_json_goes_into_folders_that_are_not_there_yet(tmp_path):
@@ -92,6 +100,19 @@ def test_writers_clear_what_was_left_of_the_same_name(tmp_path):
     write_json(tmp_path / "a.json", 1)
     write_folder(tmp_path / "model", lambda folder: (folder / "a").write_text("x"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "model"]
+
+
+@pytest.mark.faults
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    check_can_write(tmp_path / "a" / "b" / "out", 1 << 10)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "out", Path("/proc/out"), Path("/proc/a/b/out")):
+        with pytest.raises(WriteError, match=f"cannot write {place}"):
+            check_can_write(place)
+    with pytest.raises(WriteError, match="cannot write"):
+        check_can_write(tmp_path / "out", 1 << 60)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_has_one_writer_and_the_others_are_told_who(tmp_path):

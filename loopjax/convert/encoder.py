@@ -12,6 +12,7 @@ from loopjax.convert.mapping import Mapped, map_checkpoint
 from loopjax.encoders.published import KnownEncoder, identify
 from loopjax.encoders.storage import save_encoder
 from loopjax.errors import UserError
+from loopjax.io import check_can_write
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ def convert_encoder(
     source, out = Path(source), Path(out)
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"{out} exists; give a folder that does not")
+    check_can_write(out)
     weights = find_weights(source)
     tensors = weights.open()
     sha256, notes = weights.sha256(), []

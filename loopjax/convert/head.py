@@ -19,6 +19,7 @@ from loopjax.convert.torch_zip import TorchZip
 from loopjax.detectors.storage import save_detector
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.errors import UserError
+from loopjax.io import check_can_write
 from loopjax.restricted_pickle.machine import RefusedError
 
 MAX_CENTER_BYTES = 1 << 20
@@ -106,6 +107,7 @@ def convert_head(
         UserError: unreadable, refused, no such head, or without a center; names what is wrong.
         WriteError: `out` cannot be written.
     """
+    check_can_write(out)
     head = read_head(source, center)
     notes = []
     if threshold is None and training_rows is None:
@@ -120,7 +122,8 @@ def convert_head(
         threshold=threshold,
         network="residual" if head.residual else "standard",
     )
-    save_detector(detector, out)
+    section = {"name": source.stem, "space": None, "training_ids": [], "embeddings_path": None}
+    save_detector(detector, out, {"model": section})
     kernels = [head.encoder[f"layers/{i}/linear/kernel"] for i in range(len(detector.hidden_dims))]
     widths = (kernels[0].shape[0], *(kernel.shape[1] for kernel in kernels))
     return ConvertedHead(out, widths, head.stage, notes)

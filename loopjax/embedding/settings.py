@@ -65,6 +65,7 @@ def space_of(encoder: Encoder, config: EmbedConfig) -> Space:
         sanitize=config.sanitize,
         accept_truncated=config.accept_truncated,
         location=encoder.location,
+        assumptions=encoder.assumptions,
     )
 
 

@@ -84,6 +84,7 @@ class HtsatEncoder:
         precision: Precision = "fp32",
         weights_sha256: str | None = None,
         location: str | None = None,
+        assumptions: tuple[str, ...] = (),
     ):
         """Binds weights (flat names, as `flatten_state`) to an architecture.
 
@@ -95,12 +96,13 @@ class HtsatEncoder:
             precision: number format of the network.
             weights_sha256: digest of the weights, where it is known already.
             location: what `load_encoder` finds this encoder by.
+            assumptions: what about the front end its checkpoint did not say.
 
         Raises:
             ValueError: a name or shape does not fit the architecture; lists them.
         """
         self.config, self.mel_config = config, mel_config
-        self.id, self.location = encoder_id, location
+        self.id, self.location, self.assumptions = encoder_id, location, assumptions
         self.precision: Precision = precision
         self.weights_sha256 = weights_sha256 or weights_digest(weights)
         self._graphdef, abstract = abstract_model(config, precision)

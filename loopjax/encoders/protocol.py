@@ -29,6 +29,11 @@ class Encoder(Protocol):
         ...
 
     @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What about the front end had to be assumed when the encoder was converted."""
+        ...
+
+    @property
     def weights_sha256(self) -> str:
         """Digest of the weights."""
         ...

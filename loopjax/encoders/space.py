@@ -37,6 +37,7 @@ class Space:
         accept_truncated: whether cut-off files are embedded (else rejected).
         location: what `load_encoder` finds the encoder by, a name or an absolute path; None where
             nobody knows. Not compared: the same encoder may lie elsewhere.
+        assumptions: what about the front end had to be assumed, as nothing said it. Not compared.
     """
 
     encoder: str
@@ -52,6 +53,7 @@ class Space:
     sanitize: bool = False
     accept_truncated: bool = False
     location: str | None = field(default=None, compare=False)
+    assumptions: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         """Checks what the types do not.
@@ -98,7 +100,11 @@ class Space:
             "preprocessing": text,
             "embedding_dim": str(self.embedding_dim),
         }
-        return metadata if self.location is None else metadata | {"encoder_path": self.location}
+        if self.location is not None:
+            metadata["encoder_path"] = self.location
+        if self.assumptions:
+            metadata["front_end_assumptions"] = json.dumps(self.assumptions)
+        return metadata
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> "Space | None":
@@ -123,6 +129,7 @@ class Space:
                 fusion=front_end.pop("fusion"),
                 front_end=read_front_end(front_end),
                 location=metadata.get("encoder_path"),
+                assumptions=tuple(json.loads(metadata.get("front_end_assumptions", "[]"))),
                 **settings,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

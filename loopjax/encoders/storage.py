@@ -18,7 +18,7 @@ from loopjax.encoders.space import Precision, read_front_end
 from loopjax.errors import ModelCheckError, UserError
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
-from loopjax.io import write_folder, write_json
+from loopjax.io import check_can_write, write_folder, write_json
 
 FORMAT = "loopjax-encoder-1"
 PROBE_SECONDS = (2.3, 11.7)  # a repeated clip; a clip that is fused or cropped
@@ -43,7 +43,8 @@ def save_encoder(
         mel_config: front end.
         weights: float32 arrays by flat name.
         encoder_id: the name that stores of embeddings record.
-        about: source, license and the like, JSON-serializable.
+        about: source, license and the like, JSON-serializable; `assumptions`, a list of what had
+            to be assumed about the front end, goes on into the stores of its embeddings.
         probe: whether to compute and keep the probe embeddings (a few seconds of compilation).
 
     Raises:
@@ -53,6 +54,7 @@ def save_encoder(
     from loopjax.arrays import write_arrays
 
     folder = Path(folder).absolute()
+    check_can_write(folder, sum(array.nbytes for array in weights.values()))
     if folder.exists() and not _is_replaceable(folder):
         raise UserError(f"{folder} exists and is no encoder folder; choose another")
     encoder = HtsatEncoder(config, mel_config, weights, encoder_id=encoder_id)
@@ -105,6 +107,7 @@ def read_encoder(
             precision=precision,
             weights_sha256=record["weights_sha256"],
             location=location or str(folder),
+            assumptions=tuple(map(str, record["about"].get("assumptions", ()))),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]

@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from loopjax.errors import UserError, WriteError
-from loopjax.io import write_json
+from loopjax.io import check_can_write, write_json
 
 
 class Checkpoints:
@@ -65,6 +65,8 @@ class Checkpoints:
         Raises:
             WriteError: the disk is full or the folder not writable; earlier states stay valid.
         """
+        n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
+        check_can_write(self.folder / str(step), n_bytes)
         try:
             self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
             self._manager.wait_until_finished()

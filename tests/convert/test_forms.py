@@ -1,17 +1,22 @@
 """Checkpoints as people leave them: other names, shards, wrappers, containers, bare towers."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from loopjax.config import EmbedConfig
 from loopjax.convert.encoder import convert_encoder
 from loopjax.convert.files import find_weights
 from loopjax.convert.layouts import find_branch
 from loopjax.convert.mapping import map_checkpoint
+from loopjax.embedding.chain import metadata_of
+from loopjax.embedding.settings import space_of
 from loopjax.encoders import storage
 from loopjax.encoders.encoder import weights_digest
+from loopjax.encoders.space import Space
 from loopjax.encoders.storage import read_encoder
 from loopjax.errors import UserError
 from loopjax.htsat.frontend import LogMelConfig
@@ -109,6 +114,12 @@ def test_an_assumed_front_end_is_told(folder, tmp_path, caplog):
     about = json.loads((tmp_path / "out" / "config.json").read_text())["about"]
     assert about["assumptions"] == done.assumptions
     assert done.assumptions[0] in about["notes"]
+    model = read_encoder(tmp_path / "out")
+    metadata = metadata_of(space_of(model, EmbedConfig()))
+    assert done.assumptions[0] in metadata["front_end_assumptions"]
+    space = Space.from_metadata(metadata)
+    assert space == dataclasses.replace(space, assumptions=())
+    assert list(space.assumptions) == done.assumptions
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])

@@ -3,13 +3,15 @@
 import io
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from loopjax.convert.checkpoint import convert
 from loopjax.detectors import load_detector
-from loopjax.errors import UserError
+from loopjax.errors import UserError, WriteError
+from loopjax.model import load_model
 from tests.convert.torch_files import Call, Global, Storage, _Writer, tensor, write_torch
 
 WIDTHS = (24, 16, 8, 4)
@@ -88,6 +90,25 @@ def test_scores_equal_the_references(head, tmp_path):
     assert done.widths == WIDTHS
     assert done.stage == "one-class"
     assert detector.network == "residual"
+
+
+def test_a_converted_head_is_a_model_like_any_other(head, tmp_path):
+    file, weights, center = head
+    rows = RNG.normal(size=(50, 24)).astype(np.float32)
+    convert(file, tmp_path / "model", training_rows=rows)
+    model = load_model(tmp_path / "model")
+    assert model.name == file.stem
+    assert model.space is None
+    scores = model.score(rows).table
+    order = np.argsort(scores["id"].to_pylist())
+    expected = reference_scores(weights, center, rows)
+    np.testing.assert_allclose(scores["score"].to_numpy()[order], expected, rtol=2e-5)
+
+
+@pytest.mark.faults
+def test_a_place_that_cannot_be_written_is_told_at_once(head):
+    with pytest.raises(WriteError, match="cannot write /proc/nowhere/model"):
+        convert(head[0], Path("/proc/nowhere/model"))
 
 
 def test_a_given_threshold_is_kept(head, tmp_path):
