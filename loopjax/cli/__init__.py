@@ -1,6 +1,7 @@
 """The command line: `loopjax VERB ...`; every verb is one module with its options and action."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -20,11 +21,14 @@ from loopjax.cli import (
     store,
 )
 from loopjax.cli.verb import Verb
-from loopjax.errors import LoopjaxError
+from loopjax.errors import LoopjaxError, UserError, WriteError
 
 EXIT_CODES = """exit codes:
   0 done   2 usage or config   3 done, some inputs rejected and listed   4 too many rejected
   5 a model check failed   6 cannot write   130/143 interrupted after a clean save"""
+
+# Of files that are written in passing, such as logs; all else is a WriteError already.
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 _MODULES = (
     *(demo, run, embed, fit, score, explain, evaluate, report),
@@ -54,6 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except MemoryError:
+        print(f"loopjax {verb.name}: out of memory", file=sys.stderr)  # noqa: T201
+        return UserError.exit_code
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        place = error.filename or "a file"
+        print(f"loopjax {verb.name}: cannot write {place}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return WriteError.exit_code
 
 
 def _overview() -> argparse.ArgumentParser:

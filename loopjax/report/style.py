@@ -6,6 +6,7 @@ alone it follows the system's color scheme. Text stays text. Files are reproduci
 """
 
 import html
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from loopjax.io import write_text
 
 INK = "#010203"  # stands for currentColor until the file is written
 COLORS = ("#3d7fc1", "#d9822b", "#2e9c7c", "#a066c9", "#c94f6d", "#8c8f3f", "#5aa9c9", "#8a8f98")
@@ -86,17 +89,20 @@ def panels(
 
 
 def write_svg(figure: Figure, out: Path, title: str) -> Path:
-    """Writes a figure as an SVG with a title, in the colors of its surroundings."""
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    text = out.read_text(encoding="utf-8")
+    """Writes a figure as an SVG with a title, in the colors of its surroundings.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    text = drawn.getvalue()
     start = text.index("<svg")
     head_end = text.index(">", start) + 1
     label = html.escape(title, quote=True)
     head = text[start : head_end - 1] + f' role="img" aria-label="{label}">'
     text = text[:start] + head + f"<title>{label}</title>" + THEME + text[head_end:]
-    out.write_text(text.replace(INK, "currentColor"), encoding="utf-8")
+    write_text(out, text.replace(INK, "currentColor"))
     return out
 
 
