@@ -20,7 +20,7 @@ from loopjax.detectors import detector_class, make_detector
 from loopjax.detectors.base import Detector
 from loopjax.detectors.storage import load_detector, read_detector_config, save_detector
 from loopjax.detectors.svdd.estimator import DeepSVDD
-from loopjax.detectors.svdd.fit import fit_heads
+from loopjax.detectors.svdd.together import fit_heads
 from loopjax.embedding.chain import embed
 from loopjax.embedding.settings import as_encoder, config_of, space_of
 from loopjax.encoders.protocol import Encoder

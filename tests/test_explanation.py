@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import soundfile
 
-from loopjax.detectors import PCA
+from loopjax.detectors.pca import PCA
 from loopjax.embedding.chain import embed
 from loopjax.embedding.samples import embed_arrays
 from loopjax.errors import UserError

@@ -81,7 +81,7 @@ def check_parameters(kind: str, params: Mapping[str, Any]) -> None:
     Raises:
         UserError: unknown kind or parameter, or a value out of range.
     """
-    make_detector(kind, **params)._check_params()
+    make_detector(kind, **params).check_params()
 
 
 # For importers that do not name a class's own module yet.
@@ -91,7 +91,7 @@ _HOME = {
     "Detector": "loopjax.detectors.base:Detector",
     "RowBlocks": "loopjax.detectors.base:RowBlocks",
     "REFERENCE": "loopjax.detectors.svdd.estimator:REFERENCE",
-    "fit_heads": "loopjax.detectors.svdd.fit:fit_heads",
+    "fit_heads": "loopjax.detectors.svdd.together:fit_heads",
     "load_detector": "loopjax.detectors.storage:load_detector",
 }
 

@@ -1,19 +1,25 @@
 """The contract of every detector: arrays in, a score per row out, higher = more anomalous."""
 
+import json
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from loopjax.errors import UserError
 
 
 class DataError(UserError, ValueError):
     """The rows given to a detector cannot be used; the message names the row or the column."""
+
+
+class ParameterError(UserError, ValueError):
+    """A hyper-parameter has a wrong type or is out of range; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ class Detector(BaseEstimator):
     run_time_params: ClassVar[tuple[str, ...]] = ()
     # Whether a fit with default parameters depends on `random_state`.
     depends_on_seed: ClassVar[bool] = False
-    _min_rows: ClassVar[int] = 2
+    # Fewer rows say nothing about what is normal.
+    min_rows: ClassVar[int] = 2
     contamination: float
 
     def fit(self, X: Any, y: Any = None) -> Self:
@@ -97,21 +104,17 @@ class Detector(BaseEstimator):
 
         Raises:
             DataError: too few rows, NaN or infinity, nothing but constant columns.
-            UserError: a hyper-parameter is out of range.
+            ParameterError: a hyper-parameter is out of range.
             ModelCheckError: the fitted model cannot tell rows apart (collapse).
         """
-        self._check_params()
+        self.check_params()
         rows = self._validate(X, reset=True)
-        if len_rows(rows) < self._min_rows:
+        if len_rows(rows) < self.min_rows:
             raise DataError(
-                f"{type(self).__name__} needs at least {self._min_rows} rows; "
+                f"{type(self).__name__} needs at least {self.min_rows} rows; "
                 f"got n_samples = {len_rows(rows)}"
             )
-        self.decision_scores_ = np.asarray(self._fit(rows), dtype=np.float64)
-        self.threshold_ = float(self._threshold_from(self.decision_scores_))
-        if hasattr(self, "calibration_scores_"):
-            del self.calibration_scores_
-        return self
+        return self._keep_scores(self._fit(rows))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Anomaly score of every row of [N, D] as float64 [N]; higher = more anomalous."""
@@ -152,6 +155,25 @@ class Detector(BaseEstimator):
         rank = np.searchsorted(ordered, np.asarray(scores, np.float64), side="right")
         return 100.0 * rank / len(ordered)
 
+    def check_params(self) -> None:
+        """Check every hyper-parameter against its annotation and range.
+
+        Raises:
+            ParameterError: names the parameter, its value and what is allowed.
+        """
+        types = typing.get_type_hints(type(self).__init__)
+        for name, value in self.get_params(deep=False).items():
+            if name not in self.run_time_params:
+                try:
+                    check_type(value, types[name])
+                except ValueError as error:
+                    raise ParameterError(f"{name} is {value!r}: {error}") from None
+        if not 0.0 < self.contamination < 0.5:
+            raise ParameterError(
+                f"contamination must lie in (0, 0.5), the fraction of training rows above the "
+                f"threshold; got {self.contamination!r}"
+            )
+
     def set_fitted(self, fitted: Mapping[str, object]) -> Self:
         """Take over what another fit learned, such as one that was saved; names as annotated."""
         for name, value in fitted.items():
@@ -164,17 +186,20 @@ class Detector(BaseEstimator):
     def _score(self, rows: np.ndarray) -> np.ndarray:
         raise NotImplementedError
 
+    def _keep_scores(self, scores: np.ndarray) -> Self:
+        """Set what follows from the training scores, and forget an earlier calibration."""
+        self.decision_scores_ = np.asarray(scores, dtype=np.float64)
+        self.threshold_ = self._threshold_from(self.decision_scores_)
+        if hasattr(self, "calibration_scores_"):
+            del self.calibration_scores_
+        return self
+
     def _score_all(self, rows: np.ndarray | RowBlocks) -> np.ndarray:
         parts = rows if isinstance(rows, RowBlocks) else (rows,)
         return np.concatenate([np.asarray(self._score(part), np.float64) for part in parts])
 
     def _threshold_from(self, scores: np.ndarray) -> float:
         return float(np.quantile(scores, 1.0 - self.contamination))
-
-    def _check_params(self) -> None:
-        """Raise `UserError` where a hyper-parameter is out of range."""
-        if not 0.0 < self.contamination < 0.5:
-            raise UserError(f"contamination must lie in (0, 0.5); got {self.contamination!r}")
 
     def _validate(self, X: Any, *, reset: bool) -> Any:
         """X as finite float32 [N, D], or the same `RowBlocks`; sets or checks `n_features_in_`."""
@@ -197,6 +222,30 @@ class Detector(BaseEstimator):
         return rows
 
 
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+def check_type(value: object, annotation: Any) -> Any:
+    """A value in the type of an annotation: a list becomes a tuple, NumPy's numbers Python's.
+
+    Raises:
+        ValueError: another type, NaN or infinity; the message says what is expected.
+    """
+    reader = TypeAdapter(annotation, config=_STRICT)
+    try:
+        return reader.validate_json(json.dumps(value, default=_plain))
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"]) from None
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} is neither number nor text")
+
+
 def fitted_types(cls: type[Detector]) -> dict[str, Any]:
     """Fitted attributes of a class and their types: annotated names that end in `_`."""
     return {
@@ -204,6 +253,20 @@ def fitted_types(cls: type[Detector]) -> dict[str, Any]:
         for name, annotation in typing.get_type_hints(cls).items()
         if name.endswith("_") and not name.startswith("_")
     }
+
+
+def as_rows(X: Any) -> np.ndarray:
+    """X as finite float32 [N, D].
+
+    Raises:
+        DataError: no matrix, no rows, NaN or infinity.
+    """
+    try:
+        rows = np.asarray(check_array(X, dtype="float32", ensure_all_finite=False))
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    check_finite(rows)
+    return rows
 
 
 def len_rows(rows: np.ndarray | RowBlocks) -> int:

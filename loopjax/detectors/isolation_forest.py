@@ -1,8 +1,8 @@
-"""Isolation Forest with trees as arrays: rows that random cuts separate early are odd."""
+"""Isolation Forest with trees as arrays: rows that random cuts separate early are anomalous."""
 
 import math
 from functools import partial
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ import numpy as np
 from loopjax.detectors.base import (
     DataError,
     Detector,
+    ParameterError,
     RowBlocks,
     len_rows,
     score_in_blocks,
 )
-from loopjax.errors import UserError
 
 # Rows scored together; small enough for their transposed copy to stay in cache.
 _TILE = 512
@@ -32,9 +32,9 @@ class IsolationForest(Detector):
 
     Args:
         n_estimators: number of trees.
-        max_samples: rows per tree without replacement: a count, a share, or "auto" (256 or all).
-        max_features: features per tree without replacement: a count or a share.
-        contamination: share of training rows above `threshold_`.
+        max_samples: rows per tree without replacement: a count, a fraction, or "auto" (256 or all).
+        max_features: features per tree without replacement: a count or a fraction.
+        contamination: fraction of training rows above `threshold_`.
         random_state: seed of rows, features and cuts.
 
     Fitted: `feature_` int32 and `cut_`, `path_` float32, all [T, 2^(depth+1) - 1] in heap order
@@ -64,58 +64,17 @@ class IsolationForest(Detector):
         self.contamination = contamination
         self.random_state = random_state
 
-    @classmethod
-    def from_sklearn(cls, forest: Any, X: Any) -> Self:
-        """The trees of a fitted `sklearn.ensemble.IsolationForest` and its training rows X [N, D].
-
-        Path lengths are equal tree by tree for float32 rows.
-        """
-        depth = max(1, math.ceil(math.log2(max(forest.max_samples_, 2))))
-        size = 2 ** (depth + 1) - 1
-        feature = np.full((len(forest.estimators_), size), -1, np.int32)
-        cut = np.zeros(feature.shape, np.float32)
-        path = np.zeros(feature.shape, np.float32)
-        for t, (estimator, columns) in enumerate(
-            zip(forest.estimators_, forest.estimators_features_, strict=True)
-        ):
-            tree = estimator.tree_
-            pending = [(0, 0, 0)]
-            while pending:
-                source, target, level = pending.pop()
-                if tree.children_left[source] < 0:
-                    path[t, target] = level + average_path(tree.n_node_samples[source])
-                    continue
-                feature[t, target] = columns[tree.feature[source]]
-                cut[t, target] = _round_down(tree.threshold[source])
-                pending.append((tree.children_left[source], 2 * target + 1, level + 1))
-                pending.append((tree.children_right[source], 2 * target + 2, level + 1))
-        self = cls(len(forest.estimators_), int(forest.max_samples_), forest.max_features)
-        rows = self._validate(X, reset=True)
-        self.feature_, self.cut_, self.path_ = feature, cut, path
-        self.max_samples_ = int(forest.max_samples_)
-        self.decision_scores_ = self._score_all(rows)
-        self.threshold_ = self._threshold_from(self.decision_scores_)
-        return self
-
-    def path_lengths(self, X: Any) -> np.ndarray:
-        """Path length of every row of [N, D] in every tree; float64 [N, T]."""
-        trees = self._trees()
-        rows = self._validate(X, reset=False)
-        return score_in_blocks(lambda block: _paths_each(block, *trees), rows, _TILE, _TILE).astype(
-            np.float64
-        )
-
-    def _check_params(self) -> None:
-        super()._check_params()
-        if not (isinstance(self.n_estimators, (int, np.integer)) and self.n_estimators >= 1):
-            raise UserError(f"n_estimators must be an integer >= 1; got {self.n_estimators!r}")
+    def check_params(self) -> None:
+        """Check every hyper-parameter; see `Detector.check_params`."""
+        super().check_params()
+        if self.n_estimators < 1:
+            raise ParameterError(f"n_estimators must be at least 1; got {self.n_estimators!r}")
         for name in ("max_samples", "max_features"):
             value = getattr(self, name)
-            if name == "max_samples" and value == "auto":
-                continue
-            by_share = isinstance(value, float) and 0.0 < value <= 1.0
-            if not by_share and not (isinstance(value, (int, np.integer)) and value >= 1):
-                raise UserError(f"{name} must be a count or a share in (0, 1]; got {value!r}")
+            if value != "auto" and not (0.0 < value <= 1.0 or _is_count(value)):
+                raise ParameterError(
+                    f"{name} must be a count or a fraction in (0, 1]; got {value!r}"
+                )
 
     def _fit(self, rows: Any) -> np.ndarray:
         total, width = len_rows(rows), self.n_features_in_
@@ -153,21 +112,28 @@ class IsolationForest(Detector):
         return self._score_all(rows)
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
-        trees = self._trees()
-        total = score_in_blocks(lambda block: _paths_sum(block, *trees), rows, _TILE, 16 * _TILE)
+        total = path_lengths(self.feature_, self.cut_, self.path_, rows)
         mean = total.astype(np.float64) / self.feature_.shape[0]
         return np.exp2(-mean / average_path(self.max_samples_))
 
-    def _trees(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Trees of full depth: a row at a leaf goes on to the left, down to a copy of its path."""
-        leaf = self.feature_ < 0
-        path = self.path_.copy()
-        inner = path.shape[1] // 2
-        for node in range(inner):
-            path[:, 2 * node + 1] = np.where(leaf[:, node], path[:, node], path[:, 2 * node + 1])
-        cut = np.where(leaf, np.float32(np.inf), self.cut_)[:, :inner]
-        feature = np.maximum(self.feature_, 0)[:, :inner]
-        return jnp.asarray(feature), jnp.asarray(cut), jnp.asarray(path[:, inner:])
+
+def path_lengths(
+    feature: np.ndarray, cut: np.ndarray, path: np.ndarray, rows: np.ndarray
+) -> np.ndarray:
+    """Path lengths of rows [N, D] summed over trees in heap order (see `IsolationForest`); [N]."""
+    # Trees of full depth: a row at a leaf goes on to the left, down to a copy of its path.
+    leaf = feature < 0
+    path = path.copy()
+    inner = path.shape[1] // 2
+    for node in range(inner):
+        path[:, 2 * node + 1] = np.where(leaf[:, node], path[:, node], path[:, 2 * node + 1])
+    cut = np.where(leaf, np.float32(np.inf), cut)[:, :inner]
+    trees = (
+        jnp.asarray(np.maximum(feature, 0)[:, :inner]),
+        jnp.asarray(cut),
+        jnp.asarray(path[:, inner:]),
+    )
+    return score_in_blocks(lambda block: _paths_sum(block, *trees), rows, _TILE, 16 * _TILE)
 
 
 def average_path(n: Any) -> Any:
@@ -178,16 +144,14 @@ def average_path(n: Any) -> Any:
     return np.where(n <= 1, 0.0, np.where(n == 2, 1.0, long))
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and bool(value >= 1)
+
+
 def _count(wanted: float | str, total: int) -> int:
     if isinstance(wanted, float):
         return max(1, int(wanted * total))
     return min(int(wanted), total)
-
-
-def _round_down(threshold: float) -> np.float32:
-    """Largest float32 not above a float64 cut: x <= cut keeps its meaning for float32 x."""
-    rounded = np.float32(threshold)
-    return np.nextafter(rounded, np.float32(-np.inf)) if rounded > threshold else rounded
 
 
 def _gather(rows: np.ndarray | RowBlocks, drawn: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -226,8 +190,8 @@ def _grow_exact_if_needed(
     """
     # c(n) for every possible leaf size n.
     correction = average_path(np.arange(samples.shape[1] + 1)).astype(np.float32)
-    tries, shares, lots = draws
-    first = _grow((tries[:, :, :1], shares, lots), samples, psi, correction, exact=False)
+    tries, places, lots = draws
+    first = _grow((tries[:, :, :1], places, lots), samples, psi, correction, exact=False)
     parts = [np.array(part) for part in first]
     for exact in (False, True):
         undecided = np.flatnonzero(parts[3])
@@ -235,7 +199,7 @@ def _grow_exact_if_needed(
             break
         # Repeated up to a power of two, so that few shapes are compiled.
         again = np.resize(undecided, min(len(samples), 1 << (undecided.size - 1).bit_length()))
-        chosen = (tries[again], shares[again], lots[again])
+        chosen = (tries[again], places[again], lots[again])
         grown = _grow(chosen, samples[again], psi, correction, exact=exact)
         for part, new in zip(parts, grown, strict=True):
             part[again] = new
@@ -258,8 +222,8 @@ def _grow_one(draws, rows, psi, correction, exact: bool):
     `draws` per heap node: features to try [heap, 4], position of the cut [heap] and, for the exact
     search, which of the varying features [heap].
     """
-    tries, shares, lots = draws
-    size, count = rows.shape[0], len(shares)
+    tries, places, lots = draws
+    size, count = rows.shape[0], len(places)
     depth = int(math.log2(count + 1)) - 1
     lane = jnp.arange(size)
 
@@ -270,7 +234,7 @@ def _grow_one(draws, rows, psi, correction, exact: bool):
         chosen, low, high, open_ = _choose(tries, lots, rows, here, sizes, exact)
         deep = level == depth
         chosen = jnp.where(deep, -1, chosen)
-        cuts = low + shares * (high - low)
+        cuts = low + places * (high - low)
         # Rounding must not put the cut on the maximum, or one side would stay empty.
         cuts = jnp.where(cuts >= high, low, cuts)
         split, leaf = chosen >= 0, (chosen < 0) & (sizes > 0)
@@ -333,12 +297,6 @@ def _paths_sum(rows, feature, cut, path):
 
     tiles = rows.reshape(-1, _TILE, rows.shape[1])
     return jax.lax.map(lambda tile: one_tile(tile.T), tiles).reshape(-1)
-
-
-@jax.jit
-def _paths_each(rows, feature, cut, path):
-    columns = rows.T
-    return jax.lax.map(lambda tree: _descend(columns, *tree), (feature, cut, path)).T
 
 
 def _descend(columns, feature, cut, path):

@@ -4,10 +4,16 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from loopjax.detectors.base import DataError, Detector, iter_blocks, len_rows, take_rows
+from loopjax.detectors.base import (
+    DataError,
+    Detector,
+    ParameterError,
+    iter_blocks,
+    len_rows,
+    take_rows,
+)
 from loopjax.detectors.nearest import NearestRows, local_radii
 from loopjax.detectors.spectrum import column_moments
-from loopjax.errors import UserError
 
 # Radii below this fraction of the median one are raised to it.
 RADIUS_FLOOR = 0.1
@@ -62,25 +68,17 @@ class KNN(Detector):
         self.contamination = contamination
         self.random_state = random_state
 
-    def neighbors(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Nearest training rows: distances [N, k] ascending and their rows in `reference_` [N, k].
-
-        With metric "cosine", `reference_` holds unit vectors and so do the distances; with a
-        `density_exponent`, distances are divided by the reference rows' radii.
-        """
-        rows = self._validate(X, reset=False)
-        return self._nearest().search(self._prepare(rows), self.n_neighbors)
-
-    def _check_params(self) -> None:
-        super()._check_params()
-        if not (isinstance(self.n_neighbors, (int, np.integer)) and self.n_neighbors >= 1):
-            raise UserError(f"n_neighbors must be an integer >= 1; got {self.n_neighbors!r}")
-        if self.aggregate not in ("mean", "max"):
-            raise UserError(f"aggregate: mean or max; got {self.aggregate!r}")
-        if self.metric not in ("euclidean", "cosine"):
-            raise UserError(f"metric: euclidean or cosine; got {self.metric!r}")
+    def check_params(self) -> None:
+        """Check every hyper-parameter; see `Detector.check_params`."""
+        super().check_params()
+        if self.n_neighbors < 1:
+            raise ParameterError(f"n_neighbors must be at least 1; got {self.n_neighbors!r}")
+        if self.max_reference is not None and self.max_reference < 1:
+            raise ParameterError(f"max_reference must be at least 1; got {self.max_reference!r}")
         if not 0.0 <= self.density_exponent <= 1.0:
-            raise UserError(f"density_exponent must lie in [0, 1]; got {self.density_exponent!r}")
+            raise ParameterError(
+                f"density_exponent must lie in [0, 1]; got {self.density_exponent!r}"
+            )
 
     def _fit(self, rows: Any) -> np.ndarray:
         total = len_rows(rows)

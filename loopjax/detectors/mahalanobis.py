@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax.detectors.base import DataError, Detector, score_in_blocks
+from loopjax.detectors.base import DataError, Detector, ParameterError, score_in_blocks
 from loopjax.detectors.spectrum import (
     HIGHEST,
     Spectrum,
@@ -14,7 +14,6 @@ from loopjax.detectors.spectrum import (
     double_precision,
     fourth_moment,
 )
-from loopjax.errors import UserError
 
 
 class Mahalanobis(Detector):
@@ -23,7 +22,7 @@ class Mahalanobis(Detector):
     Args:
         shrinkage: "ledoit-wolf" (Ledoit and Wolf 2004, estimated from the rows) or a number in
             [0, 1]: 0 keeps the sample covariance, 1 gives the plain Euclidean distance.
-        contamination: share of training rows above `threshold_`.
+        contamination: fraction of training rows above `threshold_`.
 
     Fitted: `mean_` [D]; `axes_` [D, K], `variances_` [K] of the shrunk covariance along them;
     `floor_`, its variance along every other axis; `shrinkage_`.
@@ -43,34 +42,35 @@ class Mahalanobis(Detector):
         self.shrinkage = shrinkage
         self.contamination = contamination
 
-    def _check_params(self) -> None:
-        super()._check_params()
-        if self.shrinkage != "ledoit-wolf" and not (
-            isinstance(self.shrinkage, (int, float)) and 0.0 <= self.shrinkage <= 1.0
-        ):
-            raise UserError(f'shrinkage must be "ledoit-wolf" or in [0, 1]; got {self.shrinkage!r}')
+    def check_params(self) -> None:
+        """Check every hyper-parameter; see `Detector.check_params`."""
+        super().check_params()
+        if not isinstance(self.shrinkage, str) and not 0.0 <= self.shrinkage <= 1.0:
+            raise ParameterError(
+                f'shrinkage must be "ledoit-wolf" or lie in [0, 1]; got {self.shrinkage!r}'
+            )
 
     def _fit(self, rows: Any) -> np.ndarray:
         found = compute_spectrum(rows, standardize=False)
         if found.total_variance <= 0.0:
             raise DataError("all rows are identical: there is no variance to learn from")
         width = self.n_features_in_
-        share = (
+        shrinkage = (
             _ledoit_wolf(found, fourth_moment(rows, found.mean))
-            if self.shrinkage == "ledoit-wolf"
+            if isinstance(self.shrinkage, str)
             else float(self.shrinkage)
         )
-        floor = share * found.total_variance / width
+        floor = shrinkage * found.total_variance / width
         keep = found.eigenvalues > found.eigenvalues[0] * 1e-12
         if floor <= 0.0 and keep.sum() < width:
             raise DataError(
                 f"the covariance of {found.n_rows} rows has no inverse in {width} dimensions: "
                 "set shrinkage above 0"
             )
-        self.shrinkage_, self.floor_ = share, float(floor)
+        self.shrinkage_, self.floor_ = shrinkage, float(floor)
         self.mean_ = found.mean
         self.axes_ = np.ascontiguousarray(found.axes[:, keep])
-        self.variances_ = (1.0 - share) * found.eigenvalues[keep] + floor
+        self.variances_ = (1.0 - shrinkage) * found.eigenvalues[keep] + floor
         return self._score_all(rows)
 
     def _score(self, rows: np.ndarray) -> np.ndarray:

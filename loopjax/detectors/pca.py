@@ -6,24 +6,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax.detectors.base import DataError, Detector, score_in_blocks
+from loopjax.detectors.base import DataError, Detector, ParameterError, score_in_blocks
 from loopjax.detectors.spectrum import HIGHEST, compute_spectrum, double_precision
-from loopjax.errors import UserError
 
 
 class PCA(Detector):
     """Squared reconstruction error of the standardized row (paper section IV, baseline).
 
     Args:
-        n_components: number of axes (int), or the share of variance they must hold (0 < x < 1).
+        n_components: number of axes (int), or the fraction of variance they must hold (0 < x < 1).
             At least one axis of the data is always left out, else nothing could be measured.
         standardize: divide columns by their standard deviation first, as the reference does.
         statistic: "reconstruction", the sum of squared residuals, or "hotelling", Hotelling's T2
             inside the subspace (squared coordinates over their variances).
         solver: "auto" takes the exact decomposition up to 4,096 columns and "randomized" subspace
             iteration above; "exact" and "randomized" force one.
-        max_components: axes the randomized solver looks for when `n_components` is a share.
-        contamination: share of training rows above `threshold_`.
+        max_components: axes the randomized solver looks for when `n_components` is a fraction.
+        contamination: fraction of training rows above `threshold_`.
         random_state: seed of the randomized solver.
 
     Fitted: `mean_`, `scale_` [D]; `components_` [K, D]; `explained_variance_` [K] (divisor n - 1).
@@ -55,31 +54,23 @@ class PCA(Detector):
         self.contamination = contamination
         self.random_state = random_state
 
-    def hotelling_t2(self, X: Any) -> np.ndarray:
-        """Hotelling's T2 of every row of [N, D]; float64 [N]."""
-        return self._statistic(self._validate(X, reset=False), "hotelling")
-
-    def _check_params(self) -> None:
-        super()._check_params()
+    def check_params(self) -> None:
+        """Check every hyper-parameter; see `Detector.check_params`."""
+        super().check_params()
         wanted = self.n_components
-        by_share = isinstance(wanted, float) and 0.0 < wanted < 1.0
-        by_number = (
-            isinstance(wanted, (int, np.integer)) and not isinstance(wanted, bool) and wanted >= 1
-        )
-        if not (by_share or by_number):
-            raise UserError(f"n_components must be an integer >= 1 or a share; got {wanted!r}")
-        if self.statistic not in ("reconstruction", "hotelling"):
-            raise UserError(f"statistic: reconstruction or hotelling; got {self.statistic!r}")
-        if self.solver not in ("auto", "exact", "randomized"):
-            raise UserError(f"solver: auto, exact or randomized; got {self.solver!r}")
+        if not (0.0 < wanted < 1.0 if isinstance(wanted, float) else wanted >= 1):
+            raise ParameterError(
+                f"n_components must be a count >= 1 or a fraction in (0, 1); got {wanted!r}"
+            )
+        if self.max_components < 1:
+            raise ParameterError(f"max_components must be at least 1; got {self.max_components!r}")
 
     def _fit(self, rows: Any) -> np.ndarray:
         width = self.n_features_in_
         iterate = self.solver == "randomized" or (self.solver == "auto" and width > 4096)
-        by_share = isinstance(self.n_components, float)
-        rank = (
-            (self.max_components if by_share else int(self.n_components) + 1) if iterate else None
-        )
+        by_fraction = isinstance(self.n_components, float)
+        wanted = self.max_components if by_fraction else int(self.n_components) + 1
+        rank = wanted if iterate else None
         found = compute_spectrum(
             rows, standardize=self.standardize, rank=rank, seed=self.random_state
         )
@@ -92,15 +83,15 @@ class PCA(Detector):
                 "the rows vary along 1 axis only, so PCA leaves no residual to score "
                 f"(n_features = {width})"
             )
-        share = np.cumsum(variances) / found.total_variance
+        held = np.cumsum(variances) / found.total_variance
         k = (
-            int(np.searchsorted(share, self.n_components, side="right")) + 1
-            if by_share
+            int(np.searchsorted(held, self.n_components, side="right")) + 1
+            if by_fraction
             else int(self.n_components)
         )
-        if iterate and by_share and share[-1] < self.n_components:
-            raise UserError(
-                f"{len(variances)} axes hold {share[-1]:.3f} of the variance, less than "
+        if iterate and by_fraction and held[-1] < self.n_components:
+            raise ParameterError(
+                f"{len(variances)} axes hold {held[-1]:.3f} of the variance, less than "
                 f"{self.n_components}: raise max_components"
             )
         k = min(k, available - 1)
@@ -110,15 +101,12 @@ class PCA(Detector):
         return self._score_all(rows)
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
-        return self._statistic(rows, self.statistic)
-
-    def _statistic(self, rows: np.ndarray, name: str) -> np.ndarray:
         with double_precision():
             model = [
                 jnp.asarray(a)
                 for a in (self.mean_, self.scale_, self.components_, self.explained_variance_)
             ]
-            core = _residual if name == "reconstruction" else _hotelling
+            core = _residual if self.statistic == "reconstruction" else _hotelling
             return score_in_blocks(lambda block: core(block, *model), rows)
 
 

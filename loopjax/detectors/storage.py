@@ -14,17 +14,16 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from loopjax.arrays import read_arrays, write_arrays
 from loopjax.detectors import detector_class, detector_kinds, parameter_types
-from loopjax.detectors.base import Detector, fitted_types
+from loopjax.detectors.base import Detector, check_type, fitted_types
 from loopjax.errors import UserError
 from loopjax.io import check_can_write, write_folder
 
 FORMAT = "loopjax-detector-1"
 # Fitted attributes that a detector may lack.
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 _OPTIONAL = ("feature_names_in_", "calibration_scores_")
 Arrays = dict[str, np.ndarray]
 
@@ -213,12 +212,10 @@ def _checked(
     for name, value in values.items():
         if name not in types:
             raise UserError(f"{file}: damaged (unknown {section} {name!r})")
-        reader = TypeAdapter(types[name], config=_STRICT)
         try:
-            checked[name] = reader.validate_json(json.dumps(value))
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise UserError(f"{file}: {name} is {value!r}: {problem}") from None
+            checked[name] = check_type(value, types[name])
+        except ValueError as error:
+            raise UserError(f"{file}: {name} is {value!r}: {error}") from None
     return checked
 
 

@@ -24,7 +24,8 @@ from loopjax.config import DetectorConfig, ProtocolName
 from loopjax.detectors import make_detector
 from loopjax.detectors.base import Detector
 from loopjax.detectors.svdd.estimator import DeepSVDD
-from loopjax.detectors.svdd.fit import group_size, train_heads
+from loopjax.detectors.svdd.fit import FittedHead, group_size
+from loopjax.detectors.svdd.together import train_together
 from loopjax.errors import ModelCheckError
 from loopjax.evaluation.metrics import labeled_metrics
 from loopjax.evaluation.separation import separation
@@ -175,49 +176,40 @@ def _run_heads(
     if params["compat"] == "reference" and tasks and tasks[0].labels is not None:
         params["compat"] = "reference-true-split"
     heads = [DeepSVDD(**{**params, "random_state": task.seed}) for task in tasks]
-    for head in heads:
-        head.n_features_in_ = X.shape[1]
-        head._check_params()
     if not heads:
         return
     if jax.default_backend() == "cpu":
         # Small steps keep about one core busy: cores train single heads side by side.
         workers, size = os.cpu_count() or 1, 1
     else:
-        workers, size = 1, group_size(heads[0].network_config())
+        workers, size = 1, group_size(heads[0].network_config(X.shape[1]))
     # Tasks of similar size together: every program is compiled for its largest member.
     order = sorted(range(len(tasks)), key=lambda i: len(tasks[i].train))
     groups = [order[start : start + size] for start in range(0, len(order), size)]
 
-    def train(group: list[int]) -> list[int]:
-        train_heads([heads[i] for i in group], X, [tasks[i].train for i in group])
-        return group
+    def train(group: list[int]) -> list[FittedHead]:
+        return train_together([heads[i] for i in group], X, [tasks[i].train for i in group])
 
     pool = ThreadPoolExecutor(workers)
     try:
-        for chosen in pool.map(train, groups):
-            yield from _test_heads([(tasks[i], heads[i]) for i in chosen], X)
+        for group, trained in zip(groups, pool.map(train, groups), strict=True):
+            for i, fitted in zip(group, trained, strict=True):
+                yield tasks[i], _test_head(tasks[i], heads[i], fitted, X)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _test_heads(
-    trained: list[tuple[_Task, DeepSVDD]], X: np.ndarray
-) -> Iterator[tuple[_Task, ProtocolRow]]:
-    for task, head in trained:
-        try:
-            scores = head._finish(X[task.train])
-        except ModelCheckError as error:
-            yield task, dataclasses.replace(_describe(task, head), collapsed=str(error))
-            continue
-        head.decision_scores_ = scores
-        head.threshold_ = head._threshold_from(scores)
-        test = X[task.test]
-        if task.labels is None:
-            held_out = np.ones(len(X), bool)
-            held_out[head.train_rows_] = False
-            test, scores = X[held_out], scores[head.train_rows_]
-        yield task, _measure(task, head, X, scores, test)
+def _test_head(task: _Task, head: DeepSVDD, fitted: FittedHead, X: np.ndarray) -> ProtocolRow:
+    try:
+        head.adopt(fitted, X[task.train])
+    except ModelCheckError as error:
+        return dataclasses.replace(_describe(task, head), collapsed=str(error))
+    test, scores = X[task.test], head.decision_scores_
+    if task.labels is None:
+        held_out = np.ones(len(X), bool)
+        held_out[head.train_rows_] = False
+        test, scores = X[held_out], scores[head.train_rows_]
+    return _measure(task, head, X, scores, test)
 
 
 def _measure(
@@ -229,6 +221,7 @@ def _measure(
         found = separation(train_scores, scores)
         return dataclasses.replace(
             row,
+            n_train=len(train_scores),
             threshold=found.threshold,
             median=found.median,
             gap_ratio=found.gap_ratio,

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from loopjax.audio.sources.source import open_source
 from loopjax.config import ExperimentConfig
+from loopjax.detectors import detector_class
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Evaluation
 from loopjax.experiment.evaluate import FittedRun, evaluate_fitted
@@ -30,8 +31,6 @@ from loopjax.model import Model, check_params, fit_models, load_model
 from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings, read_embeddings
 from loopjax.store.scores import Scores, write_scores
-
-RANDOM_KINDS = ("deep-svdd", "isolation-forest")  # whose fit depends on the seed
 
 Log = Callable[[str], None]
 
@@ -208,7 +207,9 @@ def fit_all(
     for detector in config.detectors:
         folders = {
             seed: out / "models" / detector.name / f"seed-{seed}"
-            for seed in (config.seeds if detector.kind in RANDOM_KINDS else config.seeds[:1])
+            for seed in (
+                config.seeds if detector_class(detector.kind).depends_on_seed else config.seeds[:1]
+            )
         }
         found = {seed: _load_finished(folder, log) for seed, folder in folders.items()}
         missing = [seed for seed, model in found.items() if model is None]

@@ -11,8 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from loopjax.training.checkpoints import Checkpoints
 from loopjax.training.steps import (
-    METRICS,
-    Hyper,
+    EPOCH_METRICS,
+    Hyperparams,
     Recipe,
     Split,
     State,
@@ -20,7 +20,7 @@ from loopjax.training.steps import (
     advance,
     advance_block,
     advance_epoch,
-    warm_up,
+    warmup_statistics,
 )
 
 # Steps that one call should hold at least, so that dispatch costs nothing beside the work.
@@ -52,7 +52,7 @@ def settle(
     """BatchNorm statistics of every head, stacked, averaged over passes that change no weight."""
     return stack(
         [
-            warm_up(recipe, state, X, split.train[h], split.n_train[h], passes)
+            warmup_statistics(recipe, state, X, split.train[h], split.n_train[h], passes)
             for h, state in enumerate(states)
         ]
     )
@@ -92,7 +92,7 @@ def run(
     state: State,
     X: jax.Array,
     split: Split,
-    hyper: Hyper,
+    hyperparams: Hyperparams,
     *,
     checkpoints: Checkpoints | None = None,
     every_epochs: int = 25,
@@ -106,7 +106,7 @@ def run(
         state: stacked over heads; may be donated.
         X: [N, D] on the device.
         split: stacked over heads.
-        hyper: stacked over heads.
+        hyperparams: stacked over heads.
         checkpoints: where to resume from and to save the state (best and last weights, optimizer,
             random key, epoch) every `every_epochs` epochs and at the end.
         every_epochs: how much work a kill may cost.
@@ -123,8 +123,8 @@ def run(
         heads_per_call = 1 if one_by_one else n_heads
     groups = [slice(h, h + heads_per_call) for h in range(0, n_heads, heads_per_call)]
     per_call = epochs_per_call(int(np.max(split.n_train)), recipe.batch_size)
-    longest = int(np.max(hyper.max_epochs))
-    history = np.full((n_heads, longest, len(METRICS)), np.nan, np.float32)
+    longest = int(np.max(hyperparams.max_epochs))
+    history = np.full((n_heads, longest, len(EPOCH_METRICS)), np.nan, np.float32)
     if checkpoints is not None:
         saved = checkpoints.restore({"state": state, "history": history})
         if saved is not None:
@@ -136,7 +136,7 @@ def run(
     def call(number: int) -> np.ndarray:
         heads = groups[number]
         states[number], log = advance(
-            states[number], X, _cut(split, heads), _cut(hyper, heads),
+            states[number], X, _cut(split, heads), _cut(hyperparams, heads),
             recipe=recipe, epochs=per_call,
         )  # fmt: skip
         return np.asarray(log)
@@ -163,7 +163,7 @@ def run_streamed(
     state: State,
     blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
     val: np.ndarray,
-    hyper: Hyper,
+    hyperparams: Hyperparams,
     *,
     checkpoints: Checkpoints | None = None,
     every_epochs: int = 25,
@@ -177,7 +177,7 @@ def run_streamed(
         blocks: called once per epoch; gives (rows [B, D], the row numbers [T] to train on). Blocks
             come in the reader's order, rows inside them in random order.
         val: [V, D] rows that stop the training; held on the device.
-        hyper: scalars.
+        hyperparams: scalars.
         checkpoints: see `run`.
         every_epochs: see `run`.
         on_epoch: see `run`.
@@ -185,7 +185,7 @@ def run_streamed(
     Returns:
         The final state and metrics [1, E, 3].
     """
-    history = np.full((1, int(hyper.max_epochs), len(METRICS)), np.nan, np.float32)
+    history = np.full((1, int(hyperparams.max_epochs), len(EPOCH_METRICS)), np.nan, np.float32)
     if checkpoints is not None:
         saved = checkpoints.restore({"state": state, "history": history})
         if saved is not None:
@@ -196,12 +196,12 @@ def run_streamed(
         for number, (block, rows) in enumerate(blocks()):
             padded = np.pad(rows, (0, len(pad_rows(block)) - len(rows))).astype(np.int32)
             state, loss = advance_block(
-                state, jnp.asarray(pad_rows(block)), padded, np.int32(len(rows)), hyper,
+                state, jnp.asarray(pad_rows(block)), padded, np.int32(len(rows)), hyperparams,
                 np.uint32(number + 1), recipe=recipe,
             )  # fmt: skip
             total, seen = total + loss, seen + len(rows)
         state, metrics = advance_epoch(
-            state, held_out, n_val, np.float32(total) / np.float32(seen), hyper, recipe=recipe
+            state, held_out, n_val, np.float32(total) / np.float32(seen), hyperparams, recipe=recipe
         )
         history[0, epoch] = np.asarray(metrics)
         if on_epoch is not None:
@@ -231,7 +231,7 @@ def _report(on_epoch, history: np.ndarray, first: int, count: int) -> None:
         active = history[~np.isnan(history[:, epoch, 0]), epoch]
         if len(active):
             mean = active.mean(axis=0)
-            on_epoch(epoch, {k: float(v) for k, v in zip(METRICS, mean, strict=True)})
+            on_epoch(epoch, {k: float(v) for k, v in zip(EPOCH_METRICS, mean, strict=True)})
 
 
 def _rounded(n: int) -> int:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from loopjax.training.keys import derive, new_key, random_bits
 
 Tree = Any
-METRICS = ("train_loss", "val_loss", "learning_rate")
+EPOCH_METRICS = ("train_loss", "val_loss", "learning_rate")
 # Rows evaluated at once; larger sets go block by block.
 _EVAL_ROWS = 4096
 
@@ -56,7 +56,7 @@ class Objective(Protocol):
         ...
 
 
-class Hyper(NamedTuple):
+class Hyperparams(NamedTuple):
     """Per-head numbers; scalars or arrays with one entry per head.
 
     The learning rate of epoch e is low + (high - low) (1 + cos(pi e / period)) / 2. A head stops
@@ -90,7 +90,7 @@ class Recipe:
     Attributes:
         objective: the loss.
         batch_size: rows per step; a short last batch is masked, a last batch of one row dropped.
-        momentum: share of a batch in the running statistics.
+        momentum: fraction of a batch in the running statistics.
         mesh: spread every batch over its "data" axis; None for one device.
     """
 
@@ -145,11 +145,11 @@ def adamw_step(
     return params, optimizer
 
 
-def cosine(hyper: Hyper, epoch: Any) -> jax.Array:
+def cosine(hyperparams: Hyperparams, epoch: Any) -> jax.Array:
     """Learning rate of an epoch."""
-    phase = jnp.cos(jnp.pi * epoch / hyper.period_epochs)
-    spread = hyper.learning_rate - hyper.min_learning_rate
-    return (hyper.min_learning_rate + 0.5 * spread * (1.0 + phase)).astype(jnp.float32)
+    phase = jnp.cos(jnp.pi * epoch / hyperparams.period_epochs)
+    spread = hyperparams.learning_rate - hyperparams.min_learning_rate
+    return (hyperparams.min_learning_rate + 0.5 * spread * (1.0 + phase)).astype(jnp.float32)
 
 
 def train_block(
@@ -204,7 +204,11 @@ def eval_block(
 
 
 def close_epoch(
-    state: State, hyper: Hyper, train_loss: jax.Array, val_loss: jax.Array, has_val: jax.Array
+    state: State,
+    hyperparams: Hyperparams,
+    train_loss: jax.Array,
+    val_loss: jax.Array,
+    has_val: jax.Array,
 ) -> State:
     """Keep the weights if they are the best so far and decide whether to go on.
 
@@ -223,14 +227,14 @@ def close_epoch(
         best_loss=jnp.where(better, watched, state.best_loss),
         best_epoch=best_epoch,
         epoch=epoch,
-        stopped=(waited >= hyper.patience)
-        | (epoch >= hyper.max_epochs)
+        stopped=(waited >= hyperparams.patience)
+        | (epoch >= hyperparams.max_epochs)
         | ~(jnp.isfinite(train_loss) & jnp.isfinite(watched)),
     )
 
 
 @partial(jax.jit, static_argnames=("recipe", "passes"))
-def warm_up(
+def warmup_statistics(
     recipe: Recipe, state: State, X: jax.Array, rows: jax.Array, count: jax.Array, passes: int
 ) -> Tree:
     """One head's BatchNorm statistics averaged over `passes` epochs that update no weight."""
@@ -251,28 +255,28 @@ def warm_up(
     return jax.lax.fori_loop(0, passes * steps, step, state.stats)
 
 
-def _one_epoch(recipe, state: State, X, split: Split, hyper: Hyper):
-    """One epoch of one head: the new state and its `METRICS`."""
+def _one_epoch(recipe, state: State, X, split: Split, hyperparams: Hyperparams):
+    """One epoch of one head: the new state and its `EPOCH_METRICS`."""
     objective = recipe.objective
     aux = objective.begin_epoch(
         state.params, state.stats, state.aux, state.epoch,
         lambda f: _over_rows(f, X, split.train, split.n_train),
     )  # fmt: skip
     state = state._replace(aux=aux)
-    rate = cosine(hyper, state.epoch)
+    rate = cosine(hyperparams, state.epoch)
     key = derive(state.key, state.epoch)
     state, total = train_block(
-        recipe, state, X, split.train, split.n_train, rate, hyper.weight_decay, key
+        recipe, state, X, split.train, split.n_train, rate, hyperparams.weight_decay, key
     )
     train_loss = total / split.n_train
     has_val = split.n_val > 0
     val_sum = eval_block(recipe, state, X, split.val, split.n_val)
     val_loss = jnp.where(has_val, val_sum / jnp.maximum(split.n_val, 1), jnp.nan)
     metrics = jnp.stack([train_loss, val_loss, rate])
-    return close_epoch(state, hyper, train_loss, val_loss, has_val), metrics
+    return close_epoch(state, hyperparams, train_loss, val_loss, has_val), metrics
 
 
-def _advance_one(recipe, epochs: int, state: State, X, split: Split, hyper: Hyper):
+def _advance_one(recipe, epochs: int, state: State, X, split: Split, hyperparams: Hyperparams):
     """Up to `epochs` epochs of one head; metrics [epochs, 3], NaN where it had stopped."""
 
     def go_on(carry):
@@ -281,17 +285,23 @@ def _advance_one(recipe, epochs: int, state: State, X, split: Split, hyper: Hype
 
     def body(carry):
         done, state, log = carry
-        state, metrics = _one_epoch(recipe, state, X, split, hyper)
+        state, metrics = _one_epoch(recipe, state, X, split, hyperparams)
         return done + 1, state, log.at[done].set(metrics)
 
-    log = jnp.full((epochs, len(METRICS)), jnp.nan, jnp.float32)
+    log = jnp.full((epochs, len(EPOCH_METRICS)), jnp.nan, jnp.float32)
     _, state, log = jax.lax.while_loop(go_on, body, (0, state, log))
     return state, log
 
 
 @partial(jax.jit, static_argnames=("recipe", "epochs"), donate_argnames="state")
 def advance(
-    state: State, X: jax.Array, split: Split, hyper: Hyper, *, recipe: Recipe, epochs: int
+    state: State,
+    X: jax.Array,
+    split: Split,
+    hyperparams: Hyperparams,
+    *,
+    recipe: Recipe,
+    epochs: int,
 ) -> tuple[State, jax.Array]:
     """Up to `epochs` more epochs of every head that has not stopped, heads side by side.
 
@@ -299,18 +309,18 @@ def advance(
         state: stacked over heads, leading axis H.
         X: [N, D] rows shared by all heads.
         split: `Split` with arrays [H, T], [H], [H, V], [H].
-        hyper: `Hyper` with arrays [H].
+        hyperparams: `Hyperparams` with arrays [H].
         recipe: static.
         epochs: static; how many epochs this call may run.
 
     Returns:
-        The new state and metrics [H, epochs, 3] in the order of `METRICS`.
+        The new state and metrics [H, epochs, 3] in the order of `EPOCH_METRICS`.
     """
     one = partial(_advance_one, recipe, epochs)
     if len(state.epoch) > 1:
-        return jax.vmap(one, in_axes=(0, None, 0, 0))(state, X, split, hyper)
+        return jax.vmap(one, in_axes=(0, None, 0, 0))(state, X, split, hyperparams)
     only = partial(jax.tree.map, lambda a: a[0])
-    new, log = one(only(state), X, only(split), only(hyper))
+    new, log = one(only(state), X, only(split), only(hyperparams))
     return jax.tree.map(lambda a: a[None], new), log[None]
 
 
@@ -320,15 +330,15 @@ def advance_block(
     X: jax.Array,
     rows: jax.Array,
     count: jax.Array,
-    hyper: Hyper,
+    hyperparams: Hyperparams,
     number: jax.Array,
     *,
     recipe: Recipe,
 ) -> tuple[State, jax.Array]:
     """One head over the first `count` of rows [T] of block `number`; also the summed loss."""
     key = derive(derive(state.key, state.epoch), number)
-    rate = cosine(hyper, state.epoch)
-    return train_block(recipe, state, X, rows, count, rate, hyper.weight_decay, key)
+    rate = cosine(hyperparams, state.epoch)
+    return train_block(recipe, state, X, rows, count, rate, hyperparams.weight_decay, key)
 
 
 @partial(jax.jit, static_argnames="recipe", donate_argnames="state")
@@ -337,16 +347,16 @@ def advance_epoch(
     val: jax.Array,
     n_val: jax.Array,
     train_loss: jax.Array,
-    hyper: Hyper,
+    hyperparams: Hyperparams,
     *,
     recipe: Recipe,
 ) -> tuple[State, jax.Array]:
-    """Judge one head after its last block on the first `n_val` of rows [V, D]; its `METRICS`."""
-    rate = cosine(hyper, state.epoch)
+    """Evaluate one head after its last block on rows [V, D], `n_val` of them; `EPOCH_METRICS`."""
+    rate = cosine(hyperparams, state.epoch)
     total = eval_block(recipe, state, val, jnp.arange(len(val)), n_val)
     val_loss = jnp.where(n_val > 0, total / jnp.maximum(n_val, 1), jnp.nan)
     metrics = jnp.stack([train_loss, val_loss, rate])
-    return close_epoch(state, hyper, train_loss, val_loss, n_val > 0), metrics
+    return close_epoch(state, hyperparams, train_loss, val_loss, n_val > 0), metrics
 
 
 def _permutation(key: jax.Array, size: int, count: jax.Array) -> jax.Array:

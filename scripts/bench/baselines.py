@@ -37,7 +37,8 @@ def time_shape(shape: str, args: argparse.Namespace) -> None:
     n_rows, width = map(int, shape.split("x"))
     ensemble, decomposition = peer("sklearn.ensemble"), peer("sklearn.decomposition")
     scaling = peer("sklearn.preprocessing")
-    from loopjax.detectors import PCA, IsolationForest
+    from loopjax.detectors.isolation_forest import IsolationForest
+    from loopjax.detectors.pca import PCA
 
     class Trees(IsolationForest):
         """Grown, but without the scores of its training rows."""

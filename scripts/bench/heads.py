@@ -46,9 +46,11 @@ def setting(X: np.ndarray, batch: int, heads: int, stage: str, epochs: int) -> t
     rows = np.arange(len(X))
     split = training_loop.pad_split([rows] * heads, [rows[:0]] * heads, batch)
     rates = (np.full(heads, v, np.float32) for v in (1e-5, 5e-6, 1000, 1e-5))
-    hyper = training.Hyper(*rates, *(np.full(heads, n, np.int32) for n in (epochs, 10**6)))
+    hyperparams = training.Hyperparams(
+        *rates, *(np.full(heads, n, np.int32) for n in (epochs, 10**6))
+    )
     data = training_loop.place(training_loop.pad_rows(X), None)
-    return recipe, training_loop.stack(starts), data, split, hyper
+    return recipe, training_loop.stack(starts), data, split, hyperparams
 
 
 def loopjax_epoch(X: np.ndarray, batch: int, stage: str) -> Callable[[], Any]:
@@ -56,12 +58,12 @@ def loopjax_epoch(X: np.ndarray, batch: int, stage: str) -> Callable[[], Any]:
     from loopjax.training import loop as training_loop
     from loopjax.training import steps as training
 
-    recipe, start, data, split, hyper = setting(X, batch, 1, stage, 10**6)
+    recipe, start, data, split, hyperparams = setting(X, batch, 1, stage, 10**6)
     state = training_loop.place(start, None)
 
     def run() -> Any:
         nonlocal state
-        state, _ = training.advance(state, data, split, hyper, recipe=recipe, epochs=1)
+        state, _ = training.advance(state, data, split, hyperparams, recipe=recipe, epochs=1)
         return state.epoch
 
     return run
@@ -71,11 +73,11 @@ def loopjax_seeds(X: np.ndarray, batch: int, stage: str, seeds: int) -> Callable
     """One epoch of several seeds trained together, from the first weights on."""
     from loopjax.training import loop as training_loop
 
-    recipe, start, data, split, hyper = setting(X, batch, seeds, stage, 1)
+    recipe, start, data, split, hyperparams = setting(X, batch, seeds, stage, 1)
 
     def run() -> Any:
         state = training_loop.place(start, None)
-        return training_loop.run(recipe, state, data, split, hyper)[0].epoch
+        return training_loop.run(recipe, state, data, split, hyperparams)[0].epoch
 
     return run
 
@@ -120,7 +122,7 @@ def torch_epoch(
 
 def our_fit(X: np.ndarray, batch: int) -> Callable[[], Any]:
     """A fit of the one-class stage alone."""
-    from loopjax.detectors import DeepSVDD
+    from loopjax.detectors.svdd.estimator import DeepSVDD
 
     options: dict[str, Any] = {"hidden_dims": WIDTHS, "batch_size": batch, "pretrain_epochs": 0}
     return lambda: DeepSVDD(**options, epochs=EPOCHS).fit(X).decision_scores_

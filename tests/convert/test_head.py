@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from loopjax.convert.checkpoint import convert
-from loopjax.detectors import load_detector
+from loopjax.detectors.storage import load_detector
 from loopjax.errors import UserError, WriteError
 from loopjax.model import load_model
 from tests.convert.torch_files import Call, Global, Storage, _Writer, tensor, write_torch

@@ -2,16 +2,13 @@
 
 import numpy as np
 
-from loopjax.detectors import (
-    KNN,
-    PCA,
-    DeepSVDD,
-    IsolationForest,
-    LocalKNN,
-    Mahalanobis,
-    MeanCosine,
-    SphereSVDD,
-)
+from loopjax.detectors.isolation_forest import IsolationForest
+from loopjax.detectors.knn import KNN, LocalKNN
+from loopjax.detectors.mahalanobis import Mahalanobis
+from loopjax.detectors.mean_cosine import MeanCosine
+from loopjax.detectors.pca import PCA
+from loopjax.detectors.svdd.estimator import DeepSVDD
+from loopjax.detectors.svdd.sphere_svdd import SphereSVDD
 
 # One network and few epochs everywhere, so that a test session compiles it once.
 TINY = {

@@ -1,15 +1,11 @@
 import numpy as np
 import pytest
 
-from loopjax.detectors import (
-    KINDS,
-    KNN,
-    PCA,
-    DataError,
-    IsolationForest,
-    RowBlocks,
-    make_detector,
-)
+from loopjax.detectors import KINDS, make_detector
+from loopjax.detectors.base import DataError, RowBlocks
+from loopjax.detectors.isolation_forest import IsolationForest
+from loopjax.detectors.knn import KNN
+from loopjax.detectors.pca import PCA
 from loopjax.errors import ModelCheckError, UserError
 from tests.detectors.small import DETECTORS, odd_rows, rows
 

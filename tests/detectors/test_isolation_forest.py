@@ -7,8 +7,9 @@ from sklearn.ensemble import IsolationForest as SkForest
 from sklearn.ensemble._iforest import _average_path_length
 from sklearn.metrics import roc_auc_score
 
-from loopjax.detectors import DataError, IsolationForest
-from loopjax.detectors.isolation_forest import average_path
+from loopjax.detectors.base import DataError
+from loopjax.detectors.isolation_forest import IsolationForest
+from loopjax.detectors.isolation_forest import average_path, path_lengths
 from loopjax.errors import UserError
 from tests.detectors.small import odd_rows, rows
 
@@ -20,12 +21,34 @@ def test_correction_equals_sklearn():
     np.testing.assert_allclose(average_path(sizes), _average_path_length(sizes), rtol=1e-12)
 
 
+def as_arrays(forest):
+    """The trees of a fitted scikit-learn forest as feature, cut and path [T, heap]."""
+    depth = max(1, int(np.ceil(np.log2(max(forest.max_samples_, 2)))))
+    feature = np.full((len(forest.estimators_), 2 ** (depth + 1) - 1), -1, np.int32)
+    cut, path = np.zeros(feature.shape, np.float32), np.zeros(feature.shape, np.float32)
+    for t, estimator in enumerate(forest.estimators_):
+        tree, columns = estimator.tree_, forest.estimators_features_[t]
+        pending = [(0, 0, 0)]
+        while pending:
+            source, target, level = pending.pop()
+            if tree.children_left[source] < 0:
+                path[t, target] = level + average_path(tree.n_node_samples[source])
+                continue
+            feature[t, target] = columns[tree.feature[source]]
+            # The largest float32 not above the float64 cut keeps x <= cut for float32 x.
+            cut[t, target] = tree.threshold[source]
+            if cut[t, target] > tree.threshold[source]:
+                cut[t, target] = np.nextafter(cut[t, target], np.float32(-np.inf))
+            pending.append((tree.children_left[source], 2 * target + 1, level + 1))
+            pending.append((tree.children_right[source], 2 * target + 2, level + 1))
+    return feature, cut, path
+
+
 @pytest.mark.parametrize("max_features", [1.0, 0.5])
 def test_sklearn_trees_give_sklearn_path_lengths(max_features):
     train, test = rows(300), np.concatenate([rows(50, seed=1), odd_rows()])
     theirs = SkForest(n_estimators=12, max_features=max_features, random_state=3).fit(train)
-    ours = IsolationForest.from_sklearn(theirs, train)
-    paths = ours.path_lengths(test)
+    trees = as_arrays(theirs)
     for t, (tree, columns) in enumerate(
         zip(theirs.estimators_, theirs.estimators_features_, strict=True)
     ):
@@ -33,8 +56,11 @@ def test_sklearn_trees_give_sklearn_path_lengths(max_features):
         leaves = tree.apply(x)
         depth = np.asarray(tree.decision_path(x).sum(axis=1)).ravel() - 1.0
         expected = depth + _average_path_length(tree.tree_.n_node_samples[leaves])
-        np.testing.assert_allclose(paths[:, t], expected, rtol=1e-6)
-    np.testing.assert_allclose(ours.decision_function(test), -theirs.score_samples(test), rtol=1e-6)
+        found = path_lengths(*(part[t : t + 1] for part in trees), test)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    mean = path_lengths(*trees, test) / 12
+    scores = np.exp2(-mean / average_path(theirs.max_samples_))
+    np.testing.assert_allclose(scores, -theirs.score_samples(test), rtol=1e-6)
 
 
 def test_trees_are_consistent():

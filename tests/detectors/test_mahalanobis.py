@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.covariance import EmpiricalCovariance, LedoitWolf, ShrunkCovariance
 
-from loopjax.detectors import DataError, Mahalanobis
+from loopjax.detectors.base import DataError
+from loopjax.detectors.mahalanobis import Mahalanobis
 from loopjax.errors import UserError
 from tests.detectors.small import rows
 

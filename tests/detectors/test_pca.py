@@ -3,7 +3,8 @@ import pytest
 from sklearn.decomposition import PCA as SkPCA
 from sklearn.preprocessing import StandardScaler
 
-from loopjax.detectors import PCA, DataError
+from loopjax.detectors.base import DataError
+from loopjax.detectors.pca import PCA
 from loopjax.errors import UserError
 from tests.detectors.small import odd_rows, rows
 
@@ -50,7 +51,6 @@ def test_hotelling_is_the_mahalanobis_distance_inside_the_subspace():
     inside = reference.transform(scaler.transform(TEST.astype(np.float64)))
     expected = np.sum(inside**2 / reference.explained_variance_, axis=1)
     np.testing.assert_allclose(model.decision_function(TEST), expected, rtol=1e-6)
-    np.testing.assert_allclose(PCA(5).fit(TRAIN).hotelling_t2(TEST), expected, rtol=1e-6)
 
 
 def test_one_axis_is_always_left_out():

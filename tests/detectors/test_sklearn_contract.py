@@ -3,16 +3,13 @@
 import pytest
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from loopjax.detectors import (
-    KNN,
-    PCA,
-    DeepSVDD,
-    IsolationForest,
-    LocalKNN,
-    Mahalanobis,
-    MeanCosine,
-    SphereSVDD,
-)
+from loopjax.detectors.isolation_forest import IsolationForest
+from loopjax.detectors.knn import KNN, LocalKNN
+from loopjax.detectors.mahalanobis import Mahalanobis
+from loopjax.detectors.mean_cosine import MeanCosine
+from loopjax.detectors.pca import PCA
+from loopjax.detectors.svdd.estimator import DeepSVDD
+from loopjax.detectors.svdd.sphere_svdd import SphereSVDD
 
 ESTIMATORS = [
     IsolationForest(n_estimators=5),

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from loopjax.detectors import DeepSVDD, RowBlocks
+from loopjax.detectors.base import RowBlocks
+from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.errors import UserError
 from tests.detectors.small import TINY, odd_rows, rows
 

@@ -54,8 +54,14 @@ def setup(n_train=29, val=True, aux=None, slopes=(0.0,), seed=0, max_epochs=6, p
     )
     rates = (np.full(n_heads, v, np.float32) for v in (0.1, 0.01, 6, 0.0))
     limits = (np.full(n_heads, v, np.int32) for v in (max_epochs, patience))
-    hyper = training.Hyper(*rates, *limits)
-    return recipe, state, training_loop.place(training_loop.pad_rows(DATA), None), split, hyper
+    hyperparams = training.Hyperparams(*rates, *limits)
+    return (
+        recipe,
+        state,
+        training_loop.place(training_loop.pad_rows(DATA), None),
+        split,
+        hyperparams,
+    )
 
 
 def test_every_row_is_seen_once_per_epoch():
@@ -117,11 +123,11 @@ def test_patience_keeps_the_best_weights():
 
 def test_a_loss_that_only_ties_does_not_count_as_better():
     # Zero learning rate: the loss never changes, so epoch 0 stays the best.
-    recipe, state, data, split, hyper = setup(max_epochs=50, patience=4)
-    hyper = hyper._replace(
+    recipe, state, data, split, hyperparams = setup(max_epochs=50, patience=4)
+    hyperparams = hyperparams._replace(
         learning_rate=np.zeros(1, np.float32), min_learning_rate=np.zeros(1, np.float32)
     )
-    state, history = training_loop.run(recipe, state, data, split, hyper)
+    state, history = training_loop.run(recipe, state, data, split, hyperparams)
     assert history.shape[1] == 5 and int(state.best_epoch[0]) == 0
 
 
@@ -132,8 +138,10 @@ def test_without_validation_the_last_weights_are_the_best():
 
 
 def test_a_loss_that_is_not_finite_stops():
-    recipe, state, data, split, hyper = setup(max_epochs=50)
-    state, history = training_loop.run(recipe, state, data.at[5, 1].set(jnp.nan), split, hyper)
+    recipe, state, data, split, hyperparams = setup(max_epochs=50)
+    state, history = training_loop.run(
+        recipe, state, data.at[5, 1].set(jnp.nan), split, hyperparams
+    )
     assert history.shape[1] == 1 and int(state.best_epoch[0]) == -1
 
 
@@ -155,9 +163,9 @@ def test_one_program_serves_any_number_of_heads_on_a_cpu():
 
 
 def test_a_stopped_head_waits_for_the_others():
-    recipe, state, data, split, hyper = setup(slopes=[3.0, 0.0], max_epochs=12, patience=1)
+    recipe, state, data, split, hyperparams = setup(slopes=[3.0, 0.0], max_epochs=12, patience=1)
     # Head 0 starts at the optimum and cannot improve.
-    state, history = training_loop.run(recipe, state, data, split, hyper)
+    state, history = training_loop.run(recipe, state, data, split, hyperparams)
     assert np.isnan(history[0, -1]).all() and not np.isnan(history[1, -1, 0])
     assert int(state.epoch[0]) < int(state.epoch[1])
 
@@ -174,7 +182,7 @@ def test_progress_is_reported_epoch_by_epoch():
         *setup(max_epochs=3), on_epoch=lambda epoch, metrics: seen.append((epoch, metrics))
     )
     assert [epoch for epoch, _ in seen] == [0, 1, 2]
-    assert set(seen[0][1]) == set(training.METRICS)
+    assert set(seen[0][1]) == set(training.EPOCH_METRICS)
 
 
 def test_a_run_resumes_to_the_same_curve(tmp_path, monkeypatch):
@@ -230,7 +238,7 @@ def test_batches_spread_over_devices_give_the_same_weights(tmp_path):
     script = tmp_path / "spread.py"
     script.write_text(
         "import numpy as np\n"
-        "from loopjax.detectors import DeepSVDD\n"
+        "from loopjax.detectors.svdd.estimator import DeepSVDD\n"
         "x = np.random.default_rng(0).normal(size=(50, 16)).astype('float32')\n"
         "fits = [DeepSVDD(hidden_dims=(8, 4), pretrain_epochs=3, epochs=3, batch_size=16,\n"
         "                 data_parallel=spread).fit(x) for spread in (False, True)]\n"

@@ -1,21 +1,33 @@
-"""Deep SVDD: an encoder trained to map normal rows close to a center; far away is odd.
+"""Deep SVDD: an encoder trained to map normal rows close to a center; far away is anomalous.
 
 Two stages as in the paper (section III-C, reference `models/deepSVDD.py`): an autoencoder learns to
 reconstruct, then its encoder is trained towards the mean of its own outputs. DIFFERENCES.md lists
 where the default recipe departs from the reference; `compat="reference"` follows it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from loopjax.detectors.base import Detector, RowBlocks
-from loopjax.detectors.svdd.encoding import check_encoder_arrays, encode_rows
-from loopjax.detectors.svdd.fit import fit_heads, train_heads, train_streamed
-from loopjax.detectors.svdd.network import HIDDEN_DIMS, NetworkConfig
-from loopjax.errors import ModelCheckError, UserError
+from loopjax.detectors.base import Detector, ParameterError, RowBlocks
+from loopjax.detectors.svdd.fit import (
+    FittedHead,
+    HeadConfig,
+    RunOptions,
+    TrainingConfig,
+    check_spread,
+    train_heads,
+    train_streamed,
+)
+from loopjax.detectors.svdd.network import (
+    HIDDEN_DIMS,
+    NetworkConfig,
+    check_encoder_arrays,
+    encode_rows,
+)
+from loopjax.errors import UserError
 
 # Numbers of the reference's configs/base.yaml, for `DeepSVDD(**REFERENCE)`.
 REFERENCE: dict[str, Any] = {
@@ -40,7 +52,7 @@ class DeepSVDD(Detector):
         network: "standard", or "residual", whose encoder outputs are added to the decoder's.
         hidden_dims: encoder widths, or the name of a preset, "exp1" or "exp2_deeper".
         objective: "one-class", or "soft-boundary" with radius and `nu` (Ruff et al. 2018).
-        nu: share of training rows that may lie outside the soft boundary.
+        nu: fraction of training rows that may lie outside the soft boundary.
         warmup_epochs: epochs before the soft boundary's radius is first set.
         batch_norm, bn_shift, bias, activation, dropout: see `NetworkConfig`; `bn_shift=False` with
             `bias=False` removes the constant map, the trivial solution.
@@ -60,11 +72,11 @@ class DeepSVDD(Detector):
         bn_warmup_passes: passes that settle the BatchNorm statistics before stage 1.
         precision: "float32" or "bfloat16" (layers only).
         compat: "reference" for the reference's procedure: its row-duplicating shuffle, no BatchNorm
-            warm-up, BatchNorm scale 1, center and stage 2 from the last weights instead of the
+            warmup, BatchNorm scale 1, center and stage 2 from the last weights instead of the
             best, threshold from the training part; "reference-true-split" is the same with a real
             permutation. The numbers that go with it are in `REFERENCE`.
         data_parallel: spread every batch over all devices.
-        contamination: share of training rows above `threshold_`.
+        contamination: fraction of training rows above `threshold_`.
         random_state: seed of split, initialization, batches and dropout.
         checkpoint_dir: folder from which a killed `fit` resumes.
         checkpoint_every_epochs: how often it is written.
@@ -84,7 +96,7 @@ class DeepSVDD(Detector):
         "on_epoch",
     )
     depends_on_seed: ClassVar[bool] = True
-    _min_rows: ClassVar[int] = 5
+    min_rows: ClassVar[int] = 5
 
     encoder_: dict[str, np.ndarray]
     center_: np.ndarray
@@ -195,44 +207,45 @@ class DeepSVDD(Detector):
             "bias": any(k.endswith("/linear/bias") for k in arrays),
             **params,
         })  # fmt: skip
+        self.check_params()
         self.n_features_in_ = int(arrays["layers/0/linear/kernel"].shape[0])
-        self._check_params()
-        check_encoder_arrays(self.network_config(), arrays)
-        self.encoder_ = arrays
-        self.center_ = np.asarray(center, np.float32)
-        if self.center_.shape != (widths[-1],):
-            raise UserError(f"center has shape {self.center_.shape}; expected ({widths[-1]},)")
-        self.history_, self.best_epochs_, self.train_rows_ = {}, {}, np.zeros(0, np.int64)
-        self.radius_, self.latent_shrinkage_ = None, 1.0
-        if training_rows is not None:
-            self.decision_scores_ = self._score_all(self._validate(training_rows, reset=False))
-        elif threshold is not None:
-            self.decision_scores_ = np.zeros(0)
-        else:
+        check_encoder_arrays(self.network_config(self.n_features_in_), arrays)
+        center = np.asarray(center, np.float32)
+        if center.shape != (widths[-1],):
+            raise UserError(f"center has shape {center.shape}; expected ({widths[-1]},)")
+        if training_rows is None and threshold is None:
             raise UserError("from_arrays needs training_rows or a threshold")
-        computed = threshold is None
-        self.threshold_ = self._threshold_from(self.decision_scores_) if computed else threshold
+        nobody = np.zeros(0, np.int64)
+        self._take(FittedHead(arrays, center, None, {}, {}, nobody, latent_shrinkage=1.0))
+        scores = np.zeros(0)
+        if training_rows is not None:
+            scores = self._score_all(self._validate(training_rows, reset=False))
+        if threshold is None:
+            return self._keep_scores(scores)
+        self.decision_scores_, self.threshold_ = scores, threshold
         return self
 
-    def fit_seeds(self, X: Any, seeds: Sequence[int]) -> list["DeepSVDD"]:
-        """Detectors that differ only in `random_state`, trained together."""
+    def adopt(self, fitted: FittedHead, X: Any) -> Self:
+        """Become the head that `train_together` trained on rows [N, D]; what `fit` would give.
+
+        Raises:
+            ModelCheckError: the head collapsed.
+        """
         rows = self._validate(X, reset=True)
-        heads = [type(self)(**{**self.get_params(), "random_state": seed}) for seed in seeds]
-        return fit_heads(heads, rows)
+        return self._keep_scores(self._scores_after(fitted, rows))
 
     def latents(self, X: Any) -> np.ndarray:
         """The encoder's outputs for rows [N, D]; float32 [N, Z]."""
         return self._encode(self._validate(X, reset=False))
 
-    def network_config(self) -> NetworkConfig:
-        """The network for `n_features_in_` features."""
-        return self._network(self.n_features_in_)
-
-    def _network(self, n_features: int) -> NetworkConfig:
+    def network_config(self, n_features: int) -> NetworkConfig:
+        """The network for rows of `n_features` numbers."""
         dims = self.hidden_dims
         if isinstance(dims, str):
             if dims not in HIDDEN_DIMS:
-                raise UserError(f"hidden_dims: widths or {', '.join(HIDDEN_DIMS)}; got {dims!r}")
+                raise ParameterError(
+                    f"hidden_dims: widths or {', '.join(HIDDEN_DIMS)}; got {dims!r}"
+                )
             dims = HIDDEN_DIMS[dims]
         return NetworkConfig(
             n_features=n_features,
@@ -246,52 +259,88 @@ class DeepSVDD(Detector):
             bfloat16=self.precision == "bfloat16",
         )
 
-    def _check_params(self) -> None:
-        super()._check_params()
-        choices = {
-            "network": ("standard", "residual"),
-            "objective": ("one-class", "soft-boundary"),
-            "precision": ("float32", "bfloat16"),
-            "compat": (None, "reference", "reference-true-split"),
+    def training_config(self, n_features: int) -> TrainingConfig:
+        """What `compat` and the other parameters mean for training."""
+        own = self.compat is None
+        return TrainingConfig(
+            network=self.network_config(n_features),
+            batch_size=self.batch_size,
+            pretrain_epochs=self.pretrain_epochs,
+            epochs=self.epochs,
+            schedule_epochs=self.schedule_epochs,
+            patience=self.patience,
+            validation_fraction=self.validation_fraction,
+            bn_scale=self.bn_scale if own else 1.0,
+            bn_warmup_passes=self.bn_warmup_passes if own else 0,
+            soft_boundary=self.objective == "soft-boundary",
+            warmup_epochs=self.warmup_epochs,
+            reference_shuffle=self.compat == "reference",
+            last_weights=not own,
+            data_parallel=self.data_parallel,
+        )
+
+    def head_config(self) -> HeadConfig:
+        """The parameters in which heads that train together may differ."""
+        return HeadConfig(
+            seed=self.random_state,
+            pretrain_learning_rate=self.pretrain_learning_rate,
+            learning_rate=self.learning_rate,
+            min_learning_rate=self.min_learning_rate,
+            weight_decay=self.weight_decay,
+            nu=self.nu,
+        )
+
+    def run_options(self) -> RunOptions:
+        """Progress and checkpoints."""
+        folder = None if self.checkpoint_dir is None else Path(self.checkpoint_dir)
+        return RunOptions(self.on_epoch, folder, self.checkpoint_every_epochs)
+
+    def check_params(self) -> None:
+        """Check every hyper-parameter; see `Detector.check_params`."""
+        super().check_params()
+        least = {
+            "batch_size": 2 if self.batch_norm else 1,
+            **dict.fromkeys(("patience", "checkpoint_every_epochs"), 1),
+            **dict.fromkeys(("pretrain_epochs", "epochs", "bn_warmup_passes"), 0),
+            **dict.fromkeys(("warmup_epochs", "weight_decay", "min_learning_rate"), 0),
         }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name} must be one of {allowed}; got {getattr(self, name)!r}")
-        for name in ("batch_size", "patience", "checkpoint_every_epochs"):
-            if int(getattr(self, name)) < 1:
-                raise UserError(f"{name} must be at least 1; got {getattr(self, name)!r}")
-        for name in ("pretrain_epochs", "epochs", "bn_warmup_passes", "warmup_epochs"):
-            if int(getattr(self, name)) < 0:
-                raise UserError(f"{name} must not be negative; got {getattr(self, name)!r}")
-        for name in ("pretrain_learning_rate", "learning_rate"):
+        if self.schedule_epochs is not None:
+            least["schedule_epochs"] = 1
+        for name, limit in least.items():
+            if getattr(self, name) < limit:
+                raise ParameterError(
+                    f"{name} must be at least {limit}; got {getattr(self, name)!r}"
+                )
+        for name in ("bn_scale", "pretrain_learning_rate", "learning_rate"):
             if not getattr(self, name) > 0.0:
-                raise UserError(f"{name} must be positive; got {getattr(self, name)!r}")
-        for name in ("min_learning_rate", "weight_decay"):
-            if not getattr(self, name) >= 0.0:
-                raise UserError(f"{name} must not be negative; got {getattr(self, name)!r}")
-        self._network(n_features=1)  # refuses impossible widths, dropout and activations
-        if self.batch_norm and self.batch_size < 2:
-            raise UserError("batch_size must be at least 2 with batch_norm")
+                raise ParameterError(f"{name} must be positive; got {getattr(self, name)!r}")
         if not 0.0 <= self.validation_fraction < 0.9:
-            raise UserError(
+            raise ParameterError(
                 f"validation_fraction must lie in [0, 0.9); got {self.validation_fraction!r}"
             )
         if not 0.0 < self.nu < 1.0:
-            raise UserError(f"nu must lie in (0, 1); got {self.nu!r}")
-        if not self.bn_scale > 0.0:
-            raise UserError(f"bn_scale must be positive; got {self.bn_scale!r}")
+            raise ParameterError(f"nu must lie in (0, 1); got {self.nu!r}")
+        self.network_config(n_features=1)  # refuses impossible widths and dropout
 
-    def _fit(self, rows: Any) -> np.ndarray:
+    def _fit(self, rows: np.ndarray | RowBlocks) -> np.ndarray:
+        config = self.training_config(self.n_features_in_)
+        head, options = self.head_config(), self.run_options()
         if isinstance(rows, RowBlocks):
-            train_streamed(self, rows)
+            fitted = train_streamed(config, head, rows, options)
         else:
-            train_heads([self], rows, [np.arange(len(rows))])
-        return self._finish(rows)
+            (fitted,) = train_heads(config, [head], rows, [np.arange(len(rows))], options)
+        return self._scores_after(fitted, rows)
 
-    def _finish(self, rows: Any) -> np.ndarray:
-        """Training scores of [N, D] after `train_heads`, refused when the head collapsed."""
+    def _take(self, fitted: FittedHead) -> None:
+        self.encoder_, self.center_, self.radius_ = fitted.encoder, fitted.center, fitted.radius
+        self.history_, self.best_epochs_ = fitted.history, fitted.best_epochs
+        self.train_rows_, self.latent_shrinkage_ = fitted.train_rows, fitted.latent_shrinkage
+
+    def _scores_after(self, fitted: FittedHead, rows: np.ndarray | RowBlocks) -> np.ndarray:
+        """Scores of the training rows [N, D], refused when the head collapsed."""
+        self._take(fitted)
         scores = self._score_all(rows)
-        self._check_spread(scores)
+        check_spread(fitted, scores)
         return scores
 
     def _threshold_from(self, scores: np.ndarray) -> float:
@@ -302,28 +351,4 @@ class DeepSVDD(Detector):
         return np.mean((self._encode(rows).astype(np.float64) - self.center_) ** 2, axis=1)
 
     def _encode(self, rows: np.ndarray) -> np.ndarray:
-        return encode_rows(self.network_config(), self.encoder_, rows)
-
-    def _check_spread(self, scores: np.ndarray) -> None:
-        """Raise `ModelCheckError` when the scores no longer tell rows apart.
-
-        Hypersphere collapse (Ruff et al. 2018, section 3.3) is silent: every row is mapped to the
-        center. Checked are finite scores, a mean score above 1e-12, scores that differ by more than
-        1e-4 of their mean, and latents that keep more than 1e-5 of their variance in stage 2 (sound
-        trainings of the reference kept 7e-4 and more; a constant map keeps float32's rounding).
-        """
-        advice = "train less, or set bn_shift=False and bias=False"
-        if min(self.best_epochs_.values(), default=0) < 0 or not np.all(np.isfinite(scores)):
-            raise ModelCheckError("Deep SVDD diverged: not finite; lower the learning rates")
-        if scores.mean() < 1e-12:
-            raise ModelCheckError(f"Deep SVDD collapsed: mean score {scores.mean():.1e}; {advice}")
-        if self.latent_shrinkage_ < 1e-5:
-            raise ModelCheckError(
-                "Deep SVDD collapsed: the latents kept "
-                f"{self.latent_shrinkage_:.1e} of their variance; {advice}"
-            )
-        if scores.std() < 1e-4 * scores.mean():
-            spread = scores.std() / scores.mean()
-            raise ModelCheckError(
-                f"Deep SVDD collapsed: all scores lie within {spread:.1e} of their mean; {advice}"
-            )
+        return encode_rows(self.network_config(self.n_features_in_), self.encoder_, rows)

@@ -1,68 +1,175 @@
-"""Training of Deep SVDD heads, one or many at once: seeds, learning rates, subsets of rows."""
+"""Training of Deep SVDD heads as a function: settings and rows in, fitted values out.
 
-from collections.abc import Sequence
-from dataclasses import replace
+One head or many at once: seeds, learning rates, subsets of rows. Nothing here knows the estimator.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from loopjax.detectors.base import DataError, RowBlocks
-from loopjax.detectors.svdd.network import NetworkConfig, encoder_part, initialize, skeleton
+from loopjax.detectors.base import ParameterError, RowBlocks, take_rows
+from loopjax.detectors.svdd.network import (
+    Arrays,
+    NetworkConfig,
+    encoder_part,
+    initialize,
+    skeleton,
+)
 from loopjax.detectors.svdd.objectives import OneClass, Reconstruction
-from loopjax.detectors.svdd.rows import ResidentRows, StreamedRows
-from loopjax.errors import UserError
+from loopjax.detectors.svdd.rows import ResidentRows, StreamedRows, split_rows
+from loopjax.errors import ModelCheckError
 from loopjax.training import loop as training_loop
 from loopjax.training import steps as training
 from loopjax.training.checkpoints import Checkpoints
 
-if TYPE_CHECKING:
-    from loopjax.detectors.svdd.estimator import DeepSVDD
-
-# What may differ between heads that train in one program.
-PER_HEAD = (
-    "random_state",
-    "pretrain_learning_rate",
-    "learning_rate",
-    "min_learning_rate",
-    "weight_decay",
-    "nu",
-)
 # Bytes of training state per call; more heads go in further calls.
 _STATE_BYTES = 2**30
+# Held-out rows kept on the device while the others stream.
+_MAX_STREAMED_VALIDATION = 8192
+
+# Called with stage ("pretrain" or "one-class"), epoch and the epoch's metrics.
+OnEpoch = Callable[[str, int, dict[str, float]], None]
+Curves = dict[str, list[float | None]]
 
 
-def fit_heads(
-    detectors: Sequence["DeepSVDD"], X: np.ndarray, subsets: Sequence[np.ndarray] | None = None
-) -> list["DeepSVDD"]:
-    """Fit detectors together; each on all of X [N, D] or on its own row numbers of X.
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What heads that train together share; the meaning of each is `DeepSVDD`'s.
 
-    The detectors may differ in `PER_HEAD`. Equal to fitting each alone up to float rounding.
+    Attributes:
+        reference_shuffle: split by the reference's shuffle, which copies rows.
+        last_weights: the second stage starts from the last weights of the first, not the best.
+    """
+
+    network: NetworkConfig
+    batch_size: int
+    pretrain_epochs: int
+    epochs: int
+    schedule_epochs: int | None
+    patience: int
+    validation_fraction: float
+    bn_scale: float
+    bn_warmup_passes: int
+    soft_boundary: bool
+    warmup_epochs: int
+    reference_shuffle: bool
+    last_weights: bool
+    data_parallel: bool
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What may differ between heads that train in one program."""
+
+    seed: int
+    pretrain_learning_rate: float
+    learning_rate: float
+    min_learning_rate: float
+    weight_decay: float
+    nu: float
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What steers a run and moves no number: progress and checkpoints."""
+
+    on_epoch: OnEpoch | None = None
+    checkpoint_dir: Path | None = None
+    checkpoint_every_epochs: int = 25
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """What training gives: see the fitted attributes of `DeepSVDD`."""
+
+    encoder: dict[str, np.ndarray]
+    center: np.ndarray
+    radius: float | None
+    history: dict[str, Curves]
+    best_epochs: dict[str, int]
+    train_rows: np.ndarray
+    latent_shrinkage: float
+
+
+def train_heads(
+    config: TrainingConfig,
+    heads: Sequence[HeadConfig],
+    X: np.ndarray,
+    subsets: Sequence[np.ndarray],
+    options: RunOptions | None = None,
+) -> list[FittedHead]:
+    """Train heads together, each on its own row numbers of X [N, D].
+
+    Equal to training each alone up to float rounding.
+    """
+    mesh = _mesh(config)
+    trained: list[FittedHead] = []
+    size = group_size(config.network)
+    for start in range(0, len(heads), size):
+        group, own = heads[start : start + size], subsets[start : start + size]
+        parts = [
+            split_rows(
+                len(rows), config.validation_fraction, head.seed, reference=config.reference_shuffle
+            )
+            for head, rows in zip(group, own, strict=True)
+        ]
+        source = ResidentRows(X, own, parts, config.batch_size, mesh)
+        trained += _Training(config, group, source, mesh, options or RunOptions()).run()
+    return trained
+
+
+def train_streamed(
+    config: TrainingConfig, head: HeadConfig, blocks: RowBlocks, options: RunOptions | None = None
+) -> FittedHead:
+    """Train one head on row blocks that pass through the device.
 
     Raises:
-        UserError: other parameters differ, or a hyper-parameter is out of range.
-        DataError: X cannot be used.
-        ModelCheckError: a head collapsed.
+        ParameterError: the settings need the whole matrix.
     """
-    first = detectors[0]
-    X = first._validate(X, reset=True)
-    subsets = [np.arange(len(X))] * len(detectors) if subsets is None else list(subsets)
-    for detector in detectors:
-        detector._check_params()
-        detector.n_features_in_ = first.n_features_in_
-    if min(len(rows) for rows in subsets) < first._min_rows:
-        raise DataError(f"every head needs at least {first._min_rows} rows")
-    size = group_size(first.network_config())
-    for start in range(0, len(detectors), size):
-        part = slice(start, start + size)
-        train_heads(detectors[part], X, subsets[part])
-    for detector, rows in zip(detectors, subsets, strict=True):
-        detector.decision_scores_ = detector._finish(X[rows])
-        detector.threshold_ = detector._threshold_from(detector.decision_scores_)
-    return list(detectors)
+    if config.soft_boundary or config.reference_shuffle or config.data_parallel:
+        raise ParameterError(
+            "row blocks: objective soft-boundary, compat reference and data_parallel need the "
+            "whole matrix"
+        )
+    n_val = min(int(blocks.n_rows * config.validation_fraction), _MAX_STREAMED_VALIDATION)
+    rng = np.random.default_rng([head.seed, 0])
+    val_rows = np.sort(rng.choice(blocks.n_rows, n_val, replace=False))
+    source = StreamedRows(blocks, val_rows, take_rows(blocks, val_rows))
+    (fitted,) = _Training(config, [head], source, None, options or RunOptions()).run()
+    return fitted
+
+
+def check_spread(fitted: FittedHead, scores: np.ndarray) -> None:
+    """Refuse a head whose training scores [N] no longer tell rows apart.
+
+    Hypersphere collapse (Ruff et al. 2018, section 3.3) is silent: every row is mapped to the
+    center. Checked are finite scores, a mean score above 1e-12, scores that differ by more than
+    1e-4 of their mean, and latents that keep more than 1e-5 of their variance in stage 2 (sound
+    trainings of the reference kept 7e-4 and more; a constant map keeps float32's rounding).
+
+    Raises:
+        ModelCheckError: names what is wrong and what helps.
+    """
+    advice = "train less, or set bn_shift=False and bias=False"
+    if min(fitted.best_epochs.values(), default=0) < 0 or not np.all(np.isfinite(scores)):
+        raise ModelCheckError("Deep SVDD diverged: not finite; lower the learning rates")
+    if scores.mean() < 1e-12:
+        raise ModelCheckError(f"Deep SVDD collapsed: mean score {scores.mean():.1e}; {advice}")
+    if fitted.latent_shrinkage < 1e-5:
+        raise ModelCheckError(
+            "Deep SVDD collapsed: the latents kept "
+            f"{fitted.latent_shrinkage:.1e} of their variance; {advice}"
+        )
+    if scores.std() < 1e-4 * scores.mean():
+        spread = scores.std() / scores.mean()
+        raise ModelCheckError(
+            f"Deep SVDD collapsed: all scores lie within {spread:.1e} of their mean; {advice}"
+        )
 
 
 def group_size(network: NetworkConfig) -> int:
@@ -71,157 +178,142 @@ def group_size(network: NetworkConfig) -> int:
     return max(1, _STATE_BYTES // (n_weights * 4 * 5))
 
 
-def train_heads(
-    detectors: Sequence["DeepSVDD"], X: np.ndarray, subsets: Sequence[np.ndarray]
-) -> None:
-    """Train heads on rows of a matrix; sets their fitted attributes but the scores."""
-    _check_alike(detectors)
-    mesh = _mesh(detectors[0])
-    _train_stages(detectors, ResidentRows(detectors, X, subsets, mesh), mesh)
-
-
-def train_streamed(detector: "DeepSVDD", blocks: RowBlocks) -> None:
-    """Train one head on row blocks; sets its fitted attributes but the scores."""
-    _train_stages([detector], StreamedRows(detector, blocks), None)
-
-
-def _train_stages(
-    detectors: Sequence["DeepSVDD"], source: ResidentRows | StreamedRows, mesh: Mesh | None
-) -> None:
+@dataclass
+class _Training:
     """Reconstruction, center, one-class objective: all heads at once, all on one source."""
-    first = detectors[0]
-    network = first.network_config()
-    scale = first.bn_scale if first.compat is None else 1.0
-    fresh = [
-        initialize(network, np.random.default_rng([d.random_state, 1]), scale) for d in detectors
-    ]
-    params, stats = (training_loop.stack([f[i] for f in fresh]) for i in (0, 1))
-    for detector, rows in zip(detectors, source.train_rows, strict=True):
-        detector.train_rows_, detector.radius_ = rows, None
-        detector.history_, detector.best_epochs_ = {}, {}
-    stage = partial(_stage, detectors, source, mesh)
-    if first.compat is None and first.batch_norm and first.bn_warmup_passes:
-        recipe = training.Recipe(Reconstruction(network), first.batch_size, mesh=mesh)
-        starts = _starts(detectors, params, stats, [{} for _ in detectors], "pretrain")
-        stats = source.settled(recipe, starts, first.bn_warmup_passes)
-    if first.pretrain_epochs:
-        state = stage("pretrain", Reconstruction(network), params, stats, [{} for _ in detectors])
-        last = first.compat is not None
-        params = state.params if last else state.best_params
-        stats = state.stats if last else state.best_stats
-    params, stats = encoder_part(params), encoder_part(stats)
-    before = source.latent_moments(network, params | stats)
-    if first.epochs:
-        soft = first.objective == "soft-boundary"
-        aux: list[dict[str, Any]] = [{"center": moments.mean} for moments in before]
-        for detector, entry in zip(detectors, aux, strict=True):
-            if soft:
-                entry |= {"radius_squared": np.float32(0.0), "nu": np.float32(detector.nu)}
-        # Both networks have the same encoder; described alike, it is compiled once.
-        encoder = replace(network, residual=False)
-        state = stage("one-class", OneClass(encoder, soft, first.warmup_epochs), params, stats, aux)
-        params, stats = state.best_params, state.best_stats
-        for h, detector in enumerate(detectors):
-            if soft:
-                detector.radius_ = float(np.sqrt(state.aux["radius_squared"][h]))
-    after = source.latent_moments(network, params | stats) if first.epochs else before
-    for h, detector in enumerate(detectors):
-        detector.encoder_ = training_loop.unstack(params | stats, h)
-        detector.center_ = np.asarray(before[h].mean, np.float32)
-        shrinkage = after[h].variance / before[h].variance if before[h].variance else 0.0
-        detector.latent_shrinkage_ = shrinkage
 
+    config: TrainingConfig
+    heads: Sequence[HeadConfig]
+    source: ResidentRows | StreamedRows
+    mesh: Mesh | None
+    options: RunOptions
+    history: list[dict[str, Curves]] = field(default_factory=list)
+    best_epochs: list[dict[str, int]] = field(default_factory=list)
 
-def _stage(
-    detectors: Sequence["DeepSVDD"],
-    source: ResidentRows | StreamedRows,
-    mesh: Mesh | None,
-    name: str,
-    objective: training.Objective,
-    params: Any,
-    stats: Any,
-    aux: list[dict[str, Any]],
-) -> training.State:
-    """Train one stage of all heads from stacked arrays; the final state, in host memory."""
-    first = detectors[0]
-    epochs = first.pretrain_epochs if name == "pretrain" else first.epochs
-    state, curves = source.train(
-        training.Recipe(objective, first.batch_size, mesh=mesh),
-        _starts(detectors, params, stats, aux, name),
-        _hyper(detectors, name == "pretrain", epochs),
-        _checkpoints(detectors, name, source),
-        every_epochs=first.checkpoint_every_epochs,
-        on_epoch=first.on_epoch and partial(first.on_epoch, name),
-    )
-    for h, detector in enumerate(detectors):
-        own = curves[h, : int(state.epoch[h])]
-        detector.history_[name] = {
-            metric: [None if np.isnan(value) else float(value) for value in own[:, i]]
-            for i, metric in enumerate(training.METRICS)
-        }
-        detector.best_epochs_[name] = int(state.best_epoch[h])
-    return jax.tree.map(np.asarray, state)
-
-
-def _starts(
-    detectors: Sequence["DeepSVDD"], params: Any, stats: Any, aux: list[dict[str, Any]], stage: str
-) -> list[training.State]:
-    return [
-        training.start(
-            training_loop.unstack(params, h),
-            training_loop.unstack(stats, h),
-            aux[h],
-            seed=2 * detector.random_state + (stage != "pretrain"),
-        )
-        for h, detector in enumerate(detectors)
-    ]
-
-
-def _hyper(detectors: Sequence["DeepSVDD"], pretrain: bool, epochs: int) -> training.Hyper:
-    rate = "pretrain_learning_rate" if pretrain else "learning_rate"
-    period = detectors[0].schedule_epochs or epochs
-    columns = [
-        [getattr(d, rate) for d in detectors],
-        [min(d.min_learning_rate, getattr(d, rate)) for d in detectors],
-        [period for _ in detectors],
-        [d.weight_decay for d in detectors],
-    ]
-    rates = (np.array(column, np.float32) for column in columns)
-    limits = (np.full(len(detectors), n, np.int32) for n in (epochs, detectors[0].patience))
-    return training.Hyper(*rates, *limits)
-
-
-def _check_alike(detectors: Sequence["DeepSVDD"]) -> None:
-    first = detectors[0].get_params()
-    for other in detectors[1:]:
-        params = other.get_params()
-        differing = [k for k in first if k not in PER_HEAD and params[k] != first[k]]
-        if differing:
-            raise UserError(
-                f"heads trained together may not differ in {', '.join(differing)}; "
-                f"only in {', '.join(PER_HEAD)}"
+    def run(self) -> list[FittedHead]:
+        config, source = self.config, self.source
+        network = config.network
+        self.history = [{} for _ in self.heads]
+        self.best_epochs = [{} for _ in self.heads]
+        fresh = [
+            initialize(network, np.random.default_rng([head.seed, 1]), config.bn_scale)
+            for head in self.heads
+        ]
+        params, stats = (training_loop.stack([f[i] for f in fresh]) for i in (0, 1))
+        nothing: list[Arrays] = [{} for _ in self.heads]
+        if network.batch_norm and config.bn_warmup_passes:
+            recipe = training.Recipe(Reconstruction(network), config.batch_size, mesh=self.mesh)
+            starts = self._starts("pretrain", params, stats, nothing)
+            stats = source.settled(recipe, starts, config.bn_warmup_passes)
+        if config.pretrain_epochs:
+            state = self._stage("pretrain", Reconstruction(network), params, stats, nothing)
+            last = config.last_weights
+            params = state.params if last else state.best_params
+            stats = state.stats if last else state.best_stats
+        params, stats = encoder_part(params), encoder_part(stats)
+        before = after = source.latent_moments(network, params | stats)
+        radii: list[float | None] = [None for _ in self.heads]
+        if config.epochs:
+            aux: list[Arrays] = [{"center": moments.mean} for moments in before]
+            if config.soft_boundary:
+                for head, entry in zip(self.heads, aux, strict=True):
+                    entry |= {"radius_squared": np.float32(0.0), "nu": np.float32(head.nu)}
+            # Both networks have the same encoder; described alike, it is compiled once.
+            encoder = replace(network, residual=False)
+            objective = OneClass(encoder, config.soft_boundary, config.warmup_epochs)
+            state = self._stage("one-class", objective, params, stats, aux)
+            params, stats = dict(state.best_params), dict(state.best_stats)
+            if config.soft_boundary:
+                radii = [float(np.sqrt(squared)) for squared in state.aux["radius_squared"]]
+            after = source.latent_moments(network, params | stats)
+        return [
+            FittedHead(
+                encoder=training_loop.unstack(params | stats, h),
+                center=np.asarray(before[h].mean, np.float32),
+                radius=radii[h],
+                history=self.history[h],
+                best_epochs=self.best_epochs[h],
+                train_rows=source.train_rows[h],
+                latent_shrinkage=(
+                    after[h].variance / before[h].variance if before[h].variance else 0.0
+                ),
             )
+            for h in range(len(self.heads))
+        ]
+
+    def _stage(
+        self,
+        name: str,
+        objective: training.Objective,
+        params: Arrays,
+        stats: Arrays,
+        aux: list[Arrays],
+    ) -> training.State:
+        """Train one stage from stacked arrays; the final state, in host memory."""
+        config, on_epoch = self.config, self.options.on_epoch
+        state, curves = self.source.train(
+            training.Recipe(objective, config.batch_size, mesh=self.mesh),
+            self._starts(name, params, stats, aux),
+            self._hyperparams(name),
+            self._checkpoints(name),
+            every_epochs=self.options.checkpoint_every_epochs,
+            on_epoch=None if on_epoch is None else partial(on_epoch, name),
+        )
+        for h in range(len(self.heads)):
+            own = curves[h, : int(state.epoch[h])]
+            self.history[h][name] = {
+                metric: [None if np.isnan(value) else float(value) for value in own[:, i]]
+                for i, metric in enumerate(training.EPOCH_METRICS)
+            }
+            self.best_epochs[h][name] = int(state.best_epoch[h])
+        return jax.tree.map(np.asarray, state)
+
+    def _starts(
+        self, stage: str, params: Arrays, stats: Arrays, aux: list[Arrays]
+    ) -> list[training.State]:
+        return [
+            training.start(
+                training_loop.unstack(params, h),
+                training_loop.unstack(stats, h),
+                aux[h],
+                seed=2 * head.seed + (stage != "pretrain"),
+            )
+            for h, head in enumerate(self.heads)
+        ]
+
+    def _hyperparams(self, stage: str) -> training.Hyperparams:
+        config, heads = self.config, self.heads
+        pretrain = stage == "pretrain"
+        epochs = config.pretrain_epochs if pretrain else config.epochs
+        rates = [h.pretrain_learning_rate if pretrain else h.learning_rate for h in heads]
+        columns = (
+            rates,
+            [min(head.min_learning_rate, rate) for head, rate in zip(heads, rates, strict=True)],
+            [config.schedule_epochs or epochs for _ in heads],
+            [head.weight_decay for head in heads],
+        )
+        limits = (np.full(len(heads), n, np.int32) for n in (epochs, config.patience))
+        return training.Hyperparams(*(np.array(c, np.float32) for c in columns), *limits)
+
+    def _checkpoints(self, stage: str) -> Checkpoints | None:
+        folder = self.options.checkpoint_dir
+        if folder is None:
+            return None
+        described = {
+            "stage": stage,
+            "data_sha256": self.source.fingerprint(),
+            "config": asdict(self.config),
+            "heads": [asdict(head) for head in self.heads],
+        }
+        return Checkpoints(folder / stage, described)
 
 
-def _mesh(detector: "DeepSVDD") -> Mesh | None:
+def _mesh(config: TrainingConfig) -> Mesh | None:
     devices = jax.devices()
-    if not detector.data_parallel or len(devices) == 1:
+    if not config.data_parallel or len(devices) == 1:
         return None
-    if detector.batch_size % len(devices):
-        raise UserError(
-            f"batch_size {detector.batch_size} does not divide over {len(devices)} devices"
+    if config.batch_size % len(devices):
+        raise ParameterError(
+            f"batch_size {config.batch_size} does not divide over {len(devices)} devices"
         )
     return Mesh(np.array(devices), ("data",))
-
-
-def _checkpoints(
-    detectors: Sequence["DeepSVDD"], stage: str, source: ResidentRows | StreamedRows
-) -> Checkpoints | None:
-    folder = detectors[0].checkpoint_dir
-    if folder is None:
-        return None
-    # Neither moves the curve, so a run may be continued with other values.
-    free = ("checkpoint_dir", "checkpoint_every_epochs", "on_epoch", "contamination")
-    params = [{k: v for k, v in d.get_params().items() if k not in free} for d in detectors]
-    described = {"stage": stage, "data_sha256": source.fingerprint(), "params": params}
-    return Checkpoints(Path(str(folder)) / stage, described)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from loopjax.errors import UserError
+from loopjax.detectors.base import ParameterError, score_in_blocks
 
 HIDDEN_DIMS = {"exp1": (512, 256, 128), "exp2_deeper": (512, 256, 128, 64, 32)}
 ACTIVATIONS = {
@@ -55,11 +55,11 @@ class NetworkConfig:
     def __post_init__(self):
         """Refuse impossible shapes and unknown activations."""
         if not self.hidden_dims or any(width < 1 for width in self.hidden_dims):
-            raise UserError(f"hidden_dims must be widths >= 1; got {self.hidden_dims!r}")
+            raise ParameterError(f"hidden_dims must be widths >= 1; got {self.hidden_dims!r}")
         if self.activation not in ACTIVATIONS:
-            raise UserError(f"activation: {', '.join(ACTIVATIONS)}; got {self.activation!r}")
+            raise ParameterError(f"activation: {', '.join(ACTIVATIONS)}; got {self.activation!r}")
         if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"dropout must lie in [0, 1); got {self.dropout!r}")
+            raise ParameterError(f"dropout must lie in [0, 1); got {self.dropout!r}")
 
     @property
     def dropout_widths(self) -> tuple[int, ...]:
@@ -74,7 +74,7 @@ class TrainingPass:
     Args:
         weights: [B], 1 for real rows and 0 for the padding of a short batch.
         keep: bool [B, sum of dropout widths], which units survive; read block after block.
-        momentum: share of the batch in the running BatchNorm statistics.
+        momentum: fraction of the batch in the running BatchNorm statistics.
     """
 
     def __init__(self, weights: jax.Array, keep: jax.Array | None, momentum: jax.Array | float):
@@ -305,6 +305,34 @@ def initialize(
             target = stats if is_statistic(name) else params
             target[name] = np.full(shape, first, np.float32)
     return params, stats
+
+
+def encode_rows(network: NetworkConfig, arrays: Arrays, rows: np.ndarray) -> np.ndarray:
+    """Latents [N, Z] float32 of rows [N, D], in evaluation mode."""
+    arrays = {name: jnp.asarray(a) for name, a in arrays.items()}
+    return score_in_blocks(lambda block: _encode(block, arrays, network=network), rows)
+
+
+@partial(jax.jit, static_argnames="network")
+def _encode(rows: jax.Array, arrays: Arrays, *, network: NetworkConfig) -> jax.Array:
+    return build_encoder(network, arrays, {})(rows)
+
+
+def check_encoder_arrays(network: NetworkConfig, arrays: Arrays) -> None:
+    """Raise `ParameterError` listing missing, unknown and misshapen arrays of an encoder."""
+    expected = {name: leaf.shape for name, leaf in encoder_skeleton(network)[1].items()}
+    missing = sorted(expected.keys() - arrays.keys())
+    unknown = sorted(arrays.keys() - expected.keys())
+    shapes = [
+        f"{name} {arrays[name].shape}, expected {shape}"
+        for name, shape in sorted(expected.items())
+        if name in arrays and arrays[name].shape != shape
+    ]
+    if missing or unknown or shapes:
+        raise ParameterError(
+            f"encoder arrays: missing {missing or 'none'}, unknown {unknown or 'none'}, "
+            f"wrong shape {shapes or 'none'}"
+        )
 
 
 def _path(name: str) -> tuple[str | int, ...]:

@@ -62,12 +62,12 @@ class OneClass:
 
     `aux` holds "center" [Z]; with `soft`, also "radius_squared" and "nu", and the loss becomes
     R^2 + max(0, d - R^2) / nu (Ruff et al. 2018, eq. 3), d being the mean over latent dimensions.
-    From epoch `warm_up_epochs` on, R^2 is the (1 - nu) quantile of the training distances.
+    From epoch `warmup_epochs` on, R^2 is the (1 - nu) quantile of the training distances.
     """
 
     network: NetworkConfig
     soft: bool = False
-    warm_up_epochs: int = 10
+    warmup_epochs: int = 10
 
     def train_losses(
         self,
@@ -100,13 +100,13 @@ class OneClass:
         epoch: jax.Array,
         evaluate: Callable[[Callable[[jax.Array], jax.Array]], tuple[jax.Array, jax.Array]],
     ) -> dict[str, jax.Array]:
-        """Set the radius from the training distances once the warm-up is over."""
+        """Set the radius from the training distances once the warmup is over."""
         if not self.soft:
             return aux
         encoder = build_encoder(self.network, params, stats)
         distances, weights = evaluate(lambda rows: _distances(encoder(rows), aux))
         radius = masked_quantile(distances, weights, 1.0 - aux["nu"])
-        after = epoch >= self.warm_up_epochs
+        after = epoch >= self.warmup_epochs
         return aux | {"radius_squared": jnp.where(after, radius, aux["radius_squared"])}
 
     def _loss(self, distances: jax.Array, aux: dict[str, jax.Array]) -> jax.Array:
@@ -116,10 +116,10 @@ class OneClass:
         return radius + jnp.maximum(distances - radius, 0.0) / aux["nu"]
 
 
-def masked_quantile(values: jax.Array, weights: jax.Array, share: jax.Array) -> jax.Array:
+def masked_quantile(values: jax.Array, weights: jax.Array, fraction: jax.Array) -> jax.Array:
     """Linearly interpolated quantile of the values [N] whose weight is 1."""
     ordered = jnp.sort(jnp.where(weights > 0, values, jnp.inf))
-    position = share * (jnp.sum(weights) - 1.0)
+    position = fraction * (jnp.sum(weights) - 1.0)
     low = jnp.floor(position).astype(jnp.int32)
     high = jnp.ceil(position).astype(jnp.int32)
     return ordered[low] + (position - low) * (ordered[high] - ordered[low])

@@ -3,25 +3,17 @@
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from loopjax.detectors.base import RowBlocks, take_rows
-from loopjax.detectors.svdd.encoding import encode_rows
-from loopjax.detectors.svdd.network import Arrays, NetworkConfig
-from loopjax.errors import UserError
+from loopjax.detectors.base import RowBlocks
+from loopjax.detectors.svdd.network import Arrays, NetworkConfig, encode_rows
 from loopjax.training import loop as training_loop
 from loopjax.training import steps as training
 from loopjax.training.checkpoints import Checkpoints
-
-if TYPE_CHECKING:
-    from loopjax.detectors.svdd.estimator import DeepSVDD
-
-# Held-out rows kept on the device while the others stream.
-_MAX_STREAMED_VALIDATION = 8192
 
 
 class Moments(NamedTuple):
@@ -34,23 +26,30 @@ class Moments(NamedTuple):
 class ResidentRows:
     """A matrix [N, D] on the device(s), of which every head sees its own rows.
 
+    Args:
+        X: [N, D].
+        subsets: per head, its row numbers of X.
+        parts: per head, which of its rows train and which stop the training (`split_rows`).
+        batch_size: rows per step.
+        mesh: devices that share every batch; None for one.
+
     Attributes:
         train_rows: per head, numbers within its rows that it is trained on.
     """
 
     def __init__(
         self,
-        detectors: Sequence["DeepSVDD"],
         X: np.ndarray,
         subsets: Sequence[np.ndarray],
+        parts: Sequence[tuple[np.ndarray, np.ndarray]],
+        batch_size: int,
         mesh: Mesh | None,
     ):
         self._X, self._mesh = X, mesh
-        parts = [_split(d, len(rows)) for d, rows in zip(detectors, subsets, strict=True)]
         self.train_rows = [train for train, _ in parts]
         self._train = [rows[p[0]] for rows, p in zip(subsets, parts, strict=True)]
         val = [rows[p[1]] for rows, p in zip(subsets, parts, strict=True)]
-        self._split = training_loop.pad_split(self._train, val, detectors[0].batch_size)
+        self._split = training_loop.pad_split(self._train, val, batch_size)
         self._data = training_loop.place(training_loop.pad_rows(X), mesh)
 
     def fingerprint(self) -> str:
@@ -70,15 +69,18 @@ class ResidentRows:
         self,
         recipe: training.Recipe,
         starts: Sequence[training.State],
-        hyper: training.Hyper,
+        hyperparams: training.Hyperparams,
         checkpoints: Checkpoints | None,
-        **options: Any,
+        *,
+        every_epochs: int,
+        on_epoch: training_loop.OnEpoch | None,
     ) -> tuple[training.State, np.ndarray]:
         """Train all heads until they stop; stacked state and metrics [H, E, 3]."""
         state = training_loop.place(training_loop.stack(list(starts)), self._mesh)
         return training_loop.run(
-            recipe, state, self._data, self._split, hyper, checkpoints=checkpoints, **options
-        )
+            recipe, state, self._data, self._split, hyperparams, checkpoints=checkpoints,
+            every_epochs=every_epochs, on_epoch=on_epoch,
+        )  # fmt: skip
 
     def latent_moments(self, network: NetworkConfig, arrays: Arrays) -> list[Moments]:
         """Moments of every head's latents of its training rows under its own (stacked) arrays."""
@@ -92,24 +94,18 @@ class ResidentRows:
 class StreamedRows:
     """Blocks that pass through the device one after another; one head.
 
+    Args:
+        blocks: all rows.
+        val_rows: ascending numbers of the rows that stop the training.
+        val: those rows; they stay on the device.
+
     Attributes:
         train_rows: one array, the numbers of the rows that are trained on.
     """
 
-    def __init__(self, detector: "DeepSVDD", blocks: RowBlocks):
-        if detector.objective == "soft-boundary" or detector.compat == "reference":
-            raise UserError(
-                "row blocks: objective soft-boundary and compat reference need the whole matrix"
-            )
-        if detector.data_parallel:
-            raise UserError("row blocks: data_parallel needs the whole matrix")
-        self._blocks = blocks
-        n_val = int(blocks.n_rows * detector.validation_fraction)
-        rng = np.random.default_rng([detector.random_state, 0])
-        n_val = min(n_val, _MAX_STREAMED_VALIDATION)
-        self._val_rows = np.sort(rng.choice(blocks.n_rows, n_val, replace=False))
-        self._val = take_rows(blocks, self._val_rows)
-        self.train_rows = [np.setdiff1d(np.arange(blocks.n_rows), self._val_rows)]
+    def __init__(self, blocks: RowBlocks, val_rows: np.ndarray, val: np.ndarray):
+        self._blocks, self._val_rows, self._val = blocks, val_rows, val
+        self.train_rows = [np.setdiff1d(np.arange(blocks.n_rows), val_rows)]
 
     def fingerprint(self) -> str:
         """Hash of the held-out rows and of the size of the stream."""
@@ -133,16 +129,19 @@ class StreamedRows:
         self,
         recipe: training.Recipe,
         starts: Sequence[training.State],
-        hyper: training.Hyper,
+        hyperparams: training.Hyperparams,
         checkpoints: Checkpoints | None,
-        **options: Any,
+        *,
+        every_epochs: int,
+        on_epoch: training_loop.OnEpoch | None,
     ) -> tuple[training.State, np.ndarray]:
         """Train the head until it stops; stacked state and metrics [1, E, 3]."""
         state = training_loop.place(starts[0], None)
-        one = training.Hyper(*(column[0] for column in hyper))
+        one = training.Hyperparams(*(column[0] for column in hyperparams))
         state, curves = training_loop.run_streamed(
-            recipe, state, self._parts, self._val, one, checkpoints=checkpoints, **options
-        )
+            recipe, state, self._parts, self._val, one, checkpoints=checkpoints,
+            every_epochs=every_epochs, on_epoch=on_epoch,
+        )  # fmt: skip
         return training_loop.stack([state]), curves
 
     def latent_moments(self, network: NetworkConfig, arrays: Arrays) -> list[Moments]:
@@ -179,12 +178,16 @@ def duplicating_shuffle(count: int, seed: int) -> np.ndarray:
     return rows[:, 0]
 
 
-def _split(detector: "DeepSVDD", count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `count` rows to train on and which to stop by."""
-    seed = detector.random_state
-    if detector.compat == "reference":
+def split_rows(
+    count: int, validation_fraction: float, seed: int, *, reference: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `count` rows to train on and which to stop by.
+
+    `reference` splits by `duplicating_shuffle`, so that rows may lie on both sides.
+    """
+    if reference:
         order = duplicating_shuffle(count, seed)
     else:
         order = np.random.default_rng([seed, 0]).permutation(count)
-    n_train = int(count * (1.0 - detector.validation_fraction))
+    n_train = int(count * (1.0 - validation_fraction))
     return order[:n_train], order[n_train:]

@@ -11,6 +11,7 @@ import numpy as np
 from loopjax.detectors.base import (
     DataError,
     Detector,
+    ParameterError,
     RowBlocks,
     iter_blocks,
     len_rows,
@@ -21,7 +22,7 @@ from loopjax.detectors.knn import RADIUS_FLOOR
 from loopjax.detectors.nearest import HIGHEST, NearestRows, local_radii
 from loopjax.detectors.spectrum import compute_spectrum, double_precision
 from loopjax.detectors.svdd.spheres import ResidualMap, SphereRecipe, apply_map, train_maps
-from loopjax.errors import ModelCheckError, UserError
+from loopjax.errors import ModelCheckError
 from loopjax.training.checkpoints import Checkpoints
 
 _BLOCK_ROWS = 4096
@@ -58,6 +59,7 @@ class SphereSVDD(Detector):
     """
 
     kind: ClassVar[str] = "sphere-svdd"
+    depends_on_seed: ClassVar[bool] = True
     run_time_params: ClassVar[tuple[str, ...]] = ("checkpoint_dir",)
 
     mean_: np.ndarray
@@ -100,18 +102,21 @@ class SphereSVDD(Detector):
         rows = self._validate(X, reset=False)
         return np.concatenate([points for points, _ in self._mapped(rows)])
 
-    def _check_params(self) -> None:
-        super()._check_params()
-        for name in ("n_neighbors", "batch_size", "hidden_width", "max_centers"):
-            value = getattr(self, name)
-            if not (isinstance(value, (int, np.integer)) and value >= 1):
-                raise UserError(f"{name} must be an integer >= 1; got {value!r}")
-        if not (isinstance(self.steps, (int, np.integer)) and self.steps >= 0):
-            raise UserError(f"steps must be an integer >= 0; got {self.steps!r}")
+    def check_params(self) -> None:
+        """Check every hyper-parameter; see `Detector.check_params`."""
+        super().check_params()
+        least = dict.fromkeys(("n_neighbors", "batch_size", "hidden_width", "max_centers"), 1)
+        for name, limit in {**least, "steps": 0, "weight_decay": 0}.items():
+            if getattr(self, name) < limit:
+                raise ParameterError(
+                    f"{name} must be at least {limit}; got {getattr(self, name)!r}"
+                )
         if not 0.0 <= self.density_exponent <= 1.0:
-            raise UserError(f"density_exponent must lie in [0, 1]; got {self.density_exponent!r}")
-        if not (np.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise UserError(f"learning_rate must be positive; got {self.learning_rate!r}")
+            raise ParameterError(
+                f"density_exponent must lie in [0, 1]; got {self.density_exponent!r}"
+            )
+        if not self.learning_rate > 0:
+            raise ParameterError(f"learning_rate must be positive; got {self.learning_rate!r}")
 
     def _fit(self, rows: Any) -> np.ndarray:
         kept = self._place_spheres(rows)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loopjax.detectors import REFERENCE, DeepSVDD, fit_heads
+from loopjax.detectors.svdd.estimator import REFERENCE, DeepSVDD
 from loopjax.detectors.svdd.rows import duplicating_shuffle
+from loopjax.detectors.svdd.together import fit_heads
 from loopjax.errors import ModelCheckError, UserError
 from tests.detectors.small import TINY, odd_rows, rows
 
@@ -120,7 +121,7 @@ def test_compat_takes_the_center_from_the_last_weights():
 
 
 def test_seeds_together_equal_serial_fits(fitted):
-    heads = DeepSVDD(**TINY).fit_seeds(rows(), [0, 1, 2])
+    heads = fit_heads([DeepSVDD(**TINY, random_state=seed) for seed in range(3)], rows())
     np.testing.assert_allclose(heads[0].decision_scores_, fitted.decision_scores_, rtol=1e-5)
     alone = DeepSVDD(**TINY, random_state=2).fit(rows())
     np.testing.assert_allclose(heads[2].decision_scores_, alone.decision_scores_, rtol=1e-5)
@@ -136,7 +137,7 @@ def test_heads_may_differ_in_rates_and_rows():
     for head, subset in zip(heads, subsets, strict=True):
         alone = DeepSVDD(**head.get_params()).fit(x[subset])
         np.testing.assert_allclose(head.decision_scores_, alone.decision_scores_, rtol=1e-4)
-    with pytest.raises(UserError, match="may not differ in dropout"):
+    with pytest.raises(UserError, match="may not differ in dropout; only in random_state"):
         fit_heads([DeepSVDD(**TINY), DeepSVDD(**TINY, dropout=0.5)], x)
 
 
@@ -249,7 +250,7 @@ def test_checkpoints_of_other_data_are_refused(tmp_path):
 FIT = """
 import sys
 import numpy as np
-from loopjax.detectors import DeepSVDD
+from loopjax.detectors.svdd.estimator import DeepSVDD
 from tests.detectors.small import rows
 detector = DeepSVDD(
     hidden_dims=(8, 4), pretrain_epochs=400, epochs=400, batch_size=16, patience=400,

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from loopjax.detectors import DataError, LocalKNN, SphereSVDD
+from loopjax.detectors.base import DataError
+from loopjax.detectors.knn import LocalKNN
+from loopjax.detectors.svdd.sphere_svdd import SphereSVDD
 from loopjax.detectors.svdd.spheres import SphereRecipe, train_maps
 from loopjax.errors import UserError
 from loopjax.training.checkpoints import Checkpoints
