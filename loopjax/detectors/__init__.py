@@ -82,23 +82,3 @@ def check_parameters(kind: str, params: Mapping[str, Any]) -> None:
         UserError: unknown kind or parameter, or a value out of range.
     """
     make_detector(kind, **params).check_params()
-
-
-# For importers that do not name a class's own module yet.
-_HOME = {
-    **{place.partition(":")[2]: place for place in _KINDS.values()},
-    "DataError": "loopjax.detectors.base:DataError",
-    "Detector": "loopjax.detectors.base:Detector",
-    "RowBlocks": "loopjax.detectors.base:RowBlocks",
-    "REFERENCE": "loopjax.detectors.svdd.estimator:REFERENCE",
-    "fit_heads": "loopjax.detectors.svdd.together:fit_heads",
-    "load_detector": "loopjax.detectors.storage:load_detector",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name == "KINDS":
-        return {kind: detector_class(kind) for kind in _KINDS}
-    if name not in _HOME:
-        raise AttributeError(f"module 'loopjax.detectors' has no attribute {name!r}")
-    return pkgutil.resolve_name(_HOME[name])

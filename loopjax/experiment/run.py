@@ -205,11 +205,10 @@ def fit_all(
     models: dict[str, list[Model]] = {}
     store = config.data.embeddings or str((out / "embeddings").absolute())
     for detector in config.detectors:
+        varies = detector_class(detector.kind).depends_on_seed
         folders = {
             seed: out / "models" / detector.name / f"seed-{seed}"
-            for seed in (
-                config.seeds if detector_class(detector.kind).depends_on_seed else config.seeds[:1]
-            )
+            for seed in (config.seeds if varies else config.seeds[:1])
         }
         found = {seed: _load_finished(folder, log) for seed, folder in folders.items()}
         missing = [seed for seed, model in found.items() if model is None]
