@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import stat
+from contextlib import closing
 from dataclasses import dataclass
 from io import FileIO
 from typing import Any
@@ -18,7 +19,14 @@ import soundfile
 from loopjax.audio.containers.content import Content, View
 from loopjax.audio.containers.read import read_streams
 from loopjax.audio.containers.stream import Stream
-from loopjax.audio.loop import AudioInfo, DecodeError, os_reason
+from loopjax.audio.foreign import ForeignAudio
+from loopjax.audio.loop import (
+    AudioInfo,
+    DecodeError,
+    UnsupportedFormatError,
+    modified_ns,
+    os_reason,
+)
 from loopjax.audio.mixdown import Mixer
 
 BLOCK_SAMPLES = 1 << 16  # samples of all channels decoded at a time; fits the cache
@@ -40,6 +48,7 @@ class DecodeOptions:
     mono: str = "mean"
     accept_truncated: bool = False
     sanitize: bool = False
+    min_duration_s: float = 0.0
     max_duration_s: float = 600.0
     max_channels: int = 64
     min_rate_hz: int = 4000
@@ -94,14 +103,14 @@ def decode_file(
             if info.st_size > options.max_file_bytes:
                 raise DecodeError("limit_file_size", f"{info.st_size} bytes")
             decoded = _decode(file, info.st_size, options)
-            _require_unchanged(os.fstat(fd), info.st_size, info.st_mtime_ns)
+            _require_unchanged(os.fstat(fd), info.st_size, modified_ns(info))
             return decoded
         except OSError as error:
             raise DecodeError(os_reason(error), str(error.strerror)) from None
 
 
 def _require_unchanged(info: os.stat_result, size_bytes: int, mtime_ns: int) -> None:
-    if info.st_size != size_bytes or info.st_mtime_ns != mtime_ns:
+    if info.st_size != size_bytes or modified_ns(info) != mtime_ns:
         raise DecodeError("changed", "size or modification time changed after it was listed")
 
 
@@ -118,7 +127,12 @@ class _Part:
 
 def _decode(file: FileIO, size_bytes: int, options: DecodeOptions) -> Decoded:
     content = Content(file, size_bytes)
-    streams = read_streams(content)
+    try:
+        streams = read_streams(content)
+    except UnsupportedFormatError as error:
+        file.seek(0)
+        part = _decode_foreign(ForeignAudio(file, error.kind), options)
+        return _finish(part, _sha256(file), options)
     for stream in streams:
         _check_limits(stream.channels, stream.rate_hz, stream.frames, options)
         if stream.truncated and not options.accept_truncated:
@@ -126,15 +140,15 @@ def _decode(file: FileIO, size_bytes: int, options: DecodeOptions) -> Decoded:
     total_s = sum((stream.frames or 0) / (stream.rate_hz or 1) for stream in streams)
     if total_s > options.max_duration_s:
         raise _too_long(total_s, options)
-    file.seek(0)
-    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = _sha256(file)
     parts = [_decode_stream(content, file, stream, options) for stream in streams]
-    if len(parts) == 1:
-        mono, rate_hz, flags = parts[0].mono, parts[0].rate_hz, parts[0].flags
-    else:
-        mono, rate_hz, flags = _join(parts, options)
-    channels = max(part.channels for part in parts)
-    return _finish(mono, flags, rate_hz, channels, parts[0].subtype, sha256, options)
+    part = parts[0] if len(parts) == 1 else _join(parts, options)
+    return _finish(part, sha256, options)
+
+
+def _sha256(file: FileIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _decode_stream(content: Content, file: FileIO, stream: Stream, options: DecodeOptions) -> _Part:
@@ -168,7 +182,29 @@ def _decode_stream(content: Content, file: FileIO, stream: Stream, options: Deco
     return _Part(mono, rate_hz, channels, subtype, flags)
 
 
-def _join(parts: list[_Part], options: DecodeOptions) -> tuple[np.ndarray, int, set[str]]:
+def _decode_foreign(audio: ForeignAudio, options: DecodeOptions) -> _Part:
+    """Decodes what libsndfile does not read, with the same checks."""
+    with closing(audio):
+        _check_limits(audio.channels, audio.rate_hz, audio.frames, options)
+        mixer = Mixer(audio.channels, False, options.mono, options.sanitize)
+        sounds, n_frames = [np.empty(0, np.float32)], 0
+        for block in audio.blocks():
+            sounds.append(np.empty(len(block), np.float32))
+            mixer.mix(block, sounds[-1])
+            n_frames += len(block)
+            if n_frames > _max_frames(audio.rate_hz, options):
+                raise _too_long(n_frames / audio.rate_hz, options)
+    mono = np.concatenate(sounds)
+    flags = set(mixer.flags(mono))
+    if audio.is_short(n_frames):
+        if n_frames == 0 or not options.accept_truncated:
+            message = f"{n_frames} of {audio.frames} frames can be decoded"
+            raise DecodeError("truncated", message)
+        flags.add("truncated")
+    return _Part(mono, audio.rate_hz, audio.channels, audio.subtype, flags)
+
+
+def _join(parts: list[_Part], options: DecodeOptions) -> _Part:
     """Sets the sound of several streams one behind the other, at the highest of their rates."""
     rate_hz = max(part.rate_hz for part in parts)
     if any(part.rate_hz != rate_hz for part in parts) and not options.host_resampling:
@@ -187,7 +223,7 @@ def _join(parts: list[_Part], options: DecodeOptions) -> tuple[np.ndarray, int, 
     flags = set().union(*(part.flags for part in parts)) | {"chained"}
     if not all("silence" in part.flags for part in parts):
         flags.discard("silence")
-    return mono, rate_hz, flags
+    return _Part(mono, rate_hz, max(p.channels for p in parts), parts[0].subtype, flags)
 
 
 def _check_limits(
@@ -261,21 +297,18 @@ def decode_array(samples: np.ndarray, rate_hz: int, options: DecodeOptions) -> D
     mono = np.empty(len(raw), mixer.mono_dtype)
     mixer.mix(raw, mono)
     subtype, flags = samples.dtype.name, set(mixer.flags(mono))
-    return _finish(mono, flags, rate_hz, raw.shape[1], subtype, digest.hexdigest(), options)
+    part = _Part(mono, rate_hz, raw.shape[1], subtype, flags)
+    return _finish(part, digest.hexdigest(), options)
 
 
-def _finish(
-    mono: np.ndarray,
-    flags: set[str],
-    rate_hz: int,
-    channels: int,
-    subtype: str,
-    sha256: str,
-    options: DecodeOptions,
-) -> Decoded:
-    """Flags, host resampling and the record, for files and arrays alike."""
+def _finish(part: _Part, sha256: str, options: DecodeOptions) -> Decoded:
+    """Last checks, host resampling and the record, for files and arrays alike."""
+    mono, rate_hz = part.mono, part.rate_hz
     if mono.size == 0:
         raise DecodeError("no_samples", "the file holds no audio frames")
+    if mono.size < options.min_duration_s * rate_hz:
+        message = f"{mono.size / rate_hz:.3f} s, at least {options.min_duration_s:g} s"
+        raise DecodeError("limit_duration", message)
     n_frames, target_hz = mono.size, rate_hz
     if rate_hz not in options.device_rates_hz and rate_hz != options.target_rate_hz:
         if not options.host_resampling:
@@ -286,11 +319,11 @@ def _finish(
         rate_hz=target_hz,
         sha256=sha256,
         source_rate_hz=rate_hz,
-        channels=channels,
+        channels=part.channels,
         n_frames=n_frames,
         duration_s=n_frames / rate_hz,
-        subtype=subtype,
-        flags=tuple(sorted(flags)),
+        subtype=part.subtype,
+        flags=tuple(sorted(part.flags)),
     )
     return Decoded(mono, info)
 

@@ -1,6 +1,7 @@
 """One input on its way in: what a source lists, what decoding finds out, and why it may fail."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 
 
@@ -55,6 +56,14 @@ class DecodeError(Exception):
         self.reason = reason
 
 
+class UnsupportedFormatError(DecodeError):
+    """Audio of a kind that libsndfile does not read, or none; `kind` names what is known."""
+
+    def __init__(self, kind: str = ""):
+        super().__init__("unsupported_format", kind or "no known audio")
+        self.kind = kind
+
+
 @dataclass(frozen=True)
 class Failure:
     """One input that did not become an embedding, and why."""
@@ -81,6 +90,11 @@ def display(path: bytes) -> str:
 def make_key(identity: bytes) -> str:
     """First 16 hex digits of the SHA-256 of an identity."""
     return hashlib.sha256(identity).hexdigest()[:16]
+
+
+def modified_ns(info: os.stat_result) -> int:
+    """Modification time in whole 64 bits: a file system may claim a year beyond 2262."""
+    return max(-(1 << 63), min((1 << 63) - 1, info.st_mtime_ns))
 
 
 def os_reason(error: OSError) -> str:

@@ -57,6 +57,8 @@ def _node(field: Field, value: Any) -> Node:
     where = f"{_flag(field)} {value}" if isinstance(value, str) else _flag(field)
     if field.type is str or not isinstance(value, str):
         return Node(value, where, quoted=True)
+    if field.type == tuple[str, ...]:  # as written: YAML has other plans for a leading *
+        return Node([Node(part.strip(), where, quoted=True) for part in value.split(",")], where)
     text = f"[{value}]" if typing.get_origin(field.type) is tuple else value
     return parse_yaml(text, where)
 

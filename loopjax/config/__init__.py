@@ -85,6 +85,11 @@ class EmbedConfig:
         tuple[Annotated[float, Setting(above=0)], ...],
         Setting("lengths that clips are padded to", filled=True),
     ] = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
+    include: Annotated[
+        tuple[str, ...], Setting("patterns of files to take from folders, like *kick* or Bass/*")
+    ] = ()
+    exclude: Annotated[tuple[str, ...], Setting("patterns of files and folders to leave out")] = ()
+    min_duration_s: Annotated[float, Setting("shorter files are rejected", at_least=0)] = 0.0
     max_duration_s: Annotated[float, Setting("longer files are rejected", above=0)] = 600.0
     workers: Annotated[
         int, Setting("decoding processes; 0: chosen by the number of cores", at_least=0)

@@ -18,6 +18,7 @@ from loopjax.audio.batching import Feeder, Row
 from loopjax.audio.decoder import Decoder
 from loopjax.audio.loop import Failure, Loop
 from loopjax.audio.sources.files import READABLE
+from loopjax.audio.sources.selection import Selection
 from loopjax.audio.sources.source import open_source
 from loopjax.config import EmbedConfig, from_dict
 from loopjax.embedding.deduplicate import Deduplicator
@@ -71,7 +72,7 @@ def embed_corpus(
     index, n_processes = parallel.process_slot()
     space = space_of(encoder, config)  # like the next lines, before anything is written
     engine = BatchEncoder[list[Row]](encoder, space, config)
-    corpus = open_source(sources)
+    corpus = open_source(sources, Selection(config.include, config.exclude))
     if len(corpus) == 0:
         raise UserError(f"no audio files ({READABLE}) under {', '.join(map(str, sources))}")
     metadata = metadata_of(space)
@@ -130,7 +131,7 @@ def embed(
     check_config(config)
     encoder = as_encoder(encoder, config)
     space = space_of(encoder, config)
-    corpus = open_source(_as_list(sources))
+    corpus = open_source(_as_list(sources), Selection(config.include, config.exclude))
     memory = Memory()
     with Progress("embedding", len(corpus) > 100) as bar:
         bar.set_total(len(corpus))

@@ -95,6 +95,7 @@ def decode_options(encoder: Encoder, config: EmbedConfig) -> DecodeOptions:
         mono=config.mono,
         accept_truncated=config.accept_truncated,
         sanitize=config.sanitize,
+        min_duration_s=config.min_duration_s,
         max_duration_s=config.max_duration_s,
         target_rate_hz=encoder.sample_rate_hz,
         device_rates_hz=rates_hz,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from loopjax.audio.sources.selection import Selection
 from loopjax.audio.sources.source import open_source
 from loopjax.config import ExperimentConfig
 from loopjax.detectors import detector_class
@@ -175,7 +176,8 @@ def check_labels(config: ExperimentConfig, log: Log) -> LabelFile | None:
         return None
     labels = read_labels(path, log)
     if config.data.sources and not config.data.sources[0].startswith("tfds:"):
-        paths = [loop.path for loop in open_source(config.data.sources).loops()]
+        chosen = Selection(config.embed.include, config.embed.exclude)
+        paths = [loop.path for loop in open_source(config.data.sources, chosen).loops()]
         tell_unmatched(labels, join_labels(labels, paths, config.data.sources), log)
     return labels
 

@@ -25,7 +25,8 @@ from measure import REPOSITORY, arguments, emit
 from loopjax.audio.batching import Batch, Feeder, make_buckets
 from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.process import DecoderProcess
-from loopjax.audio.sources.files import AUDIO_EXTENSIONS, scan
+from loopjax.audio.sources.files import scan
+from loopjax.audio.sources.walk import AUDIO_EXTENSIONS
 from loopjax.config import EmbedConfig
 from loopjax.embedding.chain import embed_corpus
 from loopjax.htsat.frontend import DEVICE_RATES_HZ

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from loopjax.audio.containers.content import Content, Piece
 from loopjax.audio.containers.stream import Stream
-from loopjax.audio.loop import DecodeError
+from loopjax.audio.loop import DecodeError, UnsupportedFormatError
 
 HEADER_BYTES = 27  # of a page, without its table of segments
 BEGINS, ENDS = 2, 4  # flags of a page
@@ -70,7 +70,7 @@ def read_ogg(content: Content, start: int) -> Stream:
                 granules = [*granules[:1], page.granule]
     if not serial:
         names = [name for mark, name in OTHER_CODECS.items() for head in others if mark in head]
-        raise DecodeError("unsupported_format", f"{(names or ['Ogg without sound'])[0]}")
+        raise UnsupportedFormatError((names or ["Ogg without sound"])[0])
     if not has_ended:
         stream.flags.append("truncated")  # Ogg is made to be cut: what is there is whole
     if kept:

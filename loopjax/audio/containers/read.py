@@ -12,10 +12,10 @@ from loopjax.audio.containers.content import Content
 from loopjax.audio.containers.flac import read_flac
 from loopjax.audio.containers.mpeg import begins_in_a_frame, read_mpeg
 from loopjax.audio.containers.ogg import read_ogg
-from loopjax.audio.containers.sniff import HEAD_BYTES, sniff
+from loopjax.audio.containers.sniff import HEAD_BYTES, describe_foreign, sniff
 from loopjax.audio.containers.stream import Stream
 from loopjax.audio.containers.tags import skip_tags
-from loopjax.audio.loop import DecodeError
+from loopjax.audio.loop import DecodeError, UnsupportedFormatError
 
 READABLE = "WAV, AIFF, FLAC, Ogg, MP3, AU or CAF"
 MAX_CHANNELS = 1024  # libsndfile's own bound; more than this is a broken header
@@ -39,12 +39,18 @@ def read_streams(content: Content) -> list[Stream]:
     """
     start = skip_tags(content, 0, content.size)
     kind = sniff(content.at(start, HEAD_BYTES))
+    # MPEG-4 begins with zeros, which are no padding there.
+    heads = (content.at(offset, HEAD_BYTES) for offset in (0, start))
+    foreign = next(filter(None, map(describe_foreign, heads)), "")
     has_tag = content.at(0, 3) == b"ID3"  # perhaps of another size than it says
-    is_cut = kind is None and not has_tag and begins_in_a_frame(content, start)
-    if kind is None and (has_tag or is_cut):
-        kind = "mp3"
+    is_cut = False
+    if foreign:
+        kind = None
+    elif kind is None:
+        is_cut = not has_tag and begins_in_a_frame(content, start)
+        kind = "mp3" if has_tag or is_cut else None
     if kind is None:
-        raise DecodeError("unsupported_format", f"not {READABLE}")
+        raise UnsupportedFormatError(foreign)
     streams = [_read(content, start, kind)]
     if is_cut:
         streams[0].flags.append("truncated")

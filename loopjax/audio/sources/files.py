@@ -1,52 +1,55 @@
 """What there is to embed: walks folders, files and lists into `Loop` rows.
 
-Nothing is opened here except explicitly named files, whose first bytes must be audio. What cannot
-be embedded becomes a `Failure` row with a reason; the walk itself never stops.
+Of the files themselves only those without an extension, and those named by hand, are opened: their
+first bytes must be audio. What cannot be embedded becomes a `Failure` row with a reason; the walk
+itself never stops, and no file is taken twice.
 """
 
 # Names that are not UTF-8 must stay bytes, which pathlib does not hold.
-# ruff: noqa: PTH100, PTH112, PTH113, PTH116, PTH118, PTH119, PTH120, PTH122, PTH123
+# ruff: noqa: PTH100, PTH112, PTH113, PTH116, PTH118, PTH119, PTH120, PTH122
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from loopjax.audio.containers.read import READABLE
-from loopjax.audio.containers.sniff import HEAD_BYTES, sniff
 from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.decoder import Decoder
-from loopjax.audio.loop import Failure, Loop, display, make_key, os_reason
+from loopjax.audio.loop import Failure, Loop, display, make_key, modified_ns, os_reason
 from loopjax.audio.process import DecoderProcess
 from loopjax.audio.sources.lists import LIST_EXTENSIONS, read_list
+from loopjax.audio.sources.selection import Selection
+from loopjax.audio.sources.walk import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS, is_audio_file, walk
 from loopjax.bundled import DATA
 from loopjax.errors import UserError
 
-AUDIO_EXTENSIONS = frozenset(
-    b".wav .wave .rf64 .bwf .aif .aiff .aifc .flac .ogg .oga .opus .mp3 .au .snd .caf".split()
-)
+EVERYTHING = Selection()
 
 
 class Files:
     """Folders, files and lists as one corpus; every file is decoded in a child process."""
 
-    def __init__(self, sources: Sequence[str | os.PathLike]):
+    def __init__(
+        self, sources: Sequence[str | os.PathLike[str]], selection: Selection = EVERYTHING
+    ):
         """Counts the files, reading folder listings only.
 
         Args:
             sources: see `scan`.
+            selection: see `scan`.
 
         Raises:
             UserError: see `scan`.
         """
-        self._sources = sources
-        self._length = count(sources)
+        self._sources, self._selection = sources, selection
+        self._length = sum(1 for _ in _entries(_check_sources(sources), selection))
 
     def __len__(self) -> int:
         return self._length
 
     def loops(self, process_index: int = 0, process_count: int = 1) -> Iterator[Loop | Failure]:
         """The manifest, see `scan`."""
-        return scan(self._sources, process_index, process_count)
+        return scan(self._sources, process_index, process_count, self._selection)
 
     def decoder(self, options: DecodeOptions, timeout_s: float) -> Decoder:
         """A decoder in a process of its own."""
@@ -54,21 +57,25 @@ class Files:
 
 
 def scan(
-    sources: Sequence[str | os.PathLike], process_index: int = 0, process_count: int = 1
+    sources: Sequence[str | os.PathLike[str]],
+    process_index: int = 0,
+    process_count: int = 1,
+    selection: Selection = EVERYTHING,
 ) -> Iterator[Loop | Failure]:
     """Lists everything under the sources, in a stable order, as a lazy stream.
 
     Args:
-        sources: folders (walked recursively, links followed, each folder once), audio files,
-            `.txt`/`.lst` lists with one path per line, relative to the list, and `bundled:demo`.
+        sources: folders (walked recursively, links followed, each folder once), audio files, lists
+            of paths relative to the list (`lists.py`), and `bundled:demo`.
         process_index: which slice to return; slices depend on the key alone.
         process_count: number of slices.
+        selection: patterns of what to take from folders and lists.
 
     Raises:
         UserError: a source that does not exist, a named file that is no audio, two folders of the
-            same name, or no source at all.
+            same name, a list that cannot be read, or no source at all.
     """
-    entries = _entries(_check_sources(sources))
+    entries = _entries(_check_sources(sources), selection)
 
     def slice_of_mine() -> Iterator[Loop | Failure]:
         for entry in entries:
@@ -77,11 +84,6 @@ def scan(
                 yield _row(entry, key)
 
     return slice_of_mine()
-
-
-def count(sources: Sequence[str | os.PathLike]) -> int:
-    """Number of rows `scan` will yield; reads folder listings only."""
-    return sum(1 for _ in _entries(_check_sources(sources)))
 
 
 @dataclass(frozen=True)
@@ -97,30 +99,41 @@ class _Entry:
     absolute: bytes
     group: bytes
     error: OSError | None = None
+    problem: str = ""
 
 
-def _check_sources(sources: Sequence[str | os.PathLike]) -> list[tuple[bytes, bytes, str]]:
-    """Returns (path, name on screen, kind) of each source."""
+@dataclass(frozen=True)
+class _Source:
+    path: bytes
+    shown: bytes
+    kind: str  # "folder", "list" or "file"
+
+
+def _check_sources(sources: Sequence[str | os.PathLike[str]]) -> list[_Source]:
     if not sources:
         raise UserError("no sources given; name a folder, an audio file or a .txt list of paths")
-    found: list[tuple[bytes, bytes, str]] = []
+    found: list[_Source] = []
     folders: dict[bytes, bytes] = {}
     for source in sources:
         shown = given = os.fsencode(source)
+        if b"\0" in given:
+            raise UserError(f"{display(given)!r}: a path cannot hold a NUL byte")
         if shown.startswith(b"bundled:"):
             given = _bundled(shown)
         extension = os.path.splitext(given)[1].lower()
         if os.path.isdir(given):
+            if os.path.realpath(given) in folders:
+                continue  # named twice
             _require_distinct(given, folders)
             folders[os.path.realpath(given)] = given
-            found.append((given, shown, "folder"))
+            found.append(_Source(given, shown, "folder"))
         elif not os.path.lexists(given):
             raise UserError(f"{display(given)}: no such file or folder")
         elif extension in LIST_EXTENSIONS:
-            found.append((given, shown, "list"))
+            found.append(_Source(given, shown, "list"))
         else:
             _require_audio(given)
-            found.append((given, shown, "file"))
+            found.append(_Source(given, shown, "file"))
     return found
 
 
@@ -148,29 +161,49 @@ def _require_distinct(given: bytes, folders: dict[bytes, bytes]) -> None:
 
 def _require_audio(given: bytes) -> None:
     """A file named by hand that is no audio at all is a mistake, not a rejected input."""
-    if os.path.splitext(given)[1].lower() in AUDIO_EXTENSIONS or not os.path.isfile(given):
+    extension = os.path.splitext(given)[1].lower()
+    if extension in AUDIO_EXTENSIONS | FOREIGN_EXTENSIONS or not os.path.isfile(given):
         return
     try:
-        with open(given, "rb") as file:
-            head = file.read(HEAD_BYTES)
+        is_audio = is_audio_file(given)
     except OSError:
         return  # unreadable files become rows with the system's reason
-    if sniff(head) is None:
+    if not is_audio:
         raise UserError(f"{display(given)} is not an audio file ({READABLE})")
 
 
-def _entries(sources: list[tuple[bytes, bytes, str]]) -> Iterator[_Entry]:
-    several = sum(kind == "folder" for _, _, kind in sources) > 1
-    for given, shown, kind in sources:
-        absolute = os.path.abspath(given)
-        if kind == "folder":
-            yield from _walk(given, shown, absolute, several)
-        elif kind == "list":
-            for path in read_list(given):
-                found = os.path.abspath(path)
-                yield _Entry(found, path, found, _group_below(os.path.dirname(absolute), found))
+def _entries(sources: list[_Source], selection: Selection) -> Iterator[_Entry]:
+    several = sum(source.kind == "folder" for source in sources) > 1
+    seen: set[int] = set()
+    for source in sources:
+        if source.kind == "folder":
+            entries = _walk(source, selection, several)
+        elif source.kind == "list":
+            entries = _list(source, selection)
         else:
-            yield _Entry(absolute, shown, absolute, _group_below(b"", absolute))
+            absolute = os.path.abspath(source.path)
+            entry = _Entry(absolute, source.shown, absolute, _group_below(b"", absolute))
+            entries = iter([entry])
+        if source.kind == "folder" and len(sources) == 1:
+            yield from entries  # nothing can be named twice
+            return
+        for entry in entries:
+            place = int(make_key(entry.absolute), 16)
+            if place not in seen or entry.problem:
+                seen.add(place)
+                yield entry
+
+
+def _list(source: _Source, selection: Selection) -> Iterator[_Entry]:
+    base = os.path.dirname(os.path.abspath(source.path))
+    for line in read_list(source.path):
+        absolute = os.path.abspath(line.path)
+        if line.problem:
+            problem = f"{display(source.path)}:{line.number}: {line.problem}"
+            identity = absolute + b":%d" % line.number
+            yield _Entry(identity, line.path, absolute, b"", None, problem)
+        elif selection.takes(display(absolute.removeprefix(os.path.join(base, b"")))):
+            yield _Entry(absolute, line.path, absolute, _group_below(base, absolute))
 
 
 def _group_below(root: bytes, file: bytes) -> bytes:
@@ -180,47 +213,21 @@ def _group_below(root: bytes, file: bytes) -> bytes:
     return folder[len(root) + 1 :] if inside else os.path.basename(folder)
 
 
-def _walk(root: bytes, shown: bytes, absolute: bytes, several: bool) -> Iterator[_Entry]:
-    label = os.path.basename(os.path.realpath(root))
-    seen: set[tuple[int, int]] = set()
-    pending = [b""]
-    while pending:
-        relative = pending.pop()
-
-        def entry(inner: bytes, error: OSError | None = None, outer: bytes = relative) -> _Entry:
-            inner = b"/".join(part for part in (outer, inner) if part)
-            bases = (label, shown, absolute)
-            named, read, found = (os.path.join(b, inner) if inner else b for b in bases)
-            group = os.path.join(label, outer).rstrip(b"/") if several else outer or label
-            return _Entry(named, read, found, group, error)
-
-        folder = os.path.join(absolute, relative)
-        try:
-            info = os.stat(folder)
-            if (info.st_dev, info.st_ino) in seen:
-                continue
-            seen.add((info.st_dev, info.st_ino))
-            with os.scandir(folder) as listing:
-                names = sorted((item.name, _is_folder(item)) for item in listing)
-        except OSError as error:
-            yield entry(b"", error)
-            continue
-        for name, _ in names:
-            is_audio = os.path.splitext(name)[1].lower() in AUDIO_EXTENSIONS
-            if is_audio and not name.startswith(b"._"):  # AppleDouble companions of real files
-                yield entry(name)
-        pending.extend(os.path.join(relative, name) for name, inside in names[::-1] if inside)
-
-
-def _is_folder(item: os.DirEntry) -> bool:
-    try:
-        return item.is_dir()
-    except OSError:
-        return False  # a link that cannot be followed; as an audio file it becomes a row
+def _walk(source: _Source, selection: Selection, several: bool) -> Iterator[_Entry]:
+    label = os.path.basename(os.path.realpath(source.path))
+    absolute = os.path.abspath(source.path)
+    for found in walk(absolute, selection):
+        relative, outer = found.relative, os.path.dirname(found.relative)
+        bases = (label, source.shown, absolute)
+        named, shown, path = (os.path.join(b, relative) if relative else b for b in bases)
+        group = os.path.join(label, outer).rstrip(b"/") if several else outer or label
+        yield _Entry(named, shown, path, group, found.error)
 
 
 def _row(entry: _Entry, key: str) -> Loop | Failure:
     shown, absolute = display(entry.shown), entry.absolute
+    if entry.problem:
+        return Failure(key, shown, absolute, "scan", "bad_path", entry.problem)
     try:
         if entry.error is not None:
             raise entry.error
@@ -230,5 +237,4 @@ def _row(entry: _Entry, key: str) -> Loop | Failure:
     if not stat.S_ISREG(info.st_mode):
         kind = "folder" if stat.S_ISDIR(info.st_mode) else "device, pipe or socket"
         return Failure(key, shown, absolute, "scan", "not_regular_file", f"is a {kind}")
-    group = display(entry.group)
-    return Loop(key, shown, absolute, info.st_size, info.st_mtime_ns, group)
+    return Loop(key, shown, absolute, info.st_size, modified_ns(info), display(entry.group))

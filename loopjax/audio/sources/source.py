@@ -7,7 +7,8 @@ from typing import Protocol
 from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.decoder import Decoder
 from loopjax.audio.loop import Failure, Loop
-from loopjax.audio.sources.files import Files
+from loopjax.audio.sources.files import EVERYTHING, Files
+from loopjax.audio.sources.selection import Selection
 from loopjax.errors import UserError
 
 
@@ -27,15 +28,21 @@ class Source(Protocol):
         ...
 
 
-def open_source(sources: Sequence[str | os.PathLike]) -> Source:
+def open_source(
+    sources: Sequence[str | os.PathLike[str]], selection: Selection = EVERYTHING
+) -> Source:
     """Opens folders, files and lists together, or one prepared dataset (`tfds:NAME`).
+
+    Args:
+        sources: see `loopjax.audio.sources.files.scan`.
+        selection: patterns of what to take from folders and lists.
 
     Raises:
         UserError: a source that does not exist or is no audio, or a dataset among other sources.
     """
     datasets = [str(s) for s in sources if str(s).startswith("tfds:")]
     if not datasets:
-        return Files(sources)
+        return Files(sources, selection)
     if len(sources) > 1:
         raise UserError(f"{datasets[0]} must be the only source; embed the others separately")
     from loopjax.audio.sources.tfds import open_dataset  # takes a second to import

@@ -1,5 +1,6 @@
 """Ogg: all links of a chain are read, and what is missing is said."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,8 @@ def test_a_missing_page_is_flagged(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "says"), [("ogg_flac.oga", "Ogg FLAC"), ("speex.spx", "Speex")])
-def test_other_codecs_are_named(tmp_path, name, says):
+def test_other_codecs_are_named(tmp_path, monkeypatch, name, says):
+    monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DecodeError, match=says) as caught:
         decode_bytes(tmp_path, (DATA / name).read_bytes())
     assert caught.value.reason == "unsupported_format"
