@@ -15,6 +15,8 @@ import yaml
 
 from loopjax import __version__
 from loopjax.cli import VERBS, main
+from loopjax.cli.options import add_settings, given_settings
+from loopjax.config import EmbedConfig
 from loopjax.store.read import read_embeddings
 
 ENCODER = "untrained-nano"
@@ -79,6 +81,14 @@ def test_every_option_has_help(verb):
     parser = argparse.ArgumentParser()
     verb.add_options(parser)
     assert [a.dest for a in parser._actions if not a.help] == []
+
+
+def test_comma_separated_patterns_are_taken_as_written():
+    parser = argparse.ArgumentParser()
+    add_settings(parser, EmbedConfig)
+    args = parser.parse_args(["--include", "*kick*, Bass/*", "--min-duration", "0.2"])
+    config = given_settings(args, EmbedConfig())
+    assert (config.include, config.min_duration_s) == (("*kick*", "Bass/*"), 0.2)
 
 
 def test_options_may_stand_between_the_sources(loops, tmp_path):

@@ -345,3 +345,15 @@ def test_seeded_crops_depend_on_the_audio_and_the_seed_alone():
     assert len(np.unique(forward)) == 9
     assert not np.array_equal(forward, crop_fractions(hashes, 2))
     assert ((forward >= 0) & (forward < 1)).all()
+
+
+def test_patterns_and_shortest_loop_choose_what_is_embedded(tmp_path):
+    folder = tmp_path / "pack"
+    for name, seconds in {"kick/a": 0.5, "kick/b": 0.05, "bass/a": 0.5, "bass/old/a": 0.5}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_tone(folder / f"{name}.wav", seconds)
+    config = EmbedConfig(include=("kick", "bass/*"), exclude=("OLD",), min_duration_s=0.1)
+    found = embed([folder, folder / "bass" / "a.wav"], FakeEncoder(), config)
+    assert found.table["group"].to_pylist() == ["bass", "kick"]
+    (failure,) = found.failures.to_pylist()
+    assert (Path(failure["path"]).name, failure["reason"]) == ("b.wav", "limit_duration")
