@@ -62,9 +62,9 @@ class EmbedConfig:
         "loopjax-nano"
     )
     precision: Annotated[
-        Literal["fp32", "bf16", "bf16-fused"],
-        Setting("arithmetic; bf16-fused: attention as one kernel, for GPUs"),
-    ] = "fp32"
+        Literal["auto", "fp32", "tf32", "bf16", "bf16-fast", "bf16-fused"],
+        Setting("arithmetic, exact to fast; auto: fp32 on a CPU, bf16 on accelerators"),
+    ] = "auto"
     crops: Annotated[
         str,
         Setting(

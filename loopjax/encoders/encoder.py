@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import hashlib
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from typing import Any, Self
@@ -14,8 +15,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from loopjax.encoders.space import Precision
-from loopjax.htsat import fusion
 from loopjax.htsat.frontend import DEVICE_RATES_HZ, LogMelConfig
+from loopjax.htsat.fusion import crop_starts as default_crop_starts
+from loopjax.htsat.fusion import front_end, prepare_lengths, waveform_starts
+from loopjax.htsat.kernels import kernels_available
 from loopjax.htsat.model import Htsat, HtsatConfig
 
 FUSION_VIEWS = 4
@@ -24,14 +27,22 @@ FUSION_VIEWS = 4
 @lru_cache(maxsize=16)
 def abstract_model(config: HtsatConfig, precision: Precision = "fp32") -> tuple[Any, Any]:
     """The model's graph and shapes, (graphdef, abstract state), without allocating weights."""
-    dtype = jnp.float32 if precision == "fp32" else jnp.bfloat16
+    dtype = jnp.float32 if precision in ("fp32", "tf32") else jnp.bfloat16
+    kernels = precision == "bf16-fused" and kernels_available()
+    if precision == "bf16-fused" and not kernels:
+        warnings.warn(
+            f"jax {jax.__version__} no longer compiles the attention kernel: bf16-fused runs as "
+            "bf16-fast, slower and with the same embeddings up to rounding",
+            stacklevel=2,
+        )
 
     def build() -> Htsat:
         model = Htsat(config, dtype=dtype, rngs=nnx.Rngs(0))
         model.eval()
         for stage in model.stages:
             for block in stage.blocks:
-                block.fused = precision == "bf16-fused"
+                block.mlp.tanh = precision in ("bf16-fast", "bf16-fused")
+                block.fused = kernels
         return model
 
     return nnx.split(nnx.eval_shape(build))
@@ -64,7 +75,27 @@ def weights_digest(weights: dict[str, np.ndarray]) -> str:
 
 
 # One cache for all encoders: front ends that are alike are compiled once.
-_front_end = partial(jax.jit, static_argnames=("rate_hz", "config", "fusion"))(fusion.front_end)
+@partial(jax.jit, static_argnames=("rate_hz", "config", "fusion", "mesh"))
+def split_front_end(
+    samples: jax.Array,
+    signal_samples: jax.Array,
+    length_samples: jax.Array,
+    starts: jax.Array,
+    *,
+    rate_hz: int,
+    config: LogMelConfig,
+    fusion: bool,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`htsat.fusion.front_end`, each device of a mesh working on its own rows.
+
+    Left to itself, XLA gathers the whole batch on every device.
+    """
+    run = partial(front_end, rate_hz=rate_hz, config=config, fusion=fusion)
+    if mesh is not None:
+        split = PartitionSpec(*mesh.axis_names)
+        run = jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split, check_vma=False)
+    return run(samples, signal_samples, length_samples, starts)
 
 
 class HtsatEncoder:
@@ -108,7 +139,7 @@ class HtsatEncoder:
         self._graphdef, abstract = abstract_model(config, precision)
         self.params = _fill(abstract, weights)
         self._mesh: Mesh | None = None
-        self._encode = jax.jit(self._apply_split, static_argnames="mesh")
+        self._encode = jax.jit(self.apply, static_argnames="mesh")
         self._outputs = jax.jit(partial(self._apply, everything=True))
 
     @property
@@ -169,18 +200,22 @@ class HtsatEncoder:
         Returns:
             mel float32 [B, views, clip_frames, mel_bins], longer bool [B].
         """
-        signal, lengths = fusion.prepare_lengths(length_samples, sample_rate_hz, self.mel_config)
+        signal, lengths = prepare_lengths(length_samples, sample_rate_hz, self.mel_config)
         if crop_starts is None:
             if self.fusion:
-                crop_starts = fusion.crop_starts(lengths, self.mel_config, crop_fractions)
+                crop_starts = default_crop_starts(lengths, self.mel_config, crop_fractions)
             else:
-                crop_starts = fusion.waveform_starts(lengths, self.mel_config, crop_fractions)
+                crop_starts = waveform_starts(lengths, self.mel_config, crop_fractions)
         arrays = (samples, signal, lengths, np.asarray(crop_starts, np.int32))
         if self._mesh is not None:
             split = NamedSharding(self._mesh, PartitionSpec(*self._mesh.axis_names))
             arrays = jax.device_put(arrays, split)
-        return _front_end(
-            *arrays, rate_hz=sample_rate_hz, config=self.mel_config, fusion=self.fusion
+        return split_front_end(
+            *arrays,
+            rate_hz=sample_rate_hz,
+            config=self.mel_config,
+            fusion=self.fusion,
+            mesh=self._mesh,
         )
 
     def encode(self, mel: jax.Array, longer: jax.Array) -> jax.Array:
@@ -191,10 +226,13 @@ class HtsatEncoder:
         """Mel views -> every output the weights have; see `Htsat.outputs`."""
         return self._outputs(self.params, mel, longer)
 
-    def _apply_split(
-        self, params: Any, mel: jax.Array, longer: jax.Array, mesh: Mesh | None
+    def apply(
+        self, params: Any, mel: jax.Array, longer: jax.Array, mesh: Mesh | None = None
     ) -> jax.Array:
-        """Every device runs the program of one: XLA could not split the attention kernel."""
+        """What `encode` compiles, as a pure function of the weights.
+
+        On a mesh every device runs the program of one: XLA could not split the attention kernel.
+        """
         if mesh is None:
             return self._apply(params, mel, longer)
         whole, split = PartitionSpec(), PartitionSpec(*mesh.axis_names)
@@ -215,11 +253,10 @@ class HtsatEncoder:
 @contextlib.contextmanager
 def _matmul_precision(precision: Precision) -> Iterator[None]:
     """Full float32 products for fp32: accelerators would silently use TF32 or bfloat16."""
-    if precision != "fp32":
+    # A TPU has no TensorFloat-32; three bfloat16 passes stand for it.
+    products = {"fp32": "highest", "tf32": "tensorfloat32"}.get(precision)
+    with jax.default_matmul_precision(products) if products else contextlib.nullcontext():
         yield
-    else:
-        with jax.default_matmul_precision("highest"):
-            yield
 
 
 def _fill(abstract: Any, weights: dict[str, np.ndarray]) -> Any:

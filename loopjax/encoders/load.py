@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import platformdirs
@@ -44,18 +45,26 @@ class EncoderRow:
     source: str
 
 
-def load_encoder(name: str | Path, precision: Precision = "fp32") -> HtsatEncoder:
+def default_precision() -> Precision:
+    """Full float32 on a CPU; bfloat16 on accelerators, where it ranks loops alike and is faster."""
+    return "fp32" if jax.default_backend() == "cpu" else "bf16"
+
+
+def load_encoder(name: str | Path, precision: Precision | Literal["auto"] = "auto") -> HtsatEncoder:
     """Loads an encoder by name or from a folder written by `loopjax convert`.
 
     Args:
         name: a name from `encoders()` or a folder; a folder that is called like a known name is
             given as a `Path` or as `./NAME`.
-        precision: of the network's arithmetic.
+        precision: of the network's arithmetic; "auto" is `default_precision`. The front end works
+            in full float32 in any case.
 
     Raises:
         UserError: no such encoder, not fetched yet, its folder is damaged, or "bf16-fused" without
             a GPU; says what to do.
     """
+    if precision == "auto":
+        precision = default_precision()
     if precision == "bf16-fused" and jax.default_backend() != "gpu":
         raise UserError(
             f"precision bf16-fused needs a GPU, and JAX found {jax.default_backend()} only: "

@@ -10,7 +10,9 @@ from typing import Any, Literal
 from loopjax.errors import UserError
 from loopjax.htsat.frontend import DEVICE_RESAMPLER, LogMelConfig
 
-Precision = Literal["fp32", "bf16", "bf16-fused"]  # fused: attention as one kernel, for GPUs
+# From exact to fast: full float32 products; TensorFloat-32 products where a GPU has them; bfloat16;
+# bfloat16 with GELU by tanh; the same with window attention as one kernel, for GPUs.
+Precision = Literal["fp32", "tf32", "bf16", "bf16-fast", "bf16-fused"]
 Resample = Literal["auto", "host", "device"]
 Mono = Literal["mean", "left", "mid"]
 

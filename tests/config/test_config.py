@@ -46,7 +46,7 @@ def test_overrides_reach_nested_keys_and_detectors_by_name(write):
     [
         ("detectr.x=1", "did you mean 'detectors'"),
         ("embed.presicion=fp32", "did you mean 'precision'"),
-        ("embed.precision=fp16", "none of fp32, bf16"),
+        ("embed.precision=fp16", "none of auto, fp32"),
         ("embed.batch_size=many", "expected int, found str"),
         ("embed.batch_size=-1", "embed.batch_size: expected a number at least 0, found -1"),
         ("embed.crops=seeded", "seeded:K with K draws"),

@@ -112,13 +112,13 @@ def test_real_encoder_compiles_once_per_bucket_and_format(real, tmp_path):
     for i, (seconds, rate_hz) in enumerate([(0.2, 48_000), (0.3, 48_000), (0.4, 44_100)] * 3):
         write_tone(tmp_path / f"{i}.wav", seconds + 0.01 * i, rate_hz, seed=i)
     write_tone(tmp_path / "x.wav", 0.9, 48_000)
-    before = encoder_module._front_end._cache_size(), real._encode._cache_size()
+    before = encoder_module.split_front_end._cache_size(), real._encode._cache_size()
     embed(tmp_path, real, batch_size=5, workers=1)
-    added = encoder_module._front_end._cache_size() - before[0]
+    added = encoder_module.split_front_end._cache_size() - before[0]
     assert added == 3  # 0.5 s at two rates, 1 s at one
     assert real._encode._cache_size() - before[1] == 1
     embed(tmp_path, real, batch_size=5, workers=1)
-    assert encoder_module._front_end._cache_size() - before[0] == 3
+    assert encoder_module.split_front_end._cache_size() - before[0] == 3
     assert real._encode._cache_size() - before[1] == 1
 
 
@@ -289,7 +289,9 @@ def test_mistakes_of_sources_and_options(mixed, tmp_path):
 
 def test_settings_travel_with_the_embeddings(tmp_path):
     write_corpus(tmp_path / "c", 1)
-    options = EmbedConfig(mono="left", crops="seeded:2", resample="host", sanitize=True)
+    options = EmbedConfig(
+        mono="left", crops="seeded:2", resample="host", precision="fp32", sanitize=True
+    )
     metadata = embed(tmp_path / "c", FakeEncoder(), options).metadata
     space = Space.from_metadata(metadata)
     assert space == space_of(FakeEncoder(), options)

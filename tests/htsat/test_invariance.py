@@ -62,8 +62,9 @@ def test_another_bucket_agrees(i, bucket):
     assert over_norm(narrow, wide) <= tolerances.OTHER_SHAPE_OVER_NORM
 
 
-def test_bfloat16_points_the_same_way():
-    model = micro("bf16")
+@pytest.mark.parametrize("precision", ["bf16", "bf16-fast", "bf16-fused"])
+def test_bfloat16_points_the_same_way(precision):
+    model = micro(precision)
     exact = micro()
     wave = np.stack([clip(96000, seed=i) for i in range(2)])
     views = exact.front_end(wave, np.array([96000, 96000]))

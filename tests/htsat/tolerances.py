@@ -17,5 +17,6 @@ PIPELINE_OVER_NORM = 1e-4
 PIPELINE_COSINE = 0.99999
 
 BF16_COSINE = 0.999
+DEMO_RANK_CORRELATION = 0.999  # Spearman, scores of the demo loops in any precision
 OTHER_SHAPE_OVER_NORM = 1e-6  # another batch size or bucket; the same shape gives the same bits
 DEVICE_RESAMPLER_COSINE = 0.9999

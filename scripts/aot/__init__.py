@@ -1,0 +1,1 @@
+"""Programs compiled for accelerators on a machine without one: kernels, bytes, collectives."""
