@@ -20,6 +20,7 @@ from loopjax.cli import (
     score,
     store,
 )
+from loopjax.cli.terminal import prepare_streams, say
 from loopjax.cli.verb import Verb
 from loopjax.errors import LoopjaxError, UserError, WriteError
 
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _overview().parse_args(arguments)  # helps, or complains, and exits
     verb = VERBS[arguments[0]]
     args = _parser(verb).parse_intermixed_args(arguments[1:])
+    prepare_streams()
     try:
         if verb.compiles:
             from loopjax.parallel import enable_compilation_cache
@@ -51,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             enable_compilation_cache()
         return verb.act(args)
     except LoopjaxError as error:
-        print(f"loopjax {verb.name}: {error}", file=sys.stderr)  # noqa: T201
+        say(f"loopjax {verb.name}: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"loopjax {verb.name}: interrupted", file=sys.stderr)  # noqa: T201
+        say(f"loopjax {verb.name}: interrupted")
         return 130
     except BrokenPipeError:
         return 0

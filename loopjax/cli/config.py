@@ -4,6 +4,7 @@ import argparse
 import json
 
 from loopjax.cli.options import add_set_option
+from loopjax.cli.terminal import printable
 from loopjax.cli.verb import DONE, Verb
 from loopjax.errors import UserError
 
@@ -35,7 +36,8 @@ def _act(args: argparse.Namespace) -> int:
     from loopjax.config import to_dict
 
     resolved = to_dict(load_config(args.config, args.set))
-    print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), end="")  # noqa: T201
+    for line in yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True).splitlines():
+        print(printable(line))  # noqa: T201
     return DONE
 
 

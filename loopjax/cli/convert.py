@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from loopjax.cli.terminal import printable
 from loopjax.cli.verb import DONE, Verb
 
 
@@ -16,7 +17,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _act(args: argparse.Namespace) -> int:
     from loopjax.convert.checkpoint import convert
 
-    print(convert(Path(args.checkpoint), Path(args.out)))  # noqa: T201
+    print(printable(str(convert(Path(args.checkpoint), Path(args.out)))))  # noqa: T201
     return DONE
 
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 
+from loopjax.cli.terminal import printable
 from loopjax.cli.verb import DONE, Verb
 from loopjax.errors import UserError
 
@@ -31,30 +32,30 @@ def _act(args: argparse.Namespace) -> int:
     from loopjax.encoders.load import verify
 
     pulls = args.action == "pull"
-    print(pull(args.name, allow_http=args.allow_http) if pulls else verify(args.name))  # noqa: T201
+    done = pull(args.name, allow_http=args.allow_http) if pulls else verify(args.name)
+    print(printable(str(done)))  # noqa: T201
     return DONE
 
 
 def _print_table() -> None:
-    from rich.markup import escape
     from rich.table import Table
 
-    from loopjax.cli.printing import stdout
+    from loopjax.cli.printing import cell, stdout
     from loopjax.encoders.load import EncoderRow, encoders
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for field in dataclasses.fields(EncoderRow):
         table.add_column(field.name, overflow="fold")
     for row in encoders():
-        table.add_row(*(escape(_cell(value)) for value in dataclasses.astuple(row)))
+        table.add_row(*(cell(_shown(value)) for value in dataclasses.astuple(row)))
     stdout().print(table)
 
 
-def _cell(value: object) -> str:
+def _shown(value: object) -> object:
     """Yes or nothing for flags, nothing for what is not known."""
     if isinstance(value, bool):
         return "yes" if value else ""
-    return "" if value is None else str(value)
+    return value
 
 
 VERB = Verb(

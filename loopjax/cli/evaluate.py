@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from loopjax.cli.terminal import say
 from loopjax.cli.verb import DONE, Verb
 
 
@@ -11,7 +12,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _act(args: argparse.Namespace) -> int:
-    from loopjax.cli.printing import print_evaluation, say
+    from loopjax.cli.printing import print_evaluation
     from loopjax.experiment.run import evaluate_run
 
     print_evaluation(evaluate_run(args.run, log=say))

@@ -14,7 +14,9 @@ PICTURE_COLUMNS = 800
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model folder written by fit or run")
     parser.add_argument("file", metavar="FILE", help="one audio file")
-    parser.add_argument("-o", "--out", required=True, help="folder for explanation.json and .svg")
+    parser.add_argument(
+        "-o", "--out", required=True, help="folder for explain.json and explain.svg"
+    )
     parser.add_argument(
         "--embeddings", help="store to find nearest loops in (default: the model's)"
     )
@@ -23,7 +25,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _act(args: argparse.Namespace) -> int:
     from loopjax.explanation import explain
-    from loopjax.io import write_json
+    from loopjax.io import locked, write_json
     from loopjax.model import load_model
     from loopjax.store.read import read_embeddings
 
@@ -34,9 +36,11 @@ def _act(args: argparse.Namespace) -> int:
     known = read_embeddings(store) if store and Path(store).exists() else None
     explanation = explain(model, args.file, args.encoder, known)
     result = explanation.to_dict()
-    result["picture"] = str(_draw(explanation, Path(args.out) / "explain.svg"))
-    result["json"] = str(Path(args.out) / "explain.json")
-    write_json(Path(result["json"]), result, allow_nan=False)
+    out = Path(args.out)
+    with locked(out):
+        result["picture"] = str(_draw(explanation, out / "explain.svg"))
+        result["json"] = str(out / "explain.json")
+        write_json(out / "explain.json", result, allow_nan=False)
     print(json.dumps(result, indent=2))  # noqa: T201
     return DONE
 

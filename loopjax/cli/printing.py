@@ -1,4 +1,4 @@
-"""What verbs print: tables of results on stdout, messages on stderr."""
+"""Tables of results on stdout."""
 
 import sys
 
@@ -6,21 +6,22 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from loopjax.cli.terminal import printable, say
 from loopjax.evaluation.tables import Evaluation
 from loopjax.store.scores import Scores
 
 PRINTED_TABLES = 3  # the rest is in evaluation.json and the report
 
 
-def say(text: str) -> None:
-    """Prints a message."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
 def stdout() -> Console:
     """The console for results; a file or pipe gets lines of one width."""
     width = None if sys.stdout.isatty() else 160
     return Console(width=width, highlight=False)
+
+
+def cell(value: object) -> str:
+    """A table's cell: text from files can neither style nor reorder the table."""
+    return "" if value is None else escape(printable(str(value)))
 
 
 def print_ranking(scores: Scores, top: int) -> None:
@@ -39,7 +40,7 @@ def print_ranking(scores: Scores, top: int) -> None:
             f"{row['percentile']:.1f}",
             p_value,
             "yes" if row["is_anomaly"] else "",
-            escape(row["path"]),
+            cell(row["path"]),
         )
     stdout().print(table)
     hidden = len(scores.table) - top
@@ -52,10 +53,10 @@ def print_evaluation(evaluation: Evaluation) -> None:
     from loopjax.report.tables import shown_table
 
     for part in map(shown_table, evaluation.tables[:PRINTED_TABLES]):
-        table = Table(title=part.title, box=None, pad_edge=False, header_style="bold")
+        table = Table(title=cell(part.title), box=None, pad_edge=False, header_style="bold")
         table.title_justify = "left"
         for column in part.columns:
-            table.add_column(column.label, justify="right" if column.is_numeric else "left")
+            table.add_column(cell(column.label), justify="right" if column.is_numeric else "left")
         for row in part.rows:
-            table.add_row(*(escape("" if cell is None else str(cell)) for cell in row))
+            table.add_row(*(cell(value) for value in row))
         stdout().print(table)

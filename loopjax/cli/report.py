@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from loopjax.cli.options import add_settings, given_settings
+from loopjax.cli.terminal import printable
 from loopjax.cli.verb import DONE, Verb
 from loopjax.config import ReportConfig
 
@@ -15,11 +16,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _act(args: argparse.Namespace) -> int:
     from loopjax.experiment.record import read_record
-    from loopjax.report.page import write_report
+    from loopjax.experiment.run import report_run
 
     folder = Path(args.run)
     config = given_settings(args, read_record(folder).config.report)
-    print(write_report(folder, config=config))  # noqa: T201
+    print(printable(str(report_run(folder, config))))  # noqa: T201
     return DONE
 
 

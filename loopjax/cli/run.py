@@ -6,6 +6,7 @@ from pathlib import Path
 
 from loopjax.cli.options import add_set_option
 from loopjax.cli.seeds import parse_seeds
+from loopjax.cli.terminal import say
 from loopjax.cli.verb import DONE, SOME_REJECTED, Verb
 from loopjax.config import ExperimentConfig
 from loopjax.errors import UserError
@@ -44,7 +45,7 @@ def _act(args: argparse.Namespace) -> int:
 
 def run_experiment(config: ExperimentConfig, out: Path, *, restart: bool = False) -> int:
     """Runs an experiment and prints what it found."""
-    from loopjax.cli.printing import print_evaluation, print_ranking, say
+    from loopjax.cli.printing import print_evaluation, print_ranking
     from loopjax.experiment.run import run
 
     result = run(config, out, restart=restart, log=say)

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from loopjax.cli.terminal import say
 from loopjax.cli.verb import DONE, SOME_REJECTED, Verb, add_encoder_option
 
 
@@ -21,7 +22,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _act(args: argparse.Namespace) -> int:
-    from loopjax.cli.printing import print_ranking, say
+    from loopjax.cli.printing import print_ranking
     from loopjax.model import load_model
     from loopjax.store.scores import write_csv, write_scores
 

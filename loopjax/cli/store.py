@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from loopjax.cli.terminal import printable
 from loopjax.cli.verb import DONE, Verb
 from loopjax.errors import ModelCheckError, UserError
 
@@ -31,13 +32,11 @@ def _verify(folder: Path) -> int:
 
     check = verify_store(folder)
     for fault in check.faults:
-        print(fault)  # noqa: T201
+        print(printable(str(fault)))  # noqa: T201
     if check.faults:
         raise ModelCheckError(f"{folder}: {len(check.faults)} faults in {check.n_parts} shards")
-    print(  # noqa: T201
-        f"{folder}: {check.n_rows} loops in {check.n_parts} shards and {check.n_failures} rejected "
-        "inputs, every byte as it was written"
-    )
+    found = f"{check.n_rows} loops in {check.n_parts} shards and {check.n_failures} rejected inputs"
+    print(printable(f"{folder}: {found}, every byte as it was written"))  # noqa: T201
     return DONE
 
 

@@ -5,6 +5,8 @@ call leaves the whole evaluation in the run folder.
 """
 
 import dataclasses
+import hashlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -195,6 +197,15 @@ def _labeled_cells(labels: np.ndarray, seeds: list[np.ndarray], settings: Evalua
     return row
 
 
+def _folder_name(encoder: str) -> str:
+    """A folder for an encoder that may be named by a path, which must not lead elsewhere."""
+    if re.fullmatch(r"\w[\w.-]*", encoder):
+        return encoder
+    digest = hashlib.sha256(encoder.encode("utf-8", "surrogatepass")).hexdigest()
+    readable = re.sub(r"[^\w.-]", "-", encoder).lstrip(".-")
+    return f"{readable}-{digest[:8]}"
+
+
 def _encoders(run: FittedRun, labels: np.ndarray, compare: Path, log: Log) -> Table:
     """AUROC of every detector on the run's encoder and on the encoders to compare with."""
     from loopjax.embedding.chain import embed_corpus
@@ -207,8 +218,9 @@ def _encoders(run: FittedRun, labels: np.ndarray, compare: Path, log: Log) -> Ta
     for name in config.compare_encoders:
         log(f"comparing with {name}")
         encoder = load_encoder(name, config.embed.precision)
-        embed_corpus(config.data.sources, encoder, compare / name, config.embed)
-        other = read_embeddings(compare / name)
+        store = compare / _folder_name(name)
+        embed_corpus(config.data.sources, encoder, store, config.embed)
+        other = read_embeddings(store)
         place = {row_id: i for i, row_id in enumerate(other.table["id"].to_pylist())}
         matrix = other.matrix[np.array([place[row_id] for row_id in ids])]
         aligned = Embeddings(matrix, run.embeddings.table, other.metadata)

@@ -5,7 +5,6 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Annotated
 from loopjax.config import ExperimentConfig, from_dict, to_dict
 from loopjax.config.settings import Setting
 from loopjax.errors import UserError
-from loopjax.io import write_json
+from loopjax.experiment.manifest import RECORD, discard
+from loopjax.io import is_empty, write_json
 
-RECORD = "run.json"
 PACKAGES = ("loopjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -55,14 +54,28 @@ def read_record(run: Path) -> RunRecord:
         raise _damaged(file, str(error)) from None
 
 
+def require_run_or_empty(out: Path) -> None:
+    """Refuses a folder of other things, before anything is written into it.
+
+    Raises:
+        UserError: it is neither empty nor a run folder.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose another -o")
+    if not (out / RECORD).exists() and not is_empty(out):
+        raise UserError(f"{out} exists and is no run folder; choose another -o")
+
+
 def claim(out: Path, config: ExperimentConfig, restart: bool) -> None:
     """Writes run.json into a run folder, or checks that the run found there is this one.
 
     Raises:
-        UserError: the folder holds a run of another config, a damaged one, or something else.
+        UserError: the folder holds a run of another config, a damaged one, or something else; with
+            `restart`, files that loopjax has not written.
     """
+    require_run_or_empty(out)
     if restart and (out / RECORD).exists():
-        shutil.rmtree(out)
+        discard(out)
     if (out / RECORD).exists():
         earlier, resolved = to_dict(read_record(out).config), to_dict(config)
         # The report may be drawn differently; everything else would mix two experiments.
@@ -72,8 +85,6 @@ def claim(out: Path, config: ExperimentConfig, restart: bool) -> None:
             raise UserError(
                 f"{out} holds a run of another config ({pairs}); choose another -o or --restart"
             )
-    elif out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and is no run folder; choose another -o")
     else:
         write_json(out / RECORD, to_dict(_new_record(config)))
 

@@ -11,12 +11,13 @@ import pyarrow as pa
 
 from loopjax.audio.sources.selection import Selection
 from loopjax.audio.sources.source import open_source
-from loopjax.config import ExperimentConfig
+from loopjax.config import ExperimentConfig, ReportConfig
 from loopjax.detectors import detector_class
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Evaluation
 from loopjax.experiment.evaluate import FittedRun, evaluate_fitted
 from loopjax.experiment.groups import cut_groups
+from loopjax.experiment.interrupt import stoppable
 from loopjax.experiment.labels import (
     LabelFile,
     join_labels,
@@ -25,9 +26,11 @@ from loopjax.experiment.labels import (
     require_labeled,
     tell_unmatched,
 )
+from loopjax.experiment.manifest import step
 from loopjax.experiment.paper import reproduce
-from loopjax.experiment.record import claim, read_record
+from loopjax.experiment.record import claim, read_record, require_run_or_empty
 from loopjax.experiment.splits import held_out_rows, split_rows
+from loopjax.io import locked
 from loopjax.model import Model, check_params, fit_models, load_model
 from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings, read_embeddings
@@ -65,25 +68,34 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
     Raises:
         UserError: mistakes in the config or its inputs, or `out` holds a run of another config.
         ModelCheckError: a detector collapsed.
+        InterruptedRunError: SIGINT or SIGTERM; what was finished is saved.
     """
     from loopjax.report.page import write_report
 
     require_report_extra()
     check_complete(config)
-    label_file = check_labels(config, log)
-    claim(out, config, restart)
-    if config.evaluate.protocols:
-        return RunResult(None, reproduce(config, out, log), 0)
-    embeddings, n_rejected = embed_or_read(config, out, log)
-    labels = labels_of(config, label_file, embeddings)
-    train = training_rows(config, embeddings, labels)
-    models = fit_all(config, embeddings, train, labels, out, log)
-    scores = rank(config, models, embeddings, labels)
-    write_scores(scores, out / "scores.parquet", csv=out / "scores.csv")
-    fitted = FittedRun(config, models, embeddings, train, labels)
-    evaluation = evaluate_fitted(fitted, out, log)
-    report = write_report(out, config=config.report)
-    log(f"report: {report}")
+    require_run_or_empty(out)
+    with stoppable():
+        label_file = check_labels(config, log)
+        with locked(out):
+            claim(out, config, restart)
+            if config.evaluate.protocols:
+                with step(out, "evaluate"):
+                    return RunResult(None, reproduce(config, out, log), 0)
+            with step(out, "embed"):
+                embeddings, n_rejected = embed_or_read(config, out, log)
+            labels = labels_of(config, label_file, embeddings)
+            train = training_rows(config, embeddings, labels)
+            with step(out, "fit"):
+                models = fit_all(config, embeddings, train, labels, out, log)
+            scores = rank(config, models, embeddings, labels)
+            with step(out, "score"):
+                write_scores(scores, out / "scores.parquet", csv=out / "scores.csv")
+            with step(out, "evaluate"):
+                fitted = FittedRun(config, models, embeddings, train, labels)
+                evaluation = evaluate_fitted(fitted, out, log)
+            with step(out, "report"):
+                log(f"report: {write_report(out, config=config.report)}")
     return RunResult(scores, evaluation, n_rejected)
 
 
@@ -94,13 +106,35 @@ def evaluate_run(run: Path, log: Log) -> Evaluation:
         UserError: no run there.
     """
     config = read_record(run).config
-    if config.evaluate.protocols:
-        return reproduce(config, run, log)
-    embeddings = read_run_embeddings(config, run)
-    labels = labels_of(config, check_labels(config, log), embeddings)
-    train = training_rows(config, embeddings, labels)
-    models = fit_all(config, embeddings, train, labels, run, log)
-    return evaluate_fitted(FittedRun(config, models, embeddings, train, labels), run, log)
+    with stoppable(), locked(run):
+        if config.evaluate.protocols:
+            with step(run, "evaluate"):
+                return reproduce(config, run, log)
+        embeddings = read_run_embeddings(config, run)
+        labels = labels_of(config, check_labels(config, log), embeddings)
+        train = training_rows(config, embeddings, labels)
+        with step(run, "fit"):
+            models = fit_all(config, embeddings, train, labels, run, log)
+        with step(run, "evaluate"):
+            fitted = FittedRun(config, models, embeddings, train, labels)
+            return evaluate_fitted(fitted, run, log)
+
+
+def report_run(run: Path, config: ReportConfig | None = None) -> Path:
+    """Writes the report of a run folder again and returns its file.
+
+    Args:
+        run: the folder.
+        config: how it is drawn; None for what the run's own config says.
+
+    Raises:
+        UserError: no run there.
+    """
+    from loopjax.report.page import write_report
+
+    record = read_record(run)
+    with locked(run), step(run, "report"):
+        return write_report(run, config=config or record.config.report)
 
 
 def check_complete(config: ExperimentConfig) -> None:

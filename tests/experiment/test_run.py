@@ -1,19 +1,23 @@
 """A whole run from one config: repeatable, resumable, refusing to mix."""
 
 import json
+import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from loopjax.errors import UserError
+from loopjax.errors import InterruptedRunError, UserError
 from loopjax.evaluation.tables import Evaluation, Table
 from loopjax.experiment import evaluate
 from loopjax.experiment import run as experiment
 from loopjax.experiment.load import load_config
 from loopjax.experiment.run import run
+from loopjax.io import locked
 
 CONFIG = """
 name: small
@@ -141,11 +145,63 @@ def test_a_report_drawn_differently_is_no_other_experiment(finished, corpus):
     run(load_config(corpus, ["report.top=3"]), out, log=lambda line: None)
 
 
+def test_a_restart_keeps_what_is_not_its_own(finished, corpus, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "r")
+    (tmp_path / "r" / "figures" / "thesis.svg").write_text("years of work")
+    with pytest.raises(UserError, match=r"1 files that no run has written \(figures/thesis.svg\)"):
+        run(load_config(corpus), tmp_path / "r", restart=True, log=print)
+    assert (tmp_path / "r" / "scores.parquet").exists()
+    (tmp_path / "r" / "figures" / "thesis.svg").unlink()
+    lines: list[str] = []
+    run(load_config(corpus, ["split.seed=5"]), tmp_path / "r", restart=True, log=lines.append)
+    assert any("fitting" in line for line in lines)
+    listed = (tmp_path / "r" / "files.txt").read_text().splitlines()
+    found = [p.relative_to(tmp_path / "r") for p in (tmp_path / "r").rglob("*") if p.is_file()]
+    own = {p.as_posix() for p in found} - {"run.json", "files.txt", ".loopjax.lock"}
+    assert own == set(listed)
+
+
+def test_a_run_folder_has_one_writer(finished, corpus):
+    with locked(finished[0]):
+        for again in (
+            lambda: run(load_config(corpus), finished[0], log=print),
+            lambda: experiment.evaluate_run(finished[0], print),
+            lambda: experiment.report_run(finished[0]),
+        ):
+            with pytest.raises(UserError, match="being written by another run"):
+                again()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_keeps_what_is_finished_and_the_next_is_harmless(
+    corpus, tmp_path, monkeypatch, number, code
+):
+    def stopped(*args):
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(experiment, "evaluate_fitted", stopped)
+    with pytest.raises(InterruptedRunError, match="what was finished is saved") as caught:
+        run(load_config(corpus), tmp_path / "r", log=print)
+    assert caught.value.exit_code == code
+    assert {n: signal.getsignal(n) for n in before} == before
+    assert (tmp_path / "r" / "scores.parquet").exists()
+    assert not list((tmp_path / "r").rglob("*.tmp"))
+    monkeypatch.undo()
+    lines: list[str] = []
+    run(load_config(corpus), tmp_path / "r", log=lines.append)
+    assert not any("fitting" in line for line in lines)
+
+
 def test_a_folder_of_other_things_is_left_alone(corpus, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="no run folder"):
         run(load_config(corpus), tmp_path, restart=True, log=print)
-    assert (tmp_path / "thesis.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 @pytest.mark.parametrize(

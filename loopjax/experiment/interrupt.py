@@ -1,0 +1,50 @@
+"""A signal ends a run between two of its writes, so that what was finished is kept."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from loopjax.errors import InterruptedRunError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Stopped(KeyboardInterrupt):
+    """Raised where the signal found the program; no `except Exception` catches it."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Turns the first SIGINT or SIGTERM into an error after files in the making are cleared away.
+
+    Everything is written completely or not at all, so what was finished stays. Further signals are
+    ignored, as they can only disturb that. Outside the main thread signals cannot be caught.
+
+    Raises:
+        InterruptedRunError: after a signal; its exit code is 130 or 143.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Stopped(number)
+
+    old = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    except _Stopped as stopped:
+        name = signal.Signals(stopped.number).name
+        message = f"stopped by {name}; what was finished is saved, run it again to continue"
+        raise InterruptedRunError(message, stopped.number) from None
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

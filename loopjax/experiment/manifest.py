@@ -1,0 +1,104 @@
+"""files.txt: what loopjax wrote into a run folder, so that a restart deletes that and nothing else.
+
+One pattern a line, relative to the folder. A finished step has listed its files by name; while a
+step is at work, the names that it may leave behind stand there as patterns.
+"""
+
+import contextlib
+import fnmatch
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from loopjax.errors import UserError, WriteError
+from loopjax.io import write_text
+
+MANIFEST = "files.txt"
+RECORD = "run.json"
+
+_STORE = ("part-*.parquet", "failures*.parquet", "store.json", ".*")
+# Step of a run -> the files that it may write.
+STEPS = {
+    "embed": (*(f"embeddings/{name}" for name in _STORE), "embeddings.damaged/*"),
+    "fit": ("models/*/seed-*/*", "metrics.jsonl"),
+    "score": ("scores.parquet", "scores.csv"),
+    "evaluate": (
+        *("evaluation.json", "robustness.json", "robustness/*.npy", "figures/*.svg"),
+        *(f"compare/*/{name}" for name in _STORE),
+        *("compare/*.damaged/*", "protocols-*.jsonl"),
+    ),
+    "report": ("report/index.html",),
+}
+_ALWAYS = (RECORD, MANIFEST, ".loopjax.*")  # the last: locks, which stay
+
+
+@contextlib.contextmanager
+def step(run: Path, name: str) -> Iterator[None]:
+    """Lists what a step writes: its patterns while it works, its files once it is done.
+
+    Raises:
+        WriteError: the list cannot be written.
+    """
+    listed = _listed(run)
+    _write(run, listed | set(STEPS[name]))
+    yield
+    mine = [file for file in _files(run) if _matches(file, STEPS[name])]
+    _write(run, (listed - set(STEPS[name])) | {glob.escape(file) for file in mine})
+
+
+def discard(run: Path) -> None:
+    """Deletes what loopjax wrote into a run folder.
+
+    Raises:
+        UserError: the folder holds something else as well; nothing has been deleted then.
+        WriteError: something cannot be deleted.
+    """
+    # A run of before there was a list may have left anything that a run writes.
+    has_list = (run / MANIFEST).is_file()
+    patterns = _listed(run) if has_list else {p for names in STEPS.values() for p in names}
+    files = [file for file in _files(run) if not _matches(file, (".loopjax.*",))]
+    foreign = [file for file in files if not _matches(file, (*patterns, *_ALWAYS))]
+    if foreign:
+        named = ", ".join(foreign[:3]) + (" ..." if len(foreign) > 3 else "")
+        raise UserError(
+            f"{run} holds {len(foreign)} files that no run has written ({named}); "
+            "move them away, or choose another -o"
+        )
+    try:
+        last = [RECORD, MANIFEST]  # cut off in between, the folder can be discarded again
+        for file in sorted(files, key=lambda file: (file in last, file)):
+            (run / file).unlink()
+            _remove_empty(run, (run / file).parent)
+    except OSError as error:
+        raise WriteError(f"cannot clear {run}: {error.strerror or error}") from None
+
+
+def _remove_empty(run: Path, folder: Path) -> None:
+    while folder != run and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
+
+
+def _listed(run: Path) -> set[str]:
+    try:
+        return set((run / MANIFEST).read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError):
+        return set()
+
+
+def _write(run: Path, patterns: set[str]) -> None:
+    write_text(run / MANIFEST, "".join(f"{pattern}\n" for pattern in sorted(patterns)))
+
+
+def _files(run: Path) -> list[str]:
+    """Everything that is no folder, relative; links are not followed."""
+    found = []
+    for place, folders, files in os.walk(run):
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        found += [(Path(place) / name).relative_to(run).as_posix() for name in (*files, *links)]
+    return found
+
+
+def _matches(file: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)
