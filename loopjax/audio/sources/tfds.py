@@ -6,11 +6,13 @@ TensorFlow (it asks for a TensorFlow dtype), so its stored description is read a
 that the records hold.
 """
 
+import contextlib
 import csv
 import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +32,7 @@ PREFIX = "tfds:"
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 AUDIO_CLASS = "tensorflow_datasets.core.features.audio_feature.Audio"
 TENSOR_CLASS = "tensorflow_datasets.core.features.tensor_feature.Tensor"
+KNOWN_CLASSES = re.compile(r"tensorflow_datasets\.core\.features\.[a-z0-9_]+\.\w+")
 RATE_FIELDS = ("sample_rate_hz", "sample_rate")
 GROUP_FIELDS = ("group", "instrument/family", "family", "label", "genre")
 NAME_FIELDS = ("path", "id", "filename", "name")
@@ -170,11 +173,39 @@ class _PreparedDataset(read_only_builder.ReadOnlyBuilder, skip_registration=True
 
     def _info(self) -> tfds.core.DatasetInfo:
         description = Path(self.data_dir) / "features.json"
-        features = json.loads(description.read_text(encoding="utf-8"))
+        try:
+            features = json.loads(description.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {description}: {error}") from None
+        _require_known_classes(features, description)
         self.audio_field, self.audio_rate_hz = _plain_audio(features)
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeatureConnector.from_json(features)
         )
+
+
+def _require_known_classes(node: object, file: Path) -> None:
+    """Refuses classes outside TFDS: their modules would be imported, whatever they hold.
+
+    Raises:
+        UserError: names the class.
+    """
+    if isinstance(node, list):
+        for child in node:
+            _require_known_classes(child, file)
+    if not isinstance(node, dict):
+        return
+    named = [node.get(key) for key in ("pythonClassName", "python_class_name")]
+    if "content" in node:  # as older versions wrote it
+        named.append(node.get("type"))
+    for name in named:
+        if isinstance(name, str) and not KNOWN_CLASSES.fullmatch(name):
+            raise UserError(f"{file} asks for the class {name!r}, which is none of TFDS's own")
+    for key, value in node.items():
+        if key == "json" and isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
+        _require_known_classes(value, file)
 
 
 def _plain_audio(node: dict[str, Any], path: str = "") -> tuple[str, int]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -201,3 +202,19 @@ def test_metadata_without_file_column_is_refused(folder, tmp_path):
     (tmp_path / "bad.csv").write_text("name,bpm\na,1\n")
     with pytest.raises(UserError, match="no column 'file'"):
         LoopFolder(folder, metadata=tmp_path / "bad.csv", data_dir=tmp_path)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+def test_a_description_cannot_name_a_module_to_import(prepared, tmp_path, monkeypatch, key):
+    _, data_dir = prepared
+    shutil.copytree(data_dir, tmp_path / "data")
+    (description,) = (tmp_path / "data").rglob("features.json")
+    features = json.loads(description.read_text())
+    features["featuresDict"]["features"]["path"] = {key: "canary.Feature", "content": {}}
+    description.write_text(json.dumps(features))
+    (tmp_path / "canary.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"asks for the class 'canary\.Feature'"):
+        open_dataset(f"tfds:{description.parent}")
