@@ -1,6 +1,8 @@
 """Named arrays on disk: flat Orbax trees, written and read by one process alone."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import re
@@ -12,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from loopjax.errors import UserError
+
+SUMS_NAME = "checksums.json"
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -26,6 +30,7 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
         with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             checkpointer.save(folder, args=ocp.args.StandardSave(dict(arrays)))
+        (folder / SUMS_NAME).write_text(json.dumps(_sums(folder), indent=1) + "\n", "utf-8")
     except ValueError as error:  # TensorStore's way to hand on the system's error
         found = re.search(r"os_error_code='(\d+)'", str(error))
         if found is None:
@@ -45,6 +50,7 @@ def read_arrays(
     Raises:
         UserError: missing, damaged, or of other shapes; names the folder.
     """
+    _compare_sums(folder)
     # Each process of a run reads by itself: by default Orbax makes them wait for one another.
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -68,6 +74,35 @@ def read_arrays(
     except Exception as error:  # noqa: BLE001 - Orbax raises this very class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{folder}: damaged ({reason})") from None
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a tree, by its path in it."""
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != SUMS_NAME
+    }
+
+
+def _compare_sums(folder: Path) -> None:
+    """Refuses a damaged tree before Orbax opens it, which prints what it cannot read.
+
+    Raises:
+        UserError: a file is not as it was written; trees without checksums pass.
+    """
+    try:
+        expected = json.loads((folder / SUMS_NAME).read_text("utf-8"))
+        found = _sums(folder)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: damaged ({error})") from None
+    if found != expected:
+        names = expected if isinstance(expected, dict) else {}
+        wrong = sorted(name for name in {*found, *names} if found.get(name) != names.get(name))
+        file = wrong[0] if wrong else SUMS_NAME
+        raise UserError(f"{folder}: damaged ({file} does not match its checksum)")
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
 """Embeddings that other tools made: tables, arrays and the reference implementation's pickles."""
 
 import json
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,11 @@ from loopjax.store.schema import EMBEDDING
 MAX_PICKLE_BYTES = 4 << 30
 MAX_EASY_BYTES = 64 << 20  # compressed members beyond this must not expand more than
 MAX_EXPANSION = 100  # fold; embeddings hardly compress at all
+_UNREADABLE = (  # what NumPy, zipfile and Arrow raise on damaged files
+    *(OSError, EOFError, ValueError, OverflowError, TypeError, KeyError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, struct.error),
+    *(NotImplementedError, RuntimeError),  # ways of zipping that Python does not know
+)
 ROW_NAMES = (*ID_NAMES, *PATH_NAMES, *GROUP_NAMES)
 
 
@@ -43,7 +51,7 @@ def read_foreign_file(path: Path) -> tuple[np.ndarray, pa.Table]:
     """
     try:
         return SUFFIXES[path.suffix](path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, OverflowError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"cannot read embeddings from {path}: {first_line(error)}") from None
 
 

@@ -123,8 +123,9 @@ class CheckedFile:
             )
             self.schema = self._file.schema_arrow
             self.notes: dict[bytes, bytes] = self._file.metadata.metadata or {}
+            self._names = set(self.schema.names)
             self._stat = path.stat()
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise damaged(path, first_line(error), repair) from None
         found = _SEAL_TEXT.fullmatch(self.notes.get(_SEAL, b""))
         seal = None if found is None else (int(found[1]), int(found[2]))
@@ -150,9 +151,12 @@ class CheckedFile:
         Raises:
             UserError: the file is damaged.
         """
+        missing = sorted(set(columns or ()) - self._names)
+        if missing:
+            raise self.damaged(f"column {missing[0]!r} is not there")
         try:
             table = self._file.read(columns=columns, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise self.damaged(first_line(error)) from None
         except MemoryError:
             raise UserError(f"{self.path} does not fit into memory") from None

@@ -234,6 +234,8 @@ def _row(entry: _Entry, key: str) -> Loop | Failure:
         info = os.stat(absolute)
     except OSError as error:
         return Failure(key, shown, absolute, "scan", os_reason(error), str(error.strerror))
+    except ValueError as error:  # a NUL byte, as in a damaged list
+        return Failure(key, shown, absolute, "scan", "not_found", f"no name of a file: {error}")
     if not stat.S_ISREG(info.st_mode):
         kind = "folder" if stat.S_ISDIR(info.st_mode) else "device, pipe or socket"
         return Failure(key, shown, absolute, "scan", "not_regular_file", f"is a {kind}")

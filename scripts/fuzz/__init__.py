@@ -1,0 +1,1 @@
+"""Fuzzers: damaged and hostile inputs, seeded and bounded."""
