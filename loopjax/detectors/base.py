@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
+from loopjax.detectors.conformal import conformal_p_values
 from loopjax.errors import UserError
 
 
@@ -134,19 +135,27 @@ class Detector(BaseEstimator):
         self.calibration_scores_ = np.sort(self.decision_function(X))
         return self
 
-    def p_value(self, scores: Any) -> np.ndarray:
-        """Conformal p-value (1 + #{calibration >= s}) / (n + 1) of scores [N]; float64 [N].
+    def calibrate_by(self, scores: np.ndarray) -> Self:
+        """Take training scores, threshold, percentiles and p-values from cross-fitted scores [N].
 
-        Valid when the calibration rows were not used for fitting; never below 1 / (n + 1).
+        Args:
+            scores: of the training rows, by models that never saw them; see `crossfit`.
+        """
+        check_is_fitted(self, "decision_scores_")
+        self.decision_scores_ = np.asarray(scores, np.float64)
+        self.threshold_ = float(np.quantile(self.decision_scores_, 1.0 - self.contamination))
+        self.calibration_scores_ = np.sort(self.decision_scores_)
+        return self
+
+    def p_value(self, scores: Any) -> np.ndarray:
+        """Conformal p-value of scores [N], float64 [N]; see `conformal_p_values`.
 
         Raises:
-            UserError: `calibrate` was not called.
+            UserError: there are no calibration scores.
         """
         if not hasattr(self, "calibration_scores_"):
             raise UserError("p-values need held-out normal rows: call calibrate(X_held_out) first")
-        calibration = self.calibration_scores_
-        below = np.searchsorted(calibration, np.asarray(scores, np.float64), side="left")
-        return (1 + len(calibration) - below) / (len(calibration) + 1)
+        return conformal_p_values(self.calibration_scores_, np.asarray(scores))
 
     def percentile(self, scores: Any) -> np.ndarray:
         """Fraction of training scores at or below each of scores [N], in percent; float64 [N]."""
