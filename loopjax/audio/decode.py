@@ -276,22 +276,23 @@ def decode_array(samples: np.ndarray, rate_hz: int, options: DecodeOptions) -> D
     """Treats samples that are already decoded like the content of a file.
 
     Args:
-        samples: [n] or [n, channels]; int16, other integers (full scale 2**31 if they do not fit
-            into 16 bits), or float in [-1, 1].
+        samples: [n] or [n, channels]; float in [-1, 1], or integers whose type gives the full
+            scale (unsigned ones are centered). 64 bits, into which datasets put 16-bit samples
+            by convention, are taken for 16.
         rate_hz: their rate.
         options: limits and policies.
 
     Raises:
-        DecodeError: as `decode_file`.
+        DecodeError: as `decode_file`; `unknown_scale` for 64-bit integers beyond 16 bits,
+            `bad_header` for arrays that are no samples.
     """
+    if samples.ndim not in (1, 2) or samples.dtype.kind not in "iuf":
+        message = f"{samples.dtype} of shape {list(samples.shape)} is no audio"
+        raise DecodeError("bad_header", message)
     raw = np.array(samples[:, None] if samples.ndim == 1 else samples)  # mixing may change it
     digest = hashlib.sha256(f"{rate_hz} {raw.dtype} {raw.shape}".encode())
     digest.update(np.ascontiguousarray(raw).data)
-    if raw.dtype.kind in "iu" and raw.dtype != np.int16:
-        fits = raw.size == 0 or max(int(raw.max()), -int(raw.min()) - 1) <= 32767
-        raw = raw.astype(np.int16) if fits else raw / 2.0**31
-    if raw.dtype != np.int16:
-        raw = raw.astype(np.float32)
+    raw = _by_full_scale(raw)
     _check_limits(raw.shape[1], rate_hz, len(raw), options)
     mixer = Mixer(raw.shape[1], raw.dtype == np.int16, options.mono, options.sanitize)
     mono = np.empty(len(raw), mixer.mono_dtype)
@@ -299,6 +300,25 @@ def decode_array(samples: np.ndarray, rate_hz: int, options: DecodeOptions) -> D
     subtype, flags = samples.dtype.name, set(mixer.flags(mono))
     part = _Part(mono, rate_hz, raw.shape[1], subtype, flags)
     return _finish(part, digest.hexdigest(), options)
+
+
+def _by_full_scale(raw: np.ndarray) -> np.ndarray:
+    """int16 as it is, everything else as float32 in [-1, 1]; never by what the values happen to be.
+
+    A quiet loop of 32 bits would otherwise come out 65,536 times too loud.
+    """
+    if raw.dtype == np.int16:
+        return raw
+    if raw.dtype.kind == "f":
+        return raw.astype(np.float32)
+    bits = 8 * raw.dtype.itemsize
+    if bits == 64:
+        if raw.size and (int(raw.max()) > 32_767 or int(raw.min()) < -32_768):
+            message = f"{raw.dtype} samples beyond 16 bits: their full scale cannot be known"
+            raise DecodeError("unknown_scale", message)
+        return raw.astype(np.int16)
+    half = 2.0 ** (bits - 1)
+    return ((raw - half if raw.dtype.kind == "u" else raw) / half).astype(np.float32)
 
 
 def _finish(part: _Part, sha256: str, options: DecodeOptions) -> Decoded:

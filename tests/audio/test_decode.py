@@ -92,16 +92,47 @@ def test_arrays_are_treated_like_files(tmp_path):
     options = DecodeOptions(device_rates_hz=ALL_RATES)
     from_array = decode_array(wave, 48_000, options)
     np.testing.assert_array_equal(from_array.samples, decode(tmp_path / "a.wav").samples)
-    as_int64 = np.array([0, 5, -32768], np.int64)
-    np.testing.assert_array_equal(
-        decode_array(as_int64, 48_000, options).samples, as_int64.astype(np.int16)
-    )
-    wide = np.array([2**30, -(2**31)], np.int64)
-    np.testing.assert_allclose(decode_array(wide, 48_000, options).samples, [0.5, -1.0])
     with pytest.raises(DecodeError, match="NaN"):
         decode_array(np.array([np.nan, 0.0]), 48_000, options)
     with pytest.raises(DecodeError, match="no audio frames"):
         decode_array(np.zeros(0), 48_000, options)
+
+
+LOUD_AND_QUIET = {  # type: values, and what fraction of full scale they are
+    "int8": ([64, -128, 1], [0.5, -1.0, 2**-7]),
+    "uint8": ([192, 0, 129], [0.5, -1.0, 2**-7]),
+    "uint16": ([49_152, 0, 32_769], [0.5, -1.0, 2**-15]),
+    "int16": ([16_384, -32_768, 1], [0.5, -1.0, 2**-15]),
+    "int32": ([2**30, -(2**31), 100], [0.5, -1.0, 100 * 2**-31]),
+    "uint32": ([3 * 2**30, 0, 2**31 + 512], [0.5, -1.0, 2**-22]),
+    "int64": ([16_384, -32_768, 1], [0.5, -1.0, 2**-15]),
+    "float64": ([0.5, -1.0, 1e-3], [0.5, -1.0, 1e-3]),
+}
+
+
+@pytest.mark.parametrize("dtype", LOUD_AND_QUIET)
+def test_integers_are_scaled_by_their_type_alone(dtype):
+    values, expected = LOUD_AND_QUIET[dtype]
+    for chosen in ([0, 1, 2], [2]):  # with its loud neighbors, and quiet alone
+        array = np.array([values[i] for i in chosen], dtype)
+        samples = decode_array(array, 48_000, DecodeOptions()).samples
+        if samples.dtype == np.int16:
+            samples = samples / 32_768
+        np.testing.assert_allclose(samples, [expected[i] for i in chosen], rtol=1e-6)
+
+
+def test_arrays_whose_scale_or_shape_says_nothing_are_rejected():
+    for array, reason in (
+        (np.array([40_000, 0], np.int64), "unknown_scale"),
+        (np.array([2**63], np.uint64), "unknown_scale"),
+        (np.zeros((2, 2, 2), np.float32), "bad_header"),
+        (np.zeros((), np.float32), "bad_header"),
+        (np.array([True]), "bad_header"),
+        (np.array([1j]), "bad_header"),
+    ):
+        with pytest.raises(DecodeError) as caught:
+            decode_array(array, 48_000, DecodeOptions())
+        assert caught.value.reason == reason
 
 
 def test_arrays_given_by_the_caller_are_not_changed():

@@ -270,14 +270,23 @@ class RecordDecoder:
             DecodeError: the record's audio was rejected.
         """
         split, index = loop.path_bytes.decode().rsplit("/", 2)[1:]
-        example = self._dataset.splits[split][int(index)]
+        try:
+            example = self._dataset.splits[split][int(index)]
+        except (MemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # noqa: BLE001 - array_record and TFDS raise what they like
+            message = f"the record cannot be read: {error}".splitlines()[0][:300]
+            raise DecodeError("read_error", message) from None
         field = functools.partial(_field, example)
         rate_hz = self._dataset.rate_hz or next(
             (int(value) for value in map(field, RATE_FIELDS) if value is not None), 0
         )
         if rate_hz == 0:
             raise DecodeError("bad_header", "the dataset does not say its sample rate")
-        samples = np.asarray(field(self._dataset.audio_field))
+        values = field(self._dataset.audio_field)
+        if values is None:
+            raise DecodeError("no_samples", "the record holds no audio")
+        samples = np.asarray(values)
         decoded = decode_array(samples, rate_hz, self._options)
         self._samples = np.ascontiguousarray(decoded.samples)
         group = next(filter(None, (self._group(example, path) for path in GROUP_FIELDS)), split)
@@ -288,7 +297,9 @@ class RecordDecoder:
     def _group(self, example: dict[str, Any], path: str) -> str:
         value = _field(example, path)
         names = self._dataset.label_names.get(path)
-        return "" if value is None else names[int(value)] if names else _text(value)
+        if value is None or (names and not 0 <= int(value) < len(names)):
+            return ""  # TFDS writes -1 where a label is unknown
+        return names[int(value)] if names else _text(value)
 
     def copy_samples(self, out: np.ndarray) -> None:
         """Copies the samples of the latest record."""

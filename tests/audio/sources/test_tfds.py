@@ -185,6 +185,20 @@ def test_nsynth_schema_is_read(nsynth):
     assert first["duration_s"] == pytest.approx(0.4)
 
 
+def test_a_corrupt_record_costs_one_row(nsynth):
+    whole = embed(f"tfds:{nsynth.data_dir}", FakeEncoder(), batch_size=4)
+    (file,) = Path(nsynth.data_dir).glob("*train*array_record*")
+    raw = bytearray(file.read_bytes())
+    middle = len(raw) // 2
+    raw[middle : middle + 200] = bytes(200)
+    file.write_bytes(bytes(raw))
+    spoiled = embed(f"tfds:{nsynth.data_dir}", FakeEncoder(), batch_size=4)
+    reasons = {failure["reason"] for failure in spoiled.failures.to_pylist()}
+    assert reasons <= {"read_error", "bad_header", "no_samples"}
+    assert reasons
+    assert len(spoiled) + len(spoiled.failures) == len(whole) == 10
+
+
 def test_dataset_without_audio_or_random_access_is_refused(nsynth):
     folder = Path(nsynth.data_dir)
     info = json.loads((folder / "dataset_info.json").read_text())
