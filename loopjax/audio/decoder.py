@@ -11,6 +11,11 @@ from loopjax.audio.loop import AudioInfo, Loop
 class Decoder(Protocol):
     """Turns a manifest row into samples; one caller at a time."""
 
+    @property
+    def missing_limits(self) -> tuple[str, ...]:
+        """Limits of memory and the like that the system could not set."""
+        ...
+
     def decode(self, loop: Loop) -> "Reply":
         """Decodes one loop or raises DecodeError."""
         ...

@@ -8,19 +8,22 @@ per process (one copy in, one copy into the batch), everything else as a line of
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import asdict
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import BinaryIO
 
 import numpy as np
 
 from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.decoder import Reply
 from loopjax.audio.loop import AudioInfo, DecodeError, Loop
+from loopjax.audio.shared_samples import SharedSamples
 from loopjax.errors import LoopjaxError
 
 START_TIMEOUT_S = 120.0
@@ -44,10 +47,10 @@ class DecoderProcess:
         self._memory_bytes = memory_bytes
         self._module = module
         self._process: subprocess.Popen | None = None
-        self._samples_fd = _anonymous_file()
-        self._replies_fd = -1
-        self._buffer = b""
+        self._samples = SharedSamples()
+        self._replies: SimpleQueue[bytes] = SimpleQueue()
         self._interrupted = False
+        self.missing_limits: tuple[str, ...] = ()  # what the system could not limit, once started
 
     def decode(self, loop: Loop) -> Reply:
         """Decodes one loop in the child.
@@ -71,14 +74,10 @@ class DecoderProcess:
     def copy_samples(self, out: np.ndarray) -> None:
         """Copies the samples of the latest reply into `out`, contiguous."""
         view = out.data.cast("B")
-        offset = 0
-        while offset < len(view):
-            count = os.preadv(self._samples_fd, [view[offset:]], offset)
-            if count == 0:
-                raise LoopjaxError("the decoder delivered fewer samples than it announced")
-            offset += count
+        if not self._samples.read_into(view):
+            raise LoopjaxError("the decoder delivered fewer samples than it announced")
         if len(view) > KEEP_BYTES:
-            os.ftruncate(self._samples_fd, 0)
+            self._samples.release()
 
     def interrupt(self) -> None:
         """Kills the child, from any thread; nothing is decoded any more."""
@@ -90,9 +89,7 @@ class DecoderProcess:
     def close(self) -> None:
         """Ends the child and releases the shared file."""
         self._stop()
-        if self._samples_fd >= 0:
-            os.close(self._samples_fd)
-            self._samples_fd = -1
+        self._samples.close()
 
     def _ask(self, request: list) -> dict | None:
         """Sends one request; None when the process died over it."""
@@ -117,10 +114,8 @@ class DecoderProcess:
         return json.loads(line)
 
     def _start(self) -> None:
-        reply_read, reply_write = os.pipe()
         setup = {
-            "samples_fd": self._samples_fd,
-            "reply_fd": reply_write,
+            "samples": self._samples.place,
             "memory_bytes": self._memory_bytes,
             "timeout_s": self._timeout_s,
             "options": asdict(self._options),
@@ -132,33 +127,29 @@ class DecoderProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", self._module, json.dumps(setup)],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=errors,
                 env={**os.environ, **quiet},
-                pass_fds=(self._samples_fd, reply_write),
+                pass_fds=self._samples.inherited,
             )
-            os.close(reply_write)
-            self._replies_fd, self._buffer = reply_read, b""
-            if not self._read_line(START_TIMEOUT_S):
+            self._replies = SimpleQueue()
+            arguments = (self._process.stdout, self._replies)
+            threading.Thread(target=_collect, args=arguments, daemon=True).start()
+            line = self._read_line(START_TIMEOUT_S)
+            if not line:
                 self._stop(dying=True)
                 errors.seek(0)
                 last = errors.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
                 reason = last[-1] if last else f"it ended ({self._death})"
                 raise LoopjaxError(f"the decoder process does not start: {reason}")
+            self.missing_limits = tuple(json.loads(line)["missing_limits"])
 
     def _read_line(self, timeout_s: float) -> bytes | None:
         """One line; b"" when the process is gone, None on timeout."""
-        while b"\n" not in self._buffer:
-            poll = select.poll()  # select() would break at 1,024 open files
-            poll.register(self._replies_fd, select.POLLIN)
-            if not poll.poll(timeout_s * 1000):
-                return None
-            data = os.read(self._replies_fd, 1 << 16)
-            if not data:
-                return b""
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
+        try:
+            return self._replies.get(timeout=timeout_s)
+        except Empty:
+            return None
 
     def _stop(self, dying: bool = False) -> None:
         if self._process is None:
@@ -172,12 +163,12 @@ class DecoderProcess:
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             process.stdin.close()
-        os.close(self._replies_fd)
         self._death = signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("loopjax-samples")
-    with tempfile.TemporaryFile() as file:  # already without a name
-        return os.dup(file.fileno())
+def _collect(lines: BinaryIO, replies: SimpleQueue[bytes]) -> None:
+    """Hands on every line, and an empty one at the end: pipes can be waited for on few systems."""
+    with lines:
+        for line in lines:
+            replies.put(line)
+    replies.put(b"")

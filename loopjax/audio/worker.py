@@ -8,18 +8,21 @@ used instead of multiprocessing because the latter re-imports the user's main sc
 import contextlib
 import json
 import os
-import resource
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from io import FileIO
 from queue import SimpleQueue
+from typing import TextIO
 
 import numpy as np
 
 from loopjax.audio.decode import Decoded, DecodeOptions, decode_file
+from loopjax.audio.limits import Watchdog, limit_resources
 from loopjax.audio.loop import DecodeError
+from loopjax.audio.shared_samples import open_samples
 
 GRACE_S = 5  # the parent's own timeout comes first; this one ends an orphan
 
@@ -27,28 +30,35 @@ GRACE_S = 5  # the parent's own timeout comes first; this one ends an orphan
 def serve(decode: Callable[[bytes, int, int, DecodeOptions], Decoded] = decode_file) -> None:
     """Answers requests until the parent closes the pipe.
 
-    The command line holds one JSON object: `samples_fd`, `reply_fd`, `memory_bytes`, `timeout_s`
-    and `options` (fields of DecodeOptions).
+    The command line holds one JSON object: `samples` (a descriptor or a path), `memory_bytes`,
+    `timeout_s` and `options` (fields of DecodeOptions). Replies go to standard output as it was at
+    the start; whatever a codec prints later goes nowhere.
     """
     setup = json.loads(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if setup["memory_bytes"]:
-        resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"], setup["memory_bytes"]))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    missing = limit_resources(setup["memory_bytes"])
     options = dict(setup["options"])
     options["device_rates_hz"] = tuple(options["device_rates_hz"])
     options = DecodeOptions(**options)
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    samples = open_samples(setup["samples"])
     requests: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
-    replies = os.fdopen(setup["reply_fd"], "w", buffering=1)
-    replies.write('{"ready": true}\n')
+    _reply(replies, {"ready": True, "missing_limits": missing})
+    watchdog = Watchdog(int(setup["timeout_s"]) + GRACE_S)
     while True:
         path, size_bytes, mtime_ns = json.loads(requests.get())
-        signal.alarm(int(setup["timeout_s"]) + GRACE_S)
-        reply = _answer(decode, path.encode("latin-1"), size_bytes, mtime_ns, options, setup)
-        signal.alarm(0)
-        replies.write(json.dumps(reply) + "\n")
+        watchdog.start()
+        reply = _answer(decode, path.encode("latin-1"), size_bytes, mtime_ns, options, samples)
+        watchdog.stop()
+        _reply(replies, reply)
+
+
+def _reply(replies: TextIO, reply: dict) -> None:
+    replies.write(json.dumps(reply) + "\n")
+    replies.flush()
 
 
 def _read_requests(requests: SimpleQueue) -> None:
@@ -57,23 +67,21 @@ def _read_requests(requests: SimpleQueue) -> None:
     os._exit(0)  # the parent is gone: stop at once, even in the middle of a file
 
 
-def _answer(decode, path: bytes, size_bytes: int, mtime_ns: int, options, setup: dict) -> dict:
+def _answer(
+    decode, path: bytes, size_bytes: int, mtime_ns: int, options: DecodeOptions, samples: FileIO
+) -> dict:
     try:
         decoded = decode(path, size_bytes, mtime_ns, options)
         data = np.ascontiguousarray(decoded.samples)
-        _write_all(setup["samples_fd"], data)
+        view, done = data.data.cast("B"), 0
+        samples.seek(0)
+        while done < len(view):
+            done += samples.write(view[done:]) or 0
     except DecodeError as error:
         return {"reason": error.reason, "message": str(error)}
     except MemoryError:
         return {"reason": "out_of_memory", "message": "decoding needs more memory than allowed"}
     return {"dtype": data.dtype.name, "n_samples": data.size, "info": asdict(decoded.info)}
-
-
-def _write_all(fd: int, data: np.ndarray) -> None:
-    view = data.data.cast("B")
-    offset = 0
-    while offset < len(view):
-        offset += os.pwrite(fd, view[offset:], offset)
 
 
 if __name__ == "__main__":

@@ -208,6 +208,7 @@ def _run(
         duration_s=elapsed_s,
         files_per_s=writer.n_embedded / elapsed_s,
         reasons=dict(writer.reasons),
+        missing_limits=tuple(sorted({name for d in decoders for name in d.missing_limits})),
     )
 
 

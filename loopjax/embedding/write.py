@@ -33,6 +33,7 @@ class EmbedSummary:
     duration_s: float = 0.0
     files_per_s: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)  # of the failures
+    missing_limits: tuple[str, ...] = ()  # of the decoders, which this system could not set
 
 
 class Sink(Protocol):

@@ -259,6 +259,8 @@ class AudioDataset:
 class RecordDecoder:
     """Reads records in this process: there is no codec that could crash."""
 
+    missing_limits: tuple[str, ...] = ()
+
     def __init__(self, dataset: AudioDataset, options: DecodeOptions):
         self._dataset, self._options = dataset, options
         self._samples = np.zeros(0, np.float32)
