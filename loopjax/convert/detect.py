@@ -15,6 +15,10 @@ from loopjax.htsat.frontend import LogMelConfig, mel_filterbank
 from loopjax.htsat.model import HtsatConfig
 from loopjax.htsat.swin import relative_index, window_mask
 
+MAX_STAGES = 7  # then the image is one token
+MAX_BLOCKS = 200  # published towers have up to 18
+MAX_WIDTH = 1 << 16
+
 # ---- architecture from shapes ---------------------------------------------------------------
 
 
@@ -34,7 +38,12 @@ def find_config(layout: Layout, source: Source, fusion: bool | None) -> HtsatCon
         raise UserError(f"no transformer blocks under {layout.branch}layers.*: not an HTS-AT")
     indices = {(int(m[1]), int(m[2])) for m in blocks}
     stages = 1 + max(i for i, _ in indices)
-    depths = tuple(max((j + 1 for i, j in indices if i == s), default=0) for s in range(stages))
+    if stages > MAX_STAGES or len(indices) > MAX_BLOCKS:
+        raise UserError(f"no HTS-AT: {stages} stages and {len(indices)} blocks, by their names")
+    numbers = [[j for i, j in indices if i == stage] for stage in range(stages)]
+    depths = tuple(1 + max(stage, default=-1) for stage in numbers)
+    if any(depth > len(stage) + 1 for depth, stage in zip(depths, numbers, strict=True)):
+        raise UserError(f"no HTS-AT: blocks are missing from stages of {depths}, by their names")
     tables = r"layers\.(\d+)\..*relative_position_bias_table"
     norms = r"layers\.(\d+)\.blocks\..*(norm[12]|layernorm_(?:before|after))\.(?:weight|bias)"
     width = _vote((shape[0] // 2 ** int(m[1]) for m, shape in _matches(tower, norms) if shape), 96)
@@ -46,20 +55,46 @@ def find_config(layout: Layout, source: Source, fusion: bool | None) -> HtsatCon
         for s in range(stages)
     )
     rows = _vote((shape[0] for _, shape in _matches(tower, tables) if shape), 225)
-    tscam = tower.get("tscam_conv.bias", tower.get("tscam_conv.weight"))
+    tscam = [tower[n] for n in ("tscam_conv.bias", "tscam_conv.weight") if n in tower]
     has_fusion = any(re.match(r"patch_embed\.(mel_conv2d|fusion_model)\.", key) for key in tower)
     hidden, dims = (_projection_width(layout, source, i) for i in (0, 1))
-    return HtsatConfig(
+    config = HtsatConfig(
         width=width,
         depths=depths,
         heads=heads,
         window=(round(rows**0.5) + 1) // 2,
         fusion=has_fusion if fusion is None else fusion,
-        n_classes=None if tscam is None else tscam[0],
+        n_classes=_vote((shape[0] for shape in tscam if shape), 527) if tscam else None,
         projection_dim=dims,
         projection_hidden=hidden or 512,
         projection_kind="msclap" if layout.name == "msclap" else "clap",
     )
+    _check_sizes(config)
+    return config
+
+
+def _check_sizes(config: HtsatConfig) -> None:
+    """Refuses what no network can be; what merely does not fit is reported tensor by tensor."""
+    wide = (config.width, config.projection_hidden, config.projection_dim, config.n_classes)
+    is_possible = all(1 <= size <= MAX_WIDTH for size in wide if size is not None)
+    for stage, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
+        side = config.grid >> stage
+        is_possible = (
+            is_possible
+            and depth >= 1
+            and heads >= 1
+            and config.width * 2**stage % heads == 0
+            and config.window >= 1
+            and side >= 1
+            and side % min(side, config.window) == 0
+        )
+    if not is_possible:
+        raise UserError(
+            f"no HTS-AT: the tensors' shapes speak of width {config.width}, blocks "
+            f"{config.depths}, heads {config.heads}, windows of {config.window}, "
+            f"{config.n_classes} classes and a projection to {config.projection_dim}, which do not "
+            "fit together"
+        )
 
 
 def _matches(shapes: Mapping[str, tuple[int, ...]], pattern: str):

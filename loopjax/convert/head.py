@@ -155,9 +155,16 @@ def read_head(source: Path, center: Path | None = None) -> HeadArrays:
                 problems.append(f"in the file but not used: {name}")
             continue
         array = np.asarray(tensor.read(), np.float32)
+        n_axes = 2 if match[2] == "linear.weight" else 1
+        if array.ndim != n_axes or 0 in array.shape:
+            problems.append(f"wrong shape: {name} has {array.shape}")
         if not np.isfinite(array).all():
             problems.append(f"not a number: {name} holds NaN or infinity")
         encoder[f"layers/{match[1]}/{_LEAVES[match[2]]}"] = array.T if array.ndim == 2 else array
+    kernels = [name for name in encoder if name.endswith("/linear/kernel")]
+    for i in range(len(kernels)):
+        if f"layers/{i}/linear/kernel" not in encoder:
+            problems.append(f"missing in the file: encoder.layers.{i}.linear.weight")
     if problems:
         raise UserError(f"{source} is no head of the reference: {'; '.join(problems)}")
     return HeadArrays(

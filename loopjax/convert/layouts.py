@@ -5,6 +5,7 @@ read from our module path to theirs, so that a missing tensor can be reported in
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,7 +39,9 @@ class Kernel(Enum):
         """PyTorch's weight in our layout; [1, out] stays where the source has the wrong rank."""
         if self is Kernel.CONV:
             return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight
-        flat = weight.reshape(weight.shape[0], -1) if self._fits(weight.shape) else weight
+        flat = weight
+        if self._fits(weight.shape):
+            flat = weight.reshape(weight.shape[0], math.prod(weight.shape[1:]))
         return flat.T if flat.ndim == 2 else flat
 
     def _fits(self, shape: tuple[int, ...]) -> bool:

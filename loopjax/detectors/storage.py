@@ -20,7 +20,7 @@ from loopjax.arrays import read_arrays, write_arrays
 from loopjax.detectors import detector_class, detector_kinds, parameter_types
 from loopjax.detectors.base import Detector, check_type, fitted_types
 from loopjax.errors import UserError
-from loopjax.io import check_can_write, write_folder
+from loopjax.io import write_folder
 
 FORMAT = "loopjax-detector-1"
 # Fitted attributes that a detector may lack.
@@ -84,8 +84,6 @@ def save_detector(
         **(extra or {}),
     }
     text = json.dumps(config, indent=1, allow_nan=False, default=_plain) + "\n"
-
-    check_can_write(folder, sum(array.nbytes for array in arrays.values()))
 
     def write(temporary: Path) -> None:
         # Orbax refuses empty arrays; their description says all there is to know.

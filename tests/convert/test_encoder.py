@@ -12,8 +12,8 @@ from loopjax.convert.encoder import convert_encoder
 from loopjax.encoders import storage as encoder_files
 from loopjax.encoders.storage import read_encoder, save_encoder, verify_encoder
 from loopjax.errors import ModelCheckError, UserError
+from scripts.fuzz.torch_files import Call, Global, write_torch
 from scripts.goldens.synthetic import clip
-from tests.convert.torch_files import Call, Global, write_torch
 from tests.htsat.cases import checkpoint, encoder
 
 

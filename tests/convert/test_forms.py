@@ -20,7 +20,7 @@ from loopjax.encoders.space import Space
 from loopjax.encoders.storage import read_encoder
 from loopjax.errors import UserError
 from loopjax.htsat.frontend import LogMelConfig
-from tests.convert.torch_files import write_torch
+from scripts.fuzz.torch_files import write_torch
 from tests.htsat.cases import checkpoint, constant, encoder, lazy
 
 SEVEN_S = {

@@ -12,7 +12,7 @@ from loopjax.convert.checkpoint import convert
 from loopjax.detectors.storage import load_detector
 from loopjax.errors import UserError, WriteError
 from loopjax.model import load_model
-from tests.convert.torch_files import Call, Global, Storage, _Writer, tensor, write_torch
+from scripts.fuzz.torch_files import Call, Global, Storage, TorchPickler, tensor, write_torch
 
 WIDTHS = (24, 16, 8, 4)
 RNG = np.random.default_rng(4)
@@ -54,14 +54,14 @@ def pickled_tensor(values: np.ndarray) -> bytes:
     """A lone tensor as `pickle.dump` writes it: its storage in the format of before 1.6."""
     inner = io.BytesIO()
     for value in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
-        _Writer(inner).dump(value)
-    _Writer(inner).dump(Storage("FloatStorage", 7, values.size))
-    _Writer(inner).dump(["7"])
+        TorchPickler(inner).dump(value)
+    TorchPickler(inner).dump(Storage("FloatStorage", 7, values.size))
+    TorchPickler(inner).dump(["7"])
     inner.write(values.size.to_bytes(8, "little") + values.astype("<f4").tobytes())
     stream = io.BytesIO()
     raw = Call(Global("_codecs", "encode"), (inner.getvalue().decode("latin1"), "latin1"))
     storage = Call(Global("torch.storage", "_load_from_bytes"), (raw,))
-    _Writer(stream).dump(tensor(storage, 0, values.shape, (1,)))
+    TorchPickler(stream).dump(tensor(storage, 0, values.shape, (1,)))
     return stream.getvalue()
 
 
@@ -160,6 +160,11 @@ def test_heads_that_do_not_fit(head, tmp_path):
     center = tmp_path / "center.npy"
     np.save(center, np.zeros(4, np.float32))
     assert "encoder.layers.0.extra" in refusal(state() | {"encoder.layers.0.extra": center_array()})
+    for shape in ((), (3,), (16, 24, 1), (0, 24)):
+        odd = state() | {"encoder.layers.0.linear.weight": np.zeros(shape, np.float32)}
+        assert "wrong shape: encoder.layers.0.linear.weight" in refusal(odd, center=center)
+    gap = {name.replace("layers.1", "layers.7"): array for name, array in state().items()}
+    assert "missing in the file: encoder.layers.1.linear.weight" in refusal(gap, center=center)
     broken = state()
     broken["encoder.layers.1.linear.weight"][0, 0] = np.nan
     assert "encoder.layers.1.linear.weight" in refusal(broken, center=center)

@@ -14,7 +14,7 @@ from loopjax.encoders import load as named
 from loopjax.encoders import published as known
 from loopjax.encoders import storage as encoder_files
 from loopjax.errors import UserError
-from tests.convert.torch_files import write_torch
+from scripts.fuzz.torch_files import write_torch
 from tests.htsat.cases import checkpoint
 
 

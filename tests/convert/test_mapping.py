@@ -193,6 +193,25 @@ def test_fused_weights_are_not_used_as_unfused(tensors):
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("audio_branch.layers.4000000000.blocks.0.norm1.weight", (16,), "4000000001 stages"),
+        ("audio_branch.layers.63.blocks.0.norm1.weight", (16,), "64 stages"),
+        ("audio_branch.layers.1.blocks.4000000000.norm1.weight", (16,), "blocks are missing"),
+        ("audio_branch.layers.1.blocks.63.norm1.weight", (16,), "blocks are missing"),
+        ("audio_branch.layers.2.downsample.reduction.weight", (128, 0), "wrong shape"),
+        ("audio_branch.tscam_conv.bias", (), "wrong shape"),
+        ("audio_branch.tscam_conv.bias", (0,), "0 classes"),
+        ("audio_branch.bn0.weight", (0,), "wrong shape"),
+    ],
+)
+def test_names_and_shapes_that_ask_for_the_impossible(tensors, name, shape, reason):
+    """They are refused at once, before anything of the claimed size is built."""
+    assert reason in refusal(tensors | {name: np.zeros(shape, np.float32)})
+
+
+@pytest.mark.faults
 def test_a_file_of_something_else():
     message = refusal({"encoder.layer.0.weight": np.zeros((2, 2), np.float32)})
     assert "no HTS-AT found" in message

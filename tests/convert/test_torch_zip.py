@@ -11,7 +11,7 @@ from loopjax.convert.torch_pickle import read_torch_pickle
 from loopjax.convert.torch_zip import TorchZip
 from loopjax.errors import UserError
 from loopjax.restricted_pickle.machine import RefusedError
-from tests.convert.torch_files import Call, Global, Storage, tensor, write_torch
+from scripts.fuzz.torch_files import Call, Global, Storage, tensor, write_torch
 
 pytestmark = pytest.mark.faults
 WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.convert.torch_files import Storage, tensor, write_torch
+from scripts.fuzz.torch_files import Storage, tensor, write_torch
 from tests.htsat.cases import checkpoint
 
 TEXT_FLOATS, OPTIMIZER_FLOATS = 125_000_000, 310_000_000  # RoBERTa; two moments of everything

@@ -33,7 +33,9 @@ class Storage(NamedTuple):
     n_elements: int
 
 
-class _Writer(pickle._Pickler):
+class TorchPickler(pickle._Pickler):
+    """Pickles arrays as PyTorch pickles tensors, `Global` and `Call` as what they stand for."""
+
     dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def __init__(self, stream: io.BytesIO):
@@ -41,20 +43,24 @@ class _Writer(pickle._Pickler):
         self.storages: list[bytes] = []
 
     def persistent_id(self, obj: Any) -> Any:
+        """A storage's number, kind and size."""
         if isinstance(obj, Storage):
             kind = Global("torch", obj.kind)
             return ("storage", kind, str(obj.number), "cpu", obj.n_elements)
         return None
 
     def write_global(self, obj: Global) -> None:
+        """A name that would be imported."""
         self.write(f"c{obj.module}\n{obj.name}\n".encode())
 
     def write_call(self, obj: Call) -> None:
+        """A function and its arguments."""
         self.write_global(obj.function)
         self.save(obj.arguments)
         self.write(pickle.REDUCE)
 
     def write_array(self, obj: np.ndarray) -> None:
+        """A tensor over a storage of its own."""
         kind = STORAGES[obj.dtype.str[1:]]
         storage = Storage(kind, len(self.storages), obj.size)
         self.storages.append(np.ascontiguousarray(obj).tobytes())
@@ -73,6 +79,14 @@ def tensor(storage: Storage, offset: int, shape: tuple, strides: tuple) -> Call:
     return Call(rebuild, (storage, offset, shape, strides, False, hooks))
 
 
+def pickle_torch(content: Any) -> tuple[bytes, list[bytes]]:
+    """The pickle of `content`, and the bytes of each storage that it mentions."""
+    stream = io.BytesIO()
+    writer = TorchPickler(stream)
+    writer.dump(content)
+    return stream.getvalue(), writer.storages
+
+
 def write_torch(
     path: Path,
     content: Any,
@@ -81,11 +95,9 @@ def write_torch(
     members: dict[str, bytes] | None = None,
 ) -> Path:
     """Writes `content`, with NumPy arrays as tensors; `members` replaces or adds zip members."""
-    stream = io.BytesIO()
-    writer = _Writer(stream)
-    writer.dump(content)
-    files = {"archive/data.pkl": stream.getvalue(), "archive/byteorder": b"little"}
-    files |= {f"archive/data/{i}": data for i, data in enumerate(writer.storages)}
+    pickled, storages = pickle_torch(content)
+    files = {"archive/data.pkl": pickled, "archive/byteorder": b"little"}
+    files |= {f"archive/data/{i}": data for i, data in enumerate(storages)}
     files |= {"archive/version": b"3\n"} | (members or {})
     with zipfile.ZipFile(path, "w", compression) as archive:
         for name, data in files.items():
