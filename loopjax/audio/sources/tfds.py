@@ -11,10 +11,11 @@ import csv
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from loopjax.audio.sources.files import scan
 from loopjax.errors import UserError
 
 PREFIX = "tfds:"
+log = logging.getLogger(__name__)
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 AUDIO_CLASS = "tensorflow_datasets.core.features.audio_feature.Audio"
 TENSOR_CLASS = "tensorflow_datasets.core.features.tensor_feature.Tensor"
@@ -70,8 +72,16 @@ class LoopFolder(tfds.core.GeneratorBasedBuilder):
             options: decoding limits and policies.
 
         Raises:
-            UserError: the metadata cannot be read or has no column `file`.
+            UserError: the metadata cannot be read or has no column `file`, or what is prepared
+                under this name holds other loops; says which.
         """
+        self._arguments = {
+            "folder": os.fspath(Path(folder).absolute()),
+            "metadata": None if metadata is None else os.fspath(Path(metadata).absolute()),
+            "dataset_name": dataset_name,
+            "data_dir": None if data_dir is None else os.fspath(Path(data_dir).absolute()),
+            "options": options,
+        }
         self._folder = Path(folder)
         self._labels, self._columns = _read_metadata(metadata)
         self._options = options or DecodeOptions(device_rates_hz=tuple(range(1, 768_001)))
@@ -85,6 +95,48 @@ class LoopFolder(tfds.core.GeneratorBasedBuilder):
             config=config,
             data_dir=None if data_dir is None else os.fspath(data_dir),
             file_format="array_record",
+        )
+        if (Path(self.data_dir) / "dataset_info.json").exists():
+            self._require_same_loops(self.info.metadata or {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The arguments: worker processes construct the builder anew."""
+        return self._arguments
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Constructs the builder; what is prepared is found again."""
+        self.__init__(**state)
+
+    def _contents(self) -> dict[str, Any]:
+        """What the dataset is made of: files by size and time, metadata, settings."""
+        loops = [row for row in scan([self._folder]) if isinstance(row, Loop)]
+        metadata = self._arguments["metadata"]
+        digest = "" if metadata is None else hashlib.sha256(Path(metadata).read_bytes()).hexdigest()
+        return {
+            "files": {self._relative(loop): [loop.size_bytes, loop.mtime_ns] for loop in loops},
+            "metadata_sha256": digest,
+            "options": json.loads(json.dumps(asdict(self._options))),
+        }
+
+    def _require_same_loops(self, prepared: Mapping[str, Any]) -> None:
+        here = self._contents()
+        if {name: prepared.get(name) for name in here} == here:
+            return
+        old, new = prepared.get("files") or {}, here["files"]
+        changes = {
+            "only here": sorted(new.keys() - old.keys()),
+            "only there": sorted(old.keys() - new.keys()),
+            "changed": sorted(path for path in new.keys() & old.keys() if new[path] != old[path]),
+        }
+        told = "; ".join(
+            f"{len(paths)} {what} ({', '.join(paths[:3])})"
+            for what, paths in changes.items()
+            if paths
+        )
+        raise UserError(
+            f"{self.data_dir} was prepared from other contents than {self._folder} has now "
+            f"({told or 'other metadata or settings'}); delete it to prepare it anew, or give "
+            "another dataset_name"
         )
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -100,6 +152,7 @@ class LoopFolder(tfds.core.GeneratorBasedBuilder):
         return tfds.core.DatasetInfo(
             builder=self,
             description="Audio loops from a local folder, mono, at their own sample rate.",
+            metadata=tfds.core.MetadataDict(self._contents()),
             features=tfds.features.FeaturesDict(features),
         )
 
@@ -109,6 +162,12 @@ class LoopFolder(tfds.core.GeneratorBasedBuilder):
         for loop in loops:
             given = self._labels.get(self._relative(loop), {}).get("split")
             by_split.setdefault(given or split_of_group(loop.group), []).append(loop)
+        if len(by_split) == 1 and len(loops) > 1:
+            log.warning(
+                "all %d loops under %s are in the split %r, because all of a group go together; "
+                "give metadata with a column 'split' to part them",
+                len(loops), self._folder, next(iter(by_split)),
+            )  # fmt: skip
         return {name: self._generate_examples(rows) for name, rows in sorted(by_split.items())}
 
     def _generate_examples(self, loops: list[Loop]) -> Iterator[tuple[str, dict[str, Any]]]:

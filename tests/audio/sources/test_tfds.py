@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -110,6 +111,66 @@ def test_splits_versions_and_folders_can_be_named(prepared, monkeypatch):
         open_dataset("tfds:loop_folder@dev")
     with pytest.raises(UserError, match="no prepared dataset 'nothing'"):
         open_dataset("tfds:nothing")
+
+
+def make_pack(root: Path, seed: int) -> Path:
+    for i in range(3):
+        (root / "pack" / "bass").mkdir(parents=True, exist_ok=True)
+        write_tone(root / "pack" / "bass" / f"{i}.wav", 0.1, seed=seed + i)
+    return root / "pack"
+
+
+def test_folders_of_equal_name_are_told_apart(tmp_path):
+    first, second = make_pack(tmp_path / "a", 0), make_pack(tmp_path / "b", 50)
+    LoopFolder(first, data_dir=tmp_path / "tfds").download_and_prepare()
+    with pytest.raises(UserError, match=r"other contents .*3 changed \(bass/0\.wav, "):
+        LoopFolder(second, data_dir=tmp_path / "tfds")
+    other = LoopFolder(second, dataset_name="other", data_dir=tmp_path / "tfds")
+    other.download_and_prepare()
+    assert other.info.full_name == "loop_folder/other/1.0.0"
+    again = LoopFolder(first, data_dir=tmp_path / "tfds")
+    again.download_and_prepare()
+    assert sum(split.num_examples for split in again.info.splits.values()) == 3
+
+
+def test_added_changed_and_removed_files_are_seen(tmp_path):
+    pack = make_pack(tmp_path, 0)
+    LoopFolder(pack, data_dir=tmp_path / "tfds").download_and_prepare()
+    write_tone(pack / "bass" / "new.wav", 0.1)
+    with pytest.raises(UserError, match=r"1 only here \(bass/new\.wav\)"):
+        LoopFolder(pack, data_dir=tmp_path / "tfds")
+    (pack / "bass" / "new.wav").unlink()
+    (pack / "bass" / "0.wav").rename(tmp_path / "gone.wav")
+    with pytest.raises(UserError, match=r"1 only there \(bass/0\.wav\)"):
+        LoopFolder(pack, data_dir=tmp_path / "tfds")
+    (tmp_path / "gone.wav").rename(pack / "bass" / "0.wav")
+    (tmp_path / "labels.csv").write_text("file,key\nbass/0.wav,C\n")
+    with pytest.raises(UserError, match="other metadata or settings"):
+        LoopFolder(pack, metadata=tmp_path / "labels.csv", data_dir=tmp_path / "tfds")
+
+
+def test_builders_and_data_sources_pickle(prepared):
+    builder, _ = prepared
+    again = pickle.loads(pickle.dumps(builder))  # noqa: S301 - our own bytes
+    assert again.info.full_name == builder.info.full_name
+    for split, source in builder.as_data_source().items():
+        copy = pickle.loads(pickle.dumps(source))  # noqa: S301
+        assert len(copy) == len(source)
+        np.testing.assert_array_equal(copy[0]["audio"], source[0]["audio"])
+        np.testing.assert_array_equal(again.as_data_source(split)[0]["audio"], source[0]["audio"])
+
+
+def test_tfds_finds_a_prepared_folder_by_name(prepared):
+    builder, data_dir = prepared
+    found = tfds.builder("loop_folder/my_pack", data_dir=data_dir)
+    assert found.info.full_name == builder.info.full_name
+    split = next(iter(builder.info.splits))
+    assert len(found.as_data_source(split)) == builder.info.splits[split].num_examples
+
+
+def test_one_split_with_everything_is_warned_of(tmp_path, caplog):
+    LoopFolder(make_pack(tmp_path, 0), data_dir=tmp_path / "tfds").download_and_prepare()
+    assert "all 3 loops" in caplog.text
 
 
 class NsynthLike(tfds.core.GeneratorBasedBuilder):
