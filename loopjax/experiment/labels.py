@@ -170,7 +170,7 @@ def join_labels(
 
 
 def require_labeled(labels: LabelFile, joined: JoinedLabels) -> None:
-    """Refuses a file that labels no loop at all.
+    """Refuses labels that nothing can be measured with: none, or all of one kind.
 
     Raises:
         UserError: names an example.
@@ -181,20 +181,30 @@ def require_labeled(labels: LabelFile, joined: JoinedLabels) -> None:
             f"{labels.path}: none of the {len(joined.values)} loops is labeled; check column "
             f"'file', which says {example.path!r} in line {example.line}"
         )
+    kinds = set(joined.values[joined.values != UNKNOWN].tolist())
+    if len(kinds) == 1:
+        n_labeled, kind = (
+            int((joined.values != UNKNOWN).sum()),
+            ("normal", "anomalous")[kinds.pop()],
+        )
+        raise UserError(
+            f"{labels.path}: all {n_labeled} labeled loops are {kind}, so nothing can be measured; "
+            "label some of the other kind, or leave out data.labels"
+        )
 
 
 def tell_unmatched(labels: LabelFile, joined: JoinedLabels, log: Log) -> None:
     """Logs how many rows of the file belong to no loop, with examples.
 
     Raises:
-        UserError: no loop has a label at all.
+        UserError: see `require_labeled`.
     """
-    require_labeled(labels, joined)
     n = len(joined.unmatched)
     if n:
         named = ", ".join(row.path for row in joined.unmatched[:NAMED])
         more = " ..." if n > NAMED else ""
         log(f"{labels.path}: {n} of {len(labels.rows)} label rows match no loop: {named}{more}")
+    require_labeled(labels, joined)
 
 
 def _decode(path: Path, log: Log) -> str:

@@ -148,3 +148,10 @@ def test_labels_of_other_loops_altogether_are_refused(read):
     labels = read(table([("a.wav", ""), ("other.wav", "1")]))
     with pytest.raises(UserError, match=r"none of the 2 loops is labeled; .*'other.wav' in line 3"):
         require_labeled(labels, join_labels(labels, ["x/a.wav", "x/b.wav"]))
+
+
+@pytest.mark.parametrize(("value", "kind"), [("1", "anomalous"), ("0", "normal")])
+def test_labels_of_one_kind_are_refused(read, value, kind):
+    labels = read(table([("a.wav", ""), ("b.wav", value)]))
+    with pytest.raises(UserError, match=f"all 1 labeled loops are {kind}, so nothing"):
+        require_labeled(labels, join_labels(labels, ["x/a.wav", "x/b.wav"]))
