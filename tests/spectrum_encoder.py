@@ -17,7 +17,7 @@ class SpectrumEncoder:
     sample_rate_hz, clip_samples, embedding_dim = RATE, 10 * RATE, 16
     device_rates_hz = DEVICE_RATES_HZ
     fusion = False
-    frame = 640
+    frame, mel_shape = 640, (1, 500, 16)
 
     def replicate(self, mesh):
         return self
@@ -25,7 +25,7 @@ class SpectrumEncoder:
     def front_end(self, samples, length_samples, rate_hz=RATE, crop_fractions=None):
         x = np.asarray(samples, np.float32)
         x = x / 32768 if np.asarray(samples).dtype == np.int16 else x
-        x = np.pad(x, ((0, 0), (0, -x.shape[1] % self.frame)))
+        x = np.pad(x, ((0, 0), (0, max(0, self.clip_samples - x.shape[1]))))[:, : self.clip_samples]
         spectrum = np.abs(np.fft.rfft(x.reshape(len(x), -1, self.frame))) ** 2
         bands = np.add.reduceat(spectrum[..., :320], np.arange(0, 320, 20), axis=-1)
         return np.log1p(bands)[:, None], np.zeros(len(x), bool)

@@ -18,7 +18,8 @@ from loopjax.audio.decoder import Decoder, Reply
 from loopjax.audio.loop import AudioInfo, DecodeError, Failure, Loop
 
 LONG_BUCKET_GROWTH = 2.0
-HOST_BYTES = 2 << 30  # open batches beyond this are sent partly filled
+MAX_BATCH_SAMPLES = 16 << 20  # 64 MiB of float32
+HOST_BYTES = 2 << 30  # when open batches hold more audio, the fullest is sent as it is
 
 T = TypeVar("T")
 
@@ -36,13 +37,16 @@ class Batch(Generic[T]):
     """Samples of several loops in one fixed-shape array.
 
     Attributes:
-        samples: int16 or float32 [B, bucket_samples], mono, zero past each row's end.
+        samples: int16 or float32 [B, bucket_samples], mono, zero past each row's end. The rows form
+            `n_parts` equal parts, one per device, which are filled in turn: so that every device
+            has its share of a batch that is not full.
         length_samples: int32 [B]; 0 marks an empty row.
         mask: bool [B], True where a row holds a loop.
         rows: for each filled row, whose samples they are; what that means is the caller's business.
         sha256: for each filled row, the hash of its content.
         sample_rate_hz: rate of `samples`.
         bucket_samples: L.
+        n_parts: number of parts.
     """
 
     samples: np.ndarray
@@ -52,8 +56,31 @@ class Batch(Generic[T]):
     sha256: list[str]
     sample_rate_hz: int
     bucket_samples: int
+    n_parts: int = 1
     _copying: int = field(default=0, repr=False)
     _closed: bool = field(default=False, repr=False)
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of the rows that hold a loop."""
+        return len(self.rows) * self.samples[0].nbytes
+
+    def add(self, row: T, sha256: str) -> int:
+        """Takes a row; returns the position of its samples."""
+        self.rows.append(row)
+        self.sha256.append(sha256)
+        return self._position(len(self.rows) - 1)
+
+    def positions(self) -> list[int]:
+        """Where the samples of each filled row are."""
+        return [self._position(i) for i in range(len(self.rows))]
+
+    def rows_by_part(self) -> list[list[T]]:
+        """Per part, whose its first rows are."""
+        return [self.rows[part :: self.n_parts] for part in range(self.n_parts)]
+
+    def _position(self, i: int) -> int:
+        return i % self.n_parts * (len(self.samples) // self.n_parts) + i // self.n_parts
 
 
 @dataclass(frozen=True)
@@ -62,15 +89,13 @@ class Buckets:
 
     Attributes:
         edges_s: bucket lengths in seconds, ascending; the last one is the longest admitted loop.
-        batch_size: rows of a batch up to `clip_s` long; longer buckets get fewer rows, so that no
-            batch holds more samples than a full one at `clip_s`.
-        row_multiple: rows are a multiple of this (the number of devices).
+        max_rows: rows of a batch; long buckets get fewer, see `MAX_BATCH_SAMPLES`.
+        n_parts: number of devices; rows are a multiple of it.
     """
 
     edges_s: tuple[float, ...]
-    batch_size: int
-    row_multiple: int = 1
-    clip_s: float = 10.0
+    max_rows: int
+    n_parts: int = 1
 
     def samples(self, n_samples: int, rate_hz: int) -> int:
         """Smallest bucket, in samples at `rate_hz`, that holds `n_samples`."""
@@ -80,15 +105,14 @@ class Buckets:
                 return size
         return n_samples  # only through rounding at the very end of the last bucket
 
-    def rows(self, bucket_samples: int, rate_hz: int) -> int:
+    def rows(self, bucket_samples: int) -> int:
         """Rows of a batch of this bucket."""
-        fits = int(self.batch_size * self.clip_s * rate_hz / bucket_samples)
-        fits -= fits % self.row_multiple
-        return max(self.row_multiple, min(self.batch_size, fits))
+        fits = min(self.max_rows, MAX_BATCH_SAMPLES // bucket_samples)
+        return max(self.n_parts, fits - fits % self.n_parts)
 
     def new_batch(self, bucket_samples: int, rate_hz: int, dtype: np.dtype | str) -> Batch[Any]:
         """An empty batch of this bucket."""
-        n_rows = self.rows(bucket_samples, rate_hz)
+        n_rows = self.rows(bucket_samples)
         return Batch(
             samples=np.zeros((n_rows, bucket_samples), dtype),  # pages exist where audio lands
             length_samples=np.zeros(n_rows, np.int32),
@@ -97,6 +121,7 @@ class Buckets:
             sha256=[],
             sample_rate_hz=rate_hz,
             bucket_samples=bucket_samples,
+            n_parts=self.n_parts,
         )
 
     def batches(
@@ -113,25 +138,23 @@ class Buckets:
         for i, array in enumerate(arrays):
             by_bucket.setdefault(self.samples(len(array), rate_hz), []).append(i)
         for bucket_samples, members in sorted(by_bucket.items()):
-            n_rows = self.rows(bucket_samples, rate_hz)
+            n_rows = self.rows(bucket_samples)
             for start in range(0, len(members), n_rows):
                 part = members[start : start + n_rows]
                 batch = self.new_batch(bucket_samples, rate_hz, arrays[part[0]].dtype)
-                for row, i in enumerate(part):
+                for i in part:
+                    row = batch.add(i, sha256[i])
                     batch.samples[row, : len(arrays[i])] = arrays[i]
                     batch.length_samples[row] = len(arrays[i])
                     batch.mask[row] = True
-                    batch.rows.append(i)
-                    batch.sha256.append(sha256[i])
                 yield batch
 
 
 def make_buckets(
     edges_s: Sequence[float],
     max_duration_s: float,
-    batch_size: int,
-    row_multiple: int = 1,
-    clip_s: float = 10.0,
+    max_rows: int,
+    n_parts: int = 1,
 ) -> Buckets:
     """Extends the given buckets geometrically up to the longest admitted loop."""
     edges = sorted(edge for edge in edges_s if edge <= max_duration_s)
@@ -139,7 +162,7 @@ def make_buckets(
     while last < max_duration_s:
         last = min(last * LONG_BUCKET_GROWTH, max_duration_s)
         edges.append(last)
-    return Buckets(tuple(edges) or (max_duration_s,), batch_size, row_multiple, clip_s)
+    return Buckets(tuple(edges) or (max_duration_s,), max_rows, n_parts)
 
 
 class Feeder:
@@ -168,7 +191,7 @@ class Feeder:
             attach: called with each decoded row before its samples are placed; returns the list
                 that stands for the row in the batch, or None when the samples are not needed.
             queue_batches: full batches that may wait for the device.
-            host_bytes: bound on partly filled batches.
+            host_bytes: bound on the audio in batches that are not full yet.
         """
         self._loops = _SharedIterator(iter(loops))
         self._decoders = list(decoders)
@@ -265,16 +288,14 @@ class Feeder:
         rate = reply.info.rate_hz
         key = (rate, self._buckets.samples(reply.n_samples, rate), reply.dtype.name)
         with self._lock:
-            ready = [] if key in self._open else self._make_room(key)
             if key not in self._open:
                 self._open[key] = self._new_batch(key)
             batch = self._open[key]
-            row = len(batch.rows)
-            batch.rows.append(place)
-            batch.sha256.append(reply.info.sha256)
+            row = batch.add(place, reply.info.sha256)
             batch._copying += 1
             if len(batch.rows) == len(batch.samples):
                 self._open.pop(key)._closed = True
+            ready = self._make_room()
         reply.copy_to(batch.samples[row])
         batch.length_samples[row] = reply.n_samples
         batch.mask[row] = True
@@ -285,15 +306,15 @@ class Feeder:
         for complete in ready:
             self._emit(complete)
 
-    def _make_room(self, key: tuple[int, int, str]) -> list[Batch[list[Row]]]:
-        """Closes the oldest open batches until a new one fits; returns those ready to go."""
+    def _make_room(self) -> list[Batch[list[Row]]]:
+        """Closes the fullest open batches while there is too much; returns those ready to go."""
         ready = []
-        budget = self._host_bytes - self._new_batch(key).samples.nbytes
-        while self._open and sum(b.samples.nbytes for b in self._open.values()) > budget:
-            oldest = self._open.pop(next(iter(self._open)))
-            oldest._closed = True
-            if not oldest._copying:
-                ready.append(oldest)
+        while sum(batch.used_bytes for batch in self._open.values()) > self._host_bytes:
+            fullest = max(self._open, key=lambda key: self._open[key].used_bytes)
+            batch = self._open.pop(fullest)
+            batch._closed = True
+            if not batch._copying:
+                ready.append(batch)
         return ready
 
     def _new_batch(self, key: tuple[int, int, str]) -> Batch[list[Row]]:

@@ -1,12 +1,12 @@
 """The third stage: batches in, embeddings out, one row each.
 
-Results are fetched a few batches behind, so that host and device work at the same time. Encoder
-batches always have the one compiled shape; what is left over (last batches, long clips) waits as
-features, which have the same small size whatever the clip's length, until a full batch is together.
+Results are fetched a few batches behind, so that host and device work at the same time. The front
+end runs on small batches of the readers' shapes, the encoder on large ones of one shape; between
+the two, features wait on the device (see `features`).
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,15 +16,17 @@ import numpy as np
 from loopjax import parallel
 from loopjax.audio.batching import Batch, make_buckets
 from loopjax.config import EmbedConfig
+from loopjax.embedding.features import FeaturePool, Features
 from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
 
 BATCH_SIZE = {"cpu": 4, "gpu": 128, "tpu": 64}  # per device
+# Rows of a front-end batch, per device. Few, because the last batch of each length, rate and format
+# is mostly empty; enough for a launch on an accelerator to pay.
+FRONT_END_ROWS = {"cpu": 4, "gpu": 16, "tpu": 16}
 IN_FLIGHT = 2  # batches dispatched before the oldest result is fetched
 
 T = TypeVar("T")
-Features = tuple[jax.Array, jax.Array]  # (mel, longer) of a batch, see `Encoder.front_end`
-HostFeatures = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -44,27 +46,13 @@ class Encoded(Generic[T]):
 
 @dataclass(frozen=True)
 class _Dispatched(Generic[T]):
-    """An encoder batch on the device: one result per crop draw."""
+    """An encoder batch on the device: one result per crop draw, and per device its rows."""
 
     results: list[jax.Array]
-    rows: list[T]
+    rows: list[list[T]]
 
     def is_ready(self) -> bool:
         return self.results[-1].is_ready()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@dataclass(frozen=True)
-class _Leftover(Generic[T]):
-    """Features of a batch that is smaller than the encoder's, one per crop draw."""
-
-    draws: Sequence[Features | HostFeatures]  # may hold padding rows
-    rows: list[T]
-
-    def fetch(self, draw: int) -> HostFeatures:
-        """Copies one draw's real rows to the host."""
-        mel, longer = self.draws[draw]
-        n = len(self.rows)
-        return np.asarray(mel)[:n], np.asarray(longer)[:n]
 
 
 class BatchEncoder(Generic[T]):
@@ -79,22 +67,21 @@ class BatchEncoder(Generic[T]):
             config: batch size and buckets.
             batch_size: rows of an encoder batch; 0 = as the options say, or by device.
         """
-        mesh = parallel.data_mesh()
-        n_devices = mesh.devices.size
-        size = batch_size or config.batch_size
-        size = size or BATCH_SIZE.get(jax.default_backend(), 64) * n_devices
+        self._mesh = parallel.data_mesh()
+        backend, n_devices = jax.default_backend(), self._mesh.devices.size
+        size = batch_size or config.batch_size or BATCH_SIZE.get(backend, 64) * n_devices
         self._size = -(-size // n_devices) * n_devices
-        clip_s = encoder.clip_samples / encoder.sample_rate_hz
+        self._front_end_rows = min(self._size, FRONT_END_ROWS.get(backend, 16) * n_devices)
         self.buckets = make_buckets(
-            config.buckets_s, config.max_duration_s, self._size, n_devices, clip_s
+            config.buckets_s, config.max_duration_s, self._front_end_rows, n_devices
         )
-        self._clip_s = clip_s
-        self._sharding = parallel.batch_sharding(mesh)
-        self._encoder = encoder.replicate(mesh)
+        self._clip_s = encoder.clip_samples / encoder.sample_rate_hz
+        self._sharding = parallel.batch_sharding(self._mesh)
+        self._encoder = encoder.replicate(self._mesh)
         self._n_crops = space.n_crops
         self._compiled = False
         self._dispatched: deque[_Dispatched[T]] = deque()
-        self._leftovers: dict[int, list[_Leftover[T]]] = {}  # by number of draws
+        self._pools: dict[int, FeaturePool[T]] = {}  # by number of draws
 
     @property
     def is_idle(self) -> bool:
@@ -123,54 +110,42 @@ class BatchEncoder(Generic[T]):
 
     def finish(self, *, leftovers: bool = True) -> Iterator[Encoded[T]]:
         """Yields all rows that are on the device; without `leftovers`, only of full batches."""
-        if leftovers:
-            self._encode_leftovers(0)
+        for pool in self._pools.values() if leftovers else ():
+            while len(pool):
+                self._encode_rows(*pool.take())
         while self._dispatched:
             yield from self._fetch()
 
     def _dispatch(self, batch: Batch[T]) -> None:
-        """Sends a batch through the front end, and to the encoder if it fills one."""
+        """Sends a batch through the front end, and to the encoder once that has a full batch."""
         longest_s = float(batch.length_samples.max()) / batch.sample_rate_hz
         n_draws = self._n_crops if self._n_crops and longest_s > self._clip_s else 1
         draws = [self._front_end(batch, draw) for draw in range(n_draws)]
-        if len(batch.rows) == self._size:
-            results = [self._encode(*draw) for draw in draws]
-            self._dispatched.append(_Dispatched(results, batch.rows))
+        rows = batch.rows_by_part()
+        pool = self._pools.get(n_draws)
+        if not pool and len(batch.rows) == self._size:
+            self._encode_rows(draws, rows)  # nothing waits, nothing is missing
             return
-        waiting = self._leftovers.setdefault(n_draws, [])
-        waiting.append(_Leftover(draws, batch.rows))
-        if sum(len(left.rows) for left in waiting) >= self._size:
-            self._encode_leftovers(self._size)
+        if pool is None:
+            shape = self._encoder.mel_shape
+            pool = FeaturePool(self._mesh, self._size, self._front_end_rows, shape, n_draws)
+            self._pools[n_draws] = pool
+        pool.add(draws, rows)
+        while pool.is_full:
+            self._encode_rows(*pool.take())
 
     def _front_end(self, batch: Batch[T], draw: int) -> Features:
         fractions = None
         if self._n_crops:
             fractions = np.zeros((len(batch.samples), 3))
-            fractions[: len(batch.sha256)] = crop_fractions(batch.sha256, draw)
+            fractions[batch.positions()] = crop_fractions(batch.sha256, draw)
         return self._encoder.front_end(
             batch.samples, batch.length_samples, batch.sample_rate_hz, fractions
         )
 
-    def _encode_leftovers(self, at_least: int) -> None:
-        """Sends waiting features on in full batches, or all of them if `at_least` is 0."""
-        size = self._size
-        for n_draws, waiting in self._leftovers.items():
-            rows = [row for left in waiting for row in left.rows]
-            if not rows or len(rows) < at_least:
-                continue
-            draws = [_join(left.fetch(draw) for left in waiting) for draw in range(n_draws)]
-            first = 0
-            while len(rows) - first >= max(1, at_least):
-                part = slice(first, first + size)
-                results = [
-                    self._encode(_pad(mel[part], size), _pad(longer[part], size))
-                    for mel, longer in draws
-                ]
-                self._dispatched.append(_Dispatched(results, rows[part]))
-                first += size
-            rest = rows[first:]
-            kept = [(mel[first:], longer[first:]) for mel, longer in draws]
-            self._leftovers[n_draws] = [_Leftover(kept, rest)] if rest else []
+    def _encode_rows(self, draws: Sequence[Features], rows: list[list[T]]) -> None:
+        results = [self._encode(*draw) for draw in draws]
+        self._dispatched.append(_Dispatched(results, rows))
 
     def _encode(self, mel: jax.Array | np.ndarray, longer: jax.Array | np.ndarray) -> jax.Array:
         """Runs the encoder; the same placement wherever the mel comes from keeps it one program."""
@@ -182,11 +157,13 @@ class BatchEncoder(Generic[T]):
         """The rows of the oldest dispatched batch."""
         item = self._dispatched.popleft()
         draws = np.stack([np.asarray(result, np.float32) for result in item.results])
-        draws = draws[:, : len(item.rows)]
         spread = draws.std(axis=0).mean(axis=1) if self._n_crops else None
         embeddings = draws.mean(axis=0) if len(draws) > 1 else draws[0]
-        for i, row in enumerate(item.rows):
-            yield Encoded(row, embeddings[i].copy(), None if spread is None else float(spread[i]))
+        per_device = len(embeddings) // len(item.rows)
+        for device, rows in enumerate(item.rows):
+            for at, row in enumerate(rows, start=device * per_device):
+                std = None if spread is None else float(spread[at])
+                yield Encoded(row, embeddings[at].copy(), std)
 
 
 def crop_fractions(sha256: Sequence[str], draw: int) -> np.ndarray:
@@ -201,13 +178,3 @@ def crop_fractions(sha256: Sequence[str], draw: int) -> np.ndarray:
     keys = [np.frombuffer(bytes.fromhex(digest), np.uint32) for digest in sha256]
     rows = [np.random.default_rng([draw, *key]).random(3) for key in keys]
     return np.stack(rows) if rows else np.zeros((0, 3))
-
-
-def _join(pieces: Iterable[HostFeatures]) -> HostFeatures:
-    mels, longer = zip(*pieces, strict=True)
-    return np.concatenate(mels), np.concatenate(longer)
-
-
-def _pad(array: np.ndarray, size: int) -> np.ndarray:
-    padding = [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1)
-    return np.pad(array, padding)

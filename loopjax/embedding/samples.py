@@ -11,7 +11,8 @@ import numpy as np
 
 from loopjax.audio.batching import make_buckets
 from loopjax.config import EmbedConfig
-from loopjax.embedding.encode import BatchEncoder, Features, crop_fractions
+from loopjax.embedding.encode import BatchEncoder, crop_fractions
+from loopjax.embedding.features import Features
 from loopjax.embedding.settings import space_of
 from loopjax.encoders.protocol import Encoder
 

@@ -68,10 +68,10 @@ def test_smallest_bucket_that_fits(n_samples, rate_hz):
 
 
 def test_long_buckets_double_up_to_the_limit_with_fewer_rows():
-    buckets = make_buckets(EDGES, 100.0, 64, row_multiple=8)
+    buckets = make_buckets(EDGES, 100.0, 64, n_parts=8)
     assert buckets.edges_s == (*EDGES, 20.0, 40.0, 80.0, 100.0)
-    rows = [buckets.rows(int(edge * 48_000), 48_000) for edge in buckets.edges_s]
-    assert rows == [64, 64, 64, 64, 64, 64, 32, 16, 8, 8]  # never fewer than the devices
+    rows = [buckets.rows(int(edge * 48_000)) for edge in buckets.edges_s]
+    assert rows == [64, 64, 64, 64, 40, 32, 16, 8, 8, 8]  # never fewer than the devices
 
 
 def test_short_limit_and_own_edges():
@@ -139,11 +139,23 @@ def test_rows_that_are_not_needed_take_no_place():
 
 def test_open_batches_stay_within_the_host_budget():
     lengths = [400, 900, 1900, 3900, 7900, 9900] * 4
-    budget = 4 * 10_000 * 2 + 1000  # one batch of the largest bucket
+    budget = 3 * 10_000 * 2  # three loops of the largest bucket
     batches, _ = feed(lengths, host_bytes=budget)
     found = [int(row[0].loop.path) for batch in batches for row in batch.rows]
     assert sorted(found) == sorted(lengths)
-    assert any(len(b.rows) < len(b.samples) for b in batches[:-6])
+    early = [batch for batch in batches[:-6] if len(batch.rows) < len(batch.samples)]
+    assert early
+    assert min(batch.bucket_samples for batch in early) >= 4000  # short loops hold little
+
+
+def test_the_rows_of_a_part_filled_batch_are_spread_over_the_devices():
+    buckets = make_buckets(EDGES, 100.0, 12, n_parts=3)
+    feeder = Feeder(map(loop, range(1, 8)), [FakeDecoder()], buckets, lambda f: None)
+    (batch,) = list(feeder)
+    assert batch.length_samples.tolist() == [1, 4, 7, 0, 2, 5, 0, 0, 3, 6, 0, 0]
+    assert batch.positions() == [0, 4, 8, 1, 5, 9, 2]
+    per_part = [[row[0].loop.path for row in part] for part in batch.rows_by_part()]
+    assert per_part == [["1", "4", "7"], ["2", "5"], ["3", "6"]]
 
 
 def test_feeder_runs_ahead_only_as_far_as_its_queue():

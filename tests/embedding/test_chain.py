@@ -113,11 +113,11 @@ def test_real_encoder_compiles_once_per_bucket_and_format(real, tmp_path):
         write_tone(tmp_path / f"{i}.wav", seconds + 0.01 * i, rate_hz, seed=i)
     write_tone(tmp_path / "x.wav", 0.9, 48_000)
     before = encoder_module.split_front_end._cache_size(), real._encode._cache_size()
-    embed(tmp_path, real, batch_size=5, workers=1)
+    embed(tmp_path, real, batch_size=3, workers=1)
     added = encoder_module.split_front_end._cache_size() - before[0]
     assert added == 3  # 0.5 s at two rates, 1 s at one
     assert real._encode._cache_size() - before[1] == 1
-    embed(tmp_path, real, batch_size=5, workers=1)
+    embed(tmp_path, real, batch_size=3, workers=1)
     assert encoder_module.split_front_end._cache_size() - before[0] == 3
     assert real._encode._cache_size() - before[1] == 1
 
