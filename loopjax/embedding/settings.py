@@ -1,14 +1,12 @@
 """The options of embedding, as each stage needs them, and back from a store's record."""
 
-import math
 from pathlib import Path
 
 from loopjax.audio.decode import DecodeOptions
-from loopjax.config import EmbedConfig
+from loopjax.config import EmbedConfig, from_dict, to_dict
 from loopjax.encoders.load import load_encoder
 from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
-from loopjax.errors import UserError
 
 # At 8 kHz most mel bands lie above the file's own Nyquist frequency and hold rounding noise alone:
 # there device and host agree to a cosine of 0.99987 only, so `auto` takes the reference's path.
@@ -27,23 +25,12 @@ def as_encoder(encoder: Encoder | str | Path, config: EmbedConfig) -> Encoder:
 
 
 def check_config(config: EmbedConfig) -> None:
-    """Refuses numbers that make no sense, before anything is read or written.
+    """Refuses what a config file could not say, before anything is read or written.
 
     Raises:
         UserError: names the option.
     """
-    wrong = {
-        "batch_size": config.batch_size < 0,
-        "workers": config.workers < 0,
-        "shard_rows": config.shard_rows < 1,
-        "max_duration_s": not 0 < config.max_duration_s < math.inf,
-        "decode_timeout_s": not config.decode_timeout_s > 0,
-        "max_failures": not 0 <= config.max_failures <= 1,
-        "buckets_s": not all(0 < edge < math.inf for edge in config.buckets_s),
-    }
-    for name, is_wrong in wrong.items():
-        if is_wrong:
-            raise UserError(f"{name}: {getattr(config, name)} is out of range")
+    from_dict(EmbedConfig, to_dict(config))
 
 
 def space_of(encoder: Encoder, config: EmbedConfig) -> Space:
