@@ -93,6 +93,29 @@ def test_fit_over_an_older_model_and_score(store, tmp_path, step):
     assert sweep_crashes(tmp_path, act, content, step) > 15
 
 
+@pytest.mark.parametrize("step", [3 * EVERY, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.timeout(1800)
+def test_run_evaluate_and_report(store, tmp_path, step):
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"name: crashes\ndata: {{embeddings: {store}}}\nseeds: [0]\n"
+        "detectors:\n  - {name: pca, kind: pca}\n  - {name: cosine, kind: mean-cosine}\n"
+        "evaluate: {bootstrap: 20}\nreport: {audio: none}\n"
+    )
+
+    def act(out: Path) -> int:
+        first = run("run", config, "-o", out)
+        return first or run("evaluate", out) or run("report", out)
+
+    def content(out: Path) -> object:
+        page = (out / "report" / "index.html").read_text()
+        tables = (out / "evaluation.json").read_text(), (out / "scores.csv").read_text()
+        figures = {file.name: file.read_text() for file in (out / "figures").rglob("*.svg")}
+        return read_scores(out / "scores.parquet").table.to_pylist(), tables, figures, len(page)
+
+    assert sweep_crashes(tmp_path, act, content, step) > 30
+
+
 @pytest.mark.parametrize("step", [1])
 def test_the_functions_that_everything_is_written_with(tmp_path, step):
     def act(out: Path) -> int:
