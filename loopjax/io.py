@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from loopjax.errors import UserError, WriteError
 
 LOCK_NAME = ".loopjax.lock"
+_FOLDER_LOCK = ".writing.lock"  # ends the name of the lock beside a folder that is written whole
 _HOLDER = ".loopjax.held-by-"  # names of empty files: other tools read a folder of Parquet files
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)(-(?P<host>[0-9a-f]{8}))?\.(?P<kind>tmp|old)")
 
@@ -103,9 +104,10 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
     """
     folder = folder.absolute()
     temporary, old = _beside(folder, "tmp"), _beside(folder, "old")
+    lock = folder.with_name(f".{folder.name}{_FOLDER_LOCK}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _held(folder.parent / f".{folder.name}.lock", folder):
+        with _held(lock, folder):
             try:
                 _sweep_beside(folder)
                 temporary.mkdir()
@@ -121,7 +123,7 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
                     old.rename(folder)
                 _remove(temporary)
                 _remove(old)
-                (folder.parent / f".{folder.name}.lock").unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
     except OSError as error:
         raise _write_error(folder, error) from None
 
@@ -178,7 +180,10 @@ def is_empty(folder: Path) -> bool:
         return True
     names = [path.name for path in folder.iterdir()]
     return all(
-        name == LOCK_NAME or name.startswith(_HOLDER) or _TEMPORARY.fullmatch(name)
+        name == LOCK_NAME
+        or name.startswith(_HOLDER)
+        or name.endswith(_FOLDER_LOCK)
+        or _TEMPORARY.fullmatch(name)
         for name in names
     )
 
@@ -229,6 +234,10 @@ def _sweep_beside(path: Path) -> None:
 
 def _clear(path: Path) -> bool:
     """Removes a temporary name if its process is gone; whether there was one to remove."""
+    if path.name.endswith(_FOLDER_LOCK):
+        with contextlib.suppress(UserError), _held(path, path):  # its writer may still be there
+            path.unlink(missing_ok=True)
+        return False
     found = _TEMPORARY.fullmatch(path.name)
     if found is None:
         return False

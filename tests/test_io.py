@@ -81,6 +81,7 @@ def test_what_killed_writers_left_is_swept_and_what_runs_stays(tmp_path):
     (inner / "arrays").mkdir(parents=True)
     (tmp_path / f".run.json.{dead.pid}-{host}.tmp").write_text("{")
     (tmp_path / f".part-00007.parquet.{dead.pid}.tmp").write_bytes(b"half")  # an older version's
+    (tmp_path / "models" / ".seed-1.writing.lock").touch()
     replaced = tmp_path / f".report.{dead.pid}-{host}.old"
     replaced.mkdir()
     (replaced / "index.html").write_text("older")
