@@ -231,7 +231,8 @@ def changed(tensors: dict[str, np.ndarray], rng: Random) -> dict[str, np.ndarray
         elif change == 2:
             array = np.repeat(array, rng.choice((0, 2, 3)), axis=rng.randrange(array.ndim))
         elif change == 3:
-            array = array.astype(rng.choice((np.float16, np.int64, np.bool_, np.uint8)))
+            with np.errstate(all="ignore"):
+                array = array.astype(rng.choice((np.float16, np.int64, np.bool_, np.uint8)))
         elif change == 4:
             array = np.array(rng.choice((np.nan, 0, -1, 1e38)), np.float32)
         if change != 5:  # then it is gone
