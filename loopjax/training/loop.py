@@ -161,7 +161,7 @@ def run(
 def run_streamed(
     recipe: Recipe,
     state: State,
-    blocks: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
+    blocks: Callable[[int], Iterable[tuple[np.ndarray, np.ndarray]]],
     val: np.ndarray,
     hyperparams: Hyperparams,
     *,
@@ -174,8 +174,8 @@ def run_streamed(
     Args:
         recipe: static.
         state: of one head, not stacked.
-        blocks: called once per epoch; gives (rows [B, D], the row numbers [T] to train on). Blocks
-            come in the reader's order, rows inside them in random order.
+        blocks: called with the number of every epoch; gives (rows [B, D], the row numbers [T] to
+            train on). Blocks come in the reader's order, rows inside them in random order.
         val: [V, D] rows that stop the training; held on the device.
         hyperparams: scalars.
         checkpoints: see `run`.
@@ -193,7 +193,7 @@ def run_streamed(
     held_out, n_val = jnp.asarray(pad_rows(val)), np.int32(len(val))
     while not bool(state.stopped):
         epoch, total, seen = int(state.epoch), 0.0, 0
-        for number, (block, rows) in enumerate(blocks()):
+        for number, (block, rows) in enumerate(blocks(epoch)):
             padded = np.pad(rows, (0, len(pad_rows(block)) - len(rows))).astype(np.int32)
             state, loss = advance_block(
                 state, jnp.asarray(pad_rows(block)), padded, np.int32(len(rows)), hyperparams,

@@ -91,6 +91,7 @@ class Recipe:
         objective: the loss.
         batch_size: rows per step; a short last batch is masked, a last batch of one row dropped.
         momentum: fraction of a batch in the running statistics.
+        max_steps: steps of an epoch at most, on rows drawn anew every epoch; None for all rows.
         mesh: spread every batch over its "data" axis; None for one device.
     """
 
@@ -98,6 +99,7 @@ class Recipe:
     batch_size: int
     momentum: float = 0.1
     mesh: Mesh | None = None
+    max_steps: int | None = None
 
 
 class State(NamedTuple):
@@ -169,6 +171,8 @@ def train_block(
     steps = (count + size - 1) // size
     # One row has no variance to normalize by; it is left out of this epoch only.
     steps = jnp.where((count % size == 1) & (count > 1), steps - 1, steps)
+    if recipe.max_steps is not None:
+        steps = jnp.minimum(steps, recipe.max_steps)
     lane = jnp.arange(size, dtype=jnp.int32)
 
     def step(i, carry):
@@ -240,6 +244,8 @@ def warmup_statistics(
     """One head's BatchNorm statistics averaged over `passes` epochs that update no weight."""
     size = recipe.batch_size
     steps = jnp.maximum(count // size, 1)
+    if recipe.max_steps is not None:
+        steps = jnp.minimum(steps, recipe.max_steps)
     lane = jnp.arange(size, dtype=jnp.int32)
     base = derive(state.key, np.uint32(2**32 - 1))
 
@@ -268,7 +274,10 @@ def _one_epoch(recipe, state: State, X, split: Split, hyperparams: Hyperparams):
     state, total = train_block(
         recipe, state, X, split.train, split.n_train, rate, hyperparams.weight_decay, key
     )
-    train_loss = total / split.n_train
+    seen = split.n_train
+    if recipe.max_steps is not None:
+        seen = jnp.minimum(seen, recipe.max_steps * recipe.batch_size)
+    train_loss = total / seen
     has_val = split.n_val > 0
     val_sum = eval_block(recipe, state, X, split.val, split.n_val)
     val_loss = jnp.where(has_val, val_sum / jnp.maximum(split.n_val, 1), jnp.nan)

@@ -11,12 +11,16 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from loopjax.detectors.base import Detector, ParameterError, RowBlocks
+from loopjax.detectors.base import Detector, ParameterError, RowBlocks, len_rows
 from loopjax.detectors.svdd.fit import (
+    LARGEST_BATCH,
+    SMALLEST_BATCH,
+    STEPS_PER_EPOCH,
     FittedHead,
     HeadConfig,
     RunOptions,
     TrainingConfig,
+    batch_size_for,
     check_spread,
     train_heads,
     train_streamed,
@@ -29,6 +33,8 @@ from loopjax.detectors.svdd.network import (
 )
 from loopjax.errors import UserError
 
+# Training rows up to which an epoch sees every one of them.
+_ONE_PASS = STEPS_PER_EPOCH * LARGEST_BATCH
 # Numbers of the reference's configs/base.yaml, for `DeepSVDD(**REFERENCE)`.
 REFERENCE: dict[str, Any] = {
     "compat": "reference",
@@ -62,7 +68,10 @@ class DeepSVDD(Detector):
             cost three AUROC points on the paper's labeled folders before any training.
         pretrain_epochs: limit of stage 1; 0 keeps the random encoder.
         epochs: limit of stage 2; 0 scores with the pretrained encoder.
-        batch_size: rows per step.
+        batch_size: rows per step. "auto" trains with the same number of steps whatever the size of
+            the corpus: 32 up to 320 training rows (and under `compat`), from there on a tenth of
+            them up to 4,096; then every epoch draws ten batches anew. With batches of a fixed size
+            a head of 20,000 rows trains a hundred times longer than one of 200, and collapses.
         pretrain_learning_rate, learning_rate: AdamW, at the first epoch of stage 1 and 2.
         min_learning_rate: where the cosine schedule, stepped once per epoch, ends.
         schedule_epochs: length of the schedule; None for the stage's limit.
@@ -121,7 +130,7 @@ class DeepSVDD(Detector):
         dropout: float = 0.2,
         pretrain_epochs: int = 10,
         epochs: int = 30,
-        batch_size: int = 32,
+        batch_size: int | Literal["auto"] = "auto",
         pretrain_learning_rate: float = 1e-5,
         learning_rate: float = 3e-5,
         min_learning_rate: float = 5e-6,
@@ -259,12 +268,18 @@ class DeepSVDD(Detector):
             bfloat16=self.precision == "bfloat16",
         )
 
-    def training_config(self, n_features: int) -> TrainingConfig:
-        """What `compat` and the other parameters mean for training."""
+    def training_config(self, n_features: int, n_rows: int) -> TrainingConfig:
+        """What `compat`, "auto" and the other parameters mean for `n_rows` rows."""
         own = self.compat is None
+        n_train = int(n_rows * (1.0 - self.validation_fraction))
+        batch_size, max_steps = self.batch_size, None
+        if isinstance(batch_size, str):
+            batch_size = batch_size_for(n_train) if own else SMALLEST_BATCH
+            max_steps = STEPS_PER_EPOCH if own and n_train > _ONE_PASS else None
         return TrainingConfig(
             network=self.network_config(n_features),
-            batch_size=self.batch_size,
+            batch_size=batch_size,
+            max_steps_per_epoch=max_steps,
             pretrain_epochs=self.pretrain_epochs,
             epochs=self.epochs,
             schedule_epochs=self.schedule_epochs,
@@ -299,11 +314,12 @@ class DeepSVDD(Detector):
         """Check every hyper-parameter; see `Detector.check_params`."""
         super().check_params()
         least = {
-            "batch_size": 2 if self.batch_norm else 1,
             **dict.fromkeys(("patience", "checkpoint_every_epochs"), 1),
             **dict.fromkeys(("pretrain_epochs", "epochs", "bn_warmup_passes"), 0),
             **dict.fromkeys(("warmup_epochs", "weight_decay", "min_learning_rate"), 0),
         }
+        if self.batch_size != "auto":
+            least["batch_size"] = 2 if self.batch_norm else 1
         if self.schedule_epochs is not None:
             least["schedule_epochs"] = 1
         for name, limit in least.items():
@@ -323,7 +339,7 @@ class DeepSVDD(Detector):
         self.network_config(n_features=1)  # refuses impossible widths and dropout
 
     def _fit(self, rows: np.ndarray | RowBlocks) -> np.ndarray:
-        config = self.training_config(self.n_features_in_)
+        config = self.training_config(self.n_features_in_, len_rows(rows))
         head, options = self.head_config(), self.run_options()
         if isinstance(rows, RowBlocks):
             fitted = train_streamed(config, head, rows, options)

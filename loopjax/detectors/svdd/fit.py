@@ -48,6 +48,7 @@ class TrainingConfig:
 
     network: NetworkConfig
     batch_size: int
+    max_steps_per_epoch: int | None
     pretrain_epochs: int
     epochs: int
     schedule_epochs: int | None
@@ -60,6 +61,18 @@ class TrainingConfig:
     reference_shuffle: bool
     last_weights: bool
     data_parallel: bool
+
+
+# A head learns from a number of steps, not of rows: the defaults are 10 steps per epoch. From 320
+# training rows on the batch grows with the corpus, and from 40,960 on an epoch is a sample of it.
+STEPS_PER_EPOCH = 10
+SMALLEST_BATCH, LARGEST_BATCH = 32, 4096
+
+
+def batch_size_for(n_train: int) -> int:
+    """Rows per step for `n_train` training rows, so that an epoch has `STEPS_PER_EPOCH` steps."""
+    wanted = -(-n_train // STEPS_PER_EPOCH)
+    return min(max(8 * -(-wanted // 8), SMALLEST_BATCH), LARGEST_BATCH)
 
 
 @dataclass(frozen=True)
@@ -139,7 +152,9 @@ def train_streamed(
     n_val = min(int(blocks.n_rows * config.validation_fraction), _MAX_STREAMED_VALIDATION)
     rng = np.random.default_rng([head.seed, 0])
     val_rows = np.sort(rng.choice(blocks.n_rows, n_val, replace=False))
-    source = StreamedRows(blocks, val_rows, take_rows(blocks, val_rows))
+    limit = config.max_steps_per_epoch
+    per_epoch = None if limit is None else limit * config.batch_size
+    source = StreamedRows(blocks, val_rows, take_rows(blocks, val_rows), per_epoch, head.seed)
     (fitted,) = _Training(config, [head], source, None, options or RunOptions()).run()
     return fitted
 
@@ -202,7 +217,7 @@ class _Training:
         params, stats = (training_loop.stack([f[i] for f in fresh]) for i in (0, 1))
         nothing: list[Arrays] = [{} for _ in self.heads]
         if network.batch_norm and config.bn_warmup_passes:
-            recipe = training.Recipe(Reconstruction(network), config.batch_size, mesh=self.mesh)
+            recipe = self._recipe(Reconstruction(network))
             starts = self._starts("pretrain", params, stats, nothing)
             stats = source.settled(recipe, starts, config.bn_warmup_passes)
         if config.pretrain_epochs:
@@ -250,9 +265,9 @@ class _Training:
         aux: list[Arrays],
     ) -> training.State:
         """Train one stage from stacked arrays; the final state, in host memory."""
-        config, on_epoch = self.config, self.options.on_epoch
+        on_epoch = self.options.on_epoch
         state, curves = self.source.train(
-            training.Recipe(objective, config.batch_size, mesh=self.mesh),
+            self._recipe(objective),
             self._starts(name, params, stats, aux),
             self._hyperparams(name),
             self._checkpoints(name),
@@ -267,6 +282,12 @@ class _Training:
             }
             self.best_epochs[h][name] = int(state.best_epoch[h])
         return jax.tree.map(np.asarray, state)
+
+    def _recipe(self, objective: training.Objective) -> training.Recipe:
+        config = self.config
+        return training.Recipe(
+            objective, config.batch_size, mesh=self.mesh, max_steps=config.max_steps_per_epoch
+        )
 
     def _starts(
         self, stage: str, params: Arrays, stats: Arrays, aux: list[Arrays]

@@ -98,14 +98,25 @@ class StreamedRows:
         blocks: all rows.
         val_rows: ascending numbers of the rows that stop the training.
         val: those rows; they stay on the device.
+        rows_per_epoch: train on about this many rows, drawn anew every epoch; None for all.
+        seed: of that draw.
 
     Attributes:
         train_rows: one array, the numbers of the rows that are trained on.
     """
 
-    def __init__(self, blocks: RowBlocks, val_rows: np.ndarray, val: np.ndarray):
+    def __init__(
+        self,
+        blocks: RowBlocks,
+        val_rows: np.ndarray,
+        val: np.ndarray,
+        rows_per_epoch: int | None,
+        seed: int,
+    ):
         self._blocks, self._val_rows, self._val = blocks, val_rows, val
         self.train_rows = [np.setdiff1d(np.arange(blocks.n_rows), val_rows)]
+        wanted = len(self.train_rows[0]) if rows_per_epoch is None else rows_per_epoch
+        self._fraction, self._seed = wanted / len(self.train_rows[0]), seed
 
     def fingerprint(self) -> str:
         """Hash of the held-out rows and of the size of the stream."""
@@ -139,7 +150,7 @@ class StreamedRows:
         state = training_loop.place(starts[0], None)
         one = training.Hyperparams(*(column[0] for column in hyperparams))
         state, curves = training_loop.run_streamed(
-            recipe, state, self._parts, self._val, one, checkpoints=checkpoints,
+            recipe, state, self._drawn, self._val, one, checkpoints=checkpoints,
             every_epochs=every_epochs, on_epoch=on_epoch,
         )  # fmt: skip
         return training_loop.stack([state]), curves
@@ -155,6 +166,14 @@ class StreamedRows:
         mean = total / len(self.train_rows[0])
         variance = squares / len(self.train_rows[0]) / len(mean) - float((mean**2).mean())
         return [Moments(mean.astype(np.float32), max(variance, 0.0))]
+
+    def _drawn(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The parts of one epoch."""
+        rng = np.random.default_rng([self._seed, 5, epoch])
+        for block, rows in self._parts():
+            drawn = rows if self._fraction >= 1 else rows[rng.random(len(rows)) < self._fraction]
+            if len(drawn):
+                yield block, drawn
 
     def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Blocks and the numbers of their rows that are trained on; empty ones are left out."""
