@@ -8,6 +8,7 @@ from .detectors.mahalanobis import Mahalanobis as Mahalanobis
 from .detectors.mean_cosine import MeanCosine as MeanCosine
 from .detectors.pca import PCA as PCA
 from .detectors.storage import load_detector as load_detector
+from .detectors.storage import save_detector as save_detector
 from .detectors.svdd.estimator import DeepSVDD as DeepSVDD
 from .detectors.svdd.sphere_svdd import SphereSVDD as SphereSVDD
 from .embedding.chain import embed as embed
