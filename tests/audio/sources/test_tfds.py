@@ -12,12 +12,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from loopjax.audio.sources.tfds import (
-    AUDIO_CLASS,
-    LoopFolder,
-    open_dataset,
-    split_of_group,
-)
+from loopjax.audio.sources.loop_folder import LoopFolder, split_of_group
+from loopjax.audio.sources.tfds import AUDIO_CLASS, open_dataset
 from loopjax.config import EmbedConfig
 from loopjax.embedding.chain import embed, embed_corpus
 from loopjax.errors import UserError
