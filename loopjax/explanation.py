@@ -175,7 +175,10 @@ def explain(
     scores = detector.decision_function(
         embed_arrays(changed, encoder, rate_hz, config, sha256=sha256)
     )
-    score = float(detector.decision_function(embedding)[0])
+    own = model.score_rows(embedding)
+    score = float(own.scores[0])
+    # Changed audio is new to the detector, so what it loses is measured against its own score.
+    base = float(detector.decision_function(embedding)[0])
     window_scores, segment_scores, band_scores = (
         part.tolist() for part in np.split(scores, [len(windows), len(windows) + len(segments)])
     )
@@ -190,7 +193,7 @@ def explain(
         detector=detector.kind,
         score=score,
         percentile=float(detector.percentile([score])[0]),
-        p_value=float(detector.p_value([score])[0]) if model.is_calibrated else None,
+        p_value=float(own.p_values[0]) if model.is_calibrated else None,
         threshold=float(detector.threshold_),
         is_anomaly=bool(score > detector.threshold_),
         flags=(*info.flags, *(["too_short"] if info.duration_s < TOO_SHORT_S else [])),
@@ -200,11 +203,11 @@ def explain(
         ),
         tokens=_tokens(model, outputs.get("fine_grained"), clip_s, len(samples) / rate_hz),
         muted_segments=tuple(
-            MutedSegment(a / rate_hz, b / rate_hz, s, score - s)
+            MutedSegment(a / rate_hz, b / rate_hz, s, base - s)
             for (a, b), s in zip(segments, segment_scores, strict=True)
         ),
         muted_bands=tuple(
-            MutedBand(low, high, s, score - s)
+            MutedBand(low, high, s, base - s)
             for (low, high), s in zip(bands_hz, band_scores, strict=True)
         ),
         neighbors=_neighbors(model, embedding[0], sha256, known),
@@ -280,7 +283,7 @@ def _neighbors(
 ) -> tuple[Neighbor, ...]:
     if known is None or not len(known.matrix):
         return ()
-    normal = model.detector.decision_function(known.matrix) <= model.detector.threshold_
+    normal = model.score_rows(known.matrix).scores <= model.detector.threshold_
     table = known.table
     if "sha256" in table.column_names:
         normal &= np.array([value != sha256 for value in table["sha256"].to_pylist()])

@@ -7,8 +7,8 @@ is to know. A detector saved on its own is a model of an unknown space.
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ import pyarrow as pa
 from loopjax.config import DetectorConfig, EmbedConfig, nearest
 from loopjax.detectors import detector_class, make_detector
 from loopjax.detectors.base import Detector
+from loopjax.detectors.crossfit import fit_and_cross_fit
+from loopjax.detectors.known_rows import KnownRows
 from loopjax.detectors.storage import load_detector, read_detector_config, save_detector
-from loopjax.detectors.svdd.estimator import DeepSVDD
-from loopjax.detectors.svdd.together import fit_heads
 from loopjax.embedding.chain import embed
 from loopjax.embedding.settings import as_encoder, config_of, space_of
 from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
 from loopjax.errors import UserError
+from loopjax.evaluation.conformal import adjusted_p_values, require_attainable
 from loopjax.store.foreign import SUFFIXES
 from loopjax.store.read import Embeddings, part_files, read_embeddings
 from loopjax.store.scores import Scores
@@ -33,6 +34,21 @@ from loopjax.store.scores import Scores
 log = logging.getLogger(__name__)
 
 Paths = Sequence[str | os.PathLike] | str | os.PathLike
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Scores of rows, none by a detector that was fitted on the row.
+
+    Attributes:
+        scores: float64 [N], higher = more anomalous.
+        p_values: float64 [N], conformal; NaN without calibration.
+        is_cross_fitted: bool [N], rows the model was fitted on, scored by copies that were not.
+    """
+
+    scores: np.ndarray
+    p_values: np.ndarray
+    is_cross_fitted: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,8 @@ class Model:
         space: of the embeddings it was fitted on; None where nobody knows.
         training_ids: ids of the rows it was fitted on.
         embeddings_path: the store or file that held them, for nearest neighbors.
+        known_rows: the rows it was fitted on, in the order of the detector's training scores; None
+            where those are not cross-fitted.
     """
 
     detector: Detector
@@ -52,6 +70,7 @@ class Model:
     space: Space | None = None
     training_ids: tuple[str, ...] = ()
     embeddings_path: str | None = None
+    known_rows: KnownRows | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_calibrated(self) -> bool:
@@ -75,6 +94,7 @@ class Model:
             "space": None if self.space is None else self.space.to_metadata(),
             "training_ids": list(self.training_ids),
             "embeddings_path": self.embeddings_path,
+            "known_rows": None if self.known_rows is None else self.known_rows.to_text(),
         }
         return save_detector(self.detector, Path(folder), {"model": section})
 
@@ -148,26 +168,34 @@ class Model:
         data: Embeddings | np.ndarray | Paths,
         encoder: Encoder | str | Path | None = None,
         target_fpr: float | None = None,
+        target_fdr: float | None = None,
     ) -> Scores:
         """Scores every row; rank 1 is the most anomalous.
+
+        Rows that the model was fitted on get their cross-fitted scores, so that they can stand in
+        one ranking with new ones; the column `scored_as` says which are which.
 
         Args:
             data: see `embeddings_of`.
             encoder: for audio, see `load_encoder`.
-            target_fpr: flag rows whose conformal p-value is at most this; None = the detector's
-                threshold, the 95 % quantile of its training scores.
+            target_fpr: flag rows whose conformal p-value is at most this, so that at most such a
+                fraction of normal rows is flagged; default: the detector's threshold.
+            target_fdr: flag rows so that at most such a fraction of the flagged ones is normal.
 
         Raises:
-            UserError: unreadable, of another space, or `target_fpr` without calibration.
+            UserError: unreadable, of another space, or a rate that the calibration cannot keep.
         """
-        if target_fpr is not None and not self.is_calibrated:
-            raise UserError(
-                "--target-fpr needs held-out loops; fit with split.train_fraction below 1"
-            )
+        self.check_targets(target_fpr, target_fdr)
         embeddings = self.embeddings_of(data, encoder)
-        scores = self.detector.decision_function(embeddings.matrix)
+        scored = self.score_rows(embeddings.matrix)
+        q_values = adjusted_p_values(scored.p_values)
+        flagged = scored.scores > self.detector.threshold_
+        if target_fpr is not None:
+            flagged = scored.p_values <= target_fpr
+        elif target_fdr is not None:
+            flagged = q_values <= target_fdr
         return Scores(
-            self._score_table(embeddings.table, scores, target_fpr),
+            self._score_table(embeddings.table, scored, q_values, flagged),
             {
                 "detector": self.name,
                 "kind": self.detector.kind,
@@ -175,6 +203,36 @@ class Model:
                 "threshold": repr(float(self.detector.threshold_)),
             },
         )
+
+    def score_rows(self, X: np.ndarray) -> ScoredRows:
+        """Scores rows [N, D]; those that the model was fitted on keep their cross-fitted scores."""
+        detector = self.detector
+        known = np.full(len(X), -1) if self.known_rows is None else self.known_rows.find(X)
+        is_known = known >= 0
+        scores = detector.decision_function(X)
+        scores[is_known] = detector.decision_scores_[known[is_known]]
+        p_values = np.full(len(scores), np.nan)
+        if self.is_calibrated:
+            p_values = detector.p_value(scores)
+            # A row that calibrates counts once: p = (1 + others at least as high) / (others + 1).
+            n = len(detector.calibration_scores_)
+            p_values[is_known] = (p_values[is_known] * (n + 1) - 1) / n
+        return ScoredRows(scores, p_values, is_known)
+
+    def check_targets(self, target_fpr: float | None, target_fdr: float | None) -> None:
+        """Refuses rates that cannot be kept: `UserError` names the number of loops one needs."""
+        if target_fpr is None and target_fdr is None:
+            return
+        if target_fpr is not None and target_fdr is not None:
+            raise UserError("give either a false-positive rate or a false-discovery rate")
+        if not self.is_calibrated:
+            raise UserError(
+                f"{self.name} has no scores of unseen loops and can keep no rate; refit"
+            )
+        if target_fpr is not None:
+            require_attainable(target_fpr, len(self.detector.calibration_scores_))
+        elif target_fdr is not None and not 0 < target_fdr < 1:
+            raise UserError(f"false-discovery rate {target_fdr}: expected between 0 and 1")
 
     def check_space(self, found: Space | None, what: str = "the embeddings") -> None:
         """Refuses embeddings that cannot be compared with the model's.
@@ -216,25 +274,23 @@ class Model:
         return self.space.location
 
     def _score_table(
-        self, rows: pa.Table, scores: np.ndarray, target_fpr: float | None
+        self, rows: pa.Table, scored: ScoredRows, q_values: np.ndarray, flagged: np.ndarray
     ) -> pa.Table:
-        detector = self.detector
-        p_value = detector.p_value(scores) if self.is_calibrated else np.full(len(scores), np.nan)
-        flagged = scores > detector.threshold_ if target_fpr is None else p_value <= target_fpr
+        scores = scored.scores
         ids = np.asarray(rows["id"].to_pylist(), object)
         order = np.lexsort((ids.astype(str), -scores))
         rank = np.empty(len(scores), np.int64)
         rank[order] = np.arange(1, len(scores) + 1)
-        trained_on = set(self.training_ids)
         columns: dict[str, Any] = {
             "id": ids,
             "path": rows["path"].to_pylist(),
             "score": scores,
-            "percentile": detector.percentile(scores),
-            "p_value": pa.array(p_value, from_pandas=True),
+            "percentile": self.detector.percentile(scores),
+            "p_value": pa.array(scored.p_values, from_pandas=True),
+            "q_value": pa.array(q_values, from_pandas=True),
             "is_anomaly": flagged,
             "rank": rank,
-            "split": ["train" if i in trained_on else "held-out" for i in ids],
+            "scored_as": ["cross_fitted" if known else "new" for known in scored.is_cross_fitted],
         }
         for name in ("group", "flags", "duration_s"):
             if name in rows.column_names:
@@ -259,15 +315,16 @@ def load_model(folder: str | Path) -> Model:
     if section is None:
         return Model(detector, detector.kind)
     try:
-        space = section["space"]
+        space, known = section["space"], section.get("known_rows")
         return Model(
             detector,
             section["name"],
             None if space is None else Space.from_metadata(space),
             tuple(section["training_ids"]),
             section["embeddings_path"],
+            KnownRows.from_text(known) if known else None,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: the model is damaged ({error!r}); fit it again") from None
 
 
@@ -292,11 +349,12 @@ def fit_models(
     config: DetectorConfig,
     seeds: Sequence[int] = (0,),
     *,
-    calibration: np.ndarray | None = None,
+    folds: np.ndarray | None = None,
+    threshold: Callable[[np.ndarray], float] | None = None,
     embeddings_path: str | None = None,
     extra: dict[str, Any] | None = None,
 ) -> list[Model]:
-    """Fits one detector per seed on the training rows and calibrates them on the rest.
+    """Fits one detector per seed; threshold, percentiles and p-values come from unseen scores.
 
     Deep SVDD heads of all seeds train together.
 
@@ -305,7 +363,9 @@ def fit_models(
         train: bool [N], the rows to fit on.
         config: kind and hyper-parameters.
         seeds: become `random_state` where the detector has one.
-        calibration: bool [N], held-out rows taken as normal; default: all that do not train.
+        folds: int [N], the folds of cross-fitting; None: training scores are those of the fitted
+            detector itself, and the rows that do not train calibrate it.
+        threshold: from the training scores; default: the detector's `contamination`.
         embeddings_path: where the embeddings are, for `explain`.
         extra: run-time arguments of the constructor (callbacks, checkpoint folder).
     """
@@ -316,18 +376,21 @@ def fit_models(
         params = {"random_state": seed} | config.params | (extra or {})
         params = {key: value for key, value in params.items() if key in known}
         detectors.append(make_detector(config.kind, **params))
-    if config.kind == DeepSVDD.kind:
-        fit_heads(detectors, embeddings.matrix[train])
+    rows = embeddings.matrix[train]
+    if folds is not None:
+        fit_and_cross_fit(detectors, rows, folds[train], len(np.unique(folds[train])))
     else:
         for detector in detectors:
-            detector.fit(embeddings.matrix[train])
-    held_out = embeddings.matrix[~train if calibration is None else calibration]
-    if len(held_out):
+            detector.fit(rows)
+            if not train.all():
+                detector.calibrate(embeddings.matrix[~train])
+    if threshold is not None:
         for detector in detectors:
-            detector.calibrate(held_out)
+            detector.set_fitted({"threshold_": threshold(detector.decision_scores_)})
     space = Space.from_metadata(embeddings.metadata)
     ids = tuple(np.asarray(embeddings.table["id"].to_pylist(), object)[train])
-    return [Model(detector, config.name, space, ids, embeddings_path) for detector in detectors]
+    known_rows = None if folds is None else KnownRows.of(rows)
+    return [Model(d, config.name, space, ids, embeddings_path, known_rows) for d in detectors]
 
 
 def _holds_embeddings(path: Path) -> bool:

@@ -39,7 +39,7 @@ ALLOWED = {
     "detectors": "errors arrays io training evaluation",
     "embedding": "errors io config parallel audio store encoders",
     "convert": "errors io htsat encoders detectors restricted_pickle",
-    "model": "errors io config store encoders detectors embedding",
+    "model": "errors io config store encoders detectors embedding evaluation",
     "explanation": "errors store encoders embedding model",
     "report": "errors io config audio store evaluation loopjax",
 }

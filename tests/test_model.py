@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 
@@ -25,7 +26,7 @@ from loopjax.explanation import explain
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
 from loopjax.model import Model, fit_models, load_model
-from loopjax.store.read import read_embeddings
+from loopjax.store.read import Embeddings, read_embeddings
 from tests.audio_files import write_corpus
 from tests.fake_encoder import FakeEncoder
 
@@ -226,10 +227,39 @@ def test_folders_that_hold_no_model_are_named(tmp_path, left_model):
 def test_a_false_positive_rate_needs_calibration():
     rows = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     model = Model(KNN(n_neighbors=2).fit(rows), "knn")
-    with pytest.raises(UserError, match="held-out"):
+    with pytest.raises(UserError, match="can keep no rate"):
         model.score(rows, target_fpr=0.1)
     model.detector.calibrate(rows[:9])
-    assert not any(model.score(rows, target_fpr=0.05).table["is_anomaly"].to_pylist())
+    with pytest.raises(UserError, match="needs 19 held-out normal loops; there are 9"):
+        model.score(rows, target_fpr=0.05)
+    for rate in (0.0, -1.0, 5.0, float("nan")):
+        with pytest.raises(UserError, match="between 0 and 1"):
+            model.score(rows, target_fpr=rate)
+        with pytest.raises(UserError, match="between 0 and 1"):
+            model.score(rows, target_fdr=rate)
+
+
+def test_a_corpus_and_new_loops_stand_in_one_ranking():
+    """Loops a model was fitted on score, and are placed, as if it had never seen them."""
+    rng = np.random.default_rng(0)
+    rows, new = (rng.normal(size=(n, 12)).astype(np.float32) for n in (150, 300))
+    table = pa.table({"id": [f"loop {i}" for i in range(150)], "path": [""] * 150})
+    folds = np.arange(150) % 5
+    for kind in ("knn", "pca", "mahalanobis"):
+        config = DetectorConfig(kind, kind)
+        train = np.ones(150, bool)
+        (model,) = fit_models(Embeddings(rows, table, {}), train, config, folds=folds)
+        both = model.score(np.concatenate([rows, new])).table.sort_by("id").to_pylist()
+        own, others = both[:150], both[150:]
+        assert {row["scored_as"] for row in own} == {"cross_fitted"}
+        assert {row["scored_as"] for row in others} == {"new"}
+        scores = [row["score"] for row in own]
+        np.testing.assert_array_equal(scores, model.detector.decision_scores_)
+        assert sum(row["is_anomaly"] for row in own) == np.sum(scores > model.detector.threshold_)
+        assert np.mean([row["percentile"] for row in own]) == pytest.approx(50, abs=1)
+        assert np.mean([row["percentile"] for row in others]) == pytest.approx(50, abs=8)
+        ranks = np.sort([row["p_value"] for row in own])
+        np.testing.assert_allclose(ranks, np.arange(1, 151) / 150)
 
 
 def test_a_model_in_memory_asks_for_its_encoder(tmp_path):

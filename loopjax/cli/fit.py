@@ -38,14 +38,15 @@ def _act(args: argparse.Namespace) -> int:
     numbers = parse_seeds(args.seeds)
     config, split = _detector_config(args.detector, args.network, args.config, args.set)
     embeddings = read_embeddings(args.embeddings)
-    train = split_rows(embeddings, split)
+    rows = split_rows(embeddings, split)
     path = str(Path(args.embeddings).absolute())
     with _epoch_progress() as on_epoch:
         models = fit_models(
             embeddings,
-            train,
+            rows.train,
             config,
             numbers,
+            folds=rows.folds,
             embeddings_path=path,
             extra={"on_epoch": on_epoch},
         )
@@ -56,8 +57,10 @@ def _act(args: argparse.Namespace) -> int:
             "model": str(folder),
             "detector": config.kind,
             "seed": seed,
-            "n_train": int(train.sum()),
-            "n_held_out": int((~train).sum()),
+            "n_train": int(rows.train.sum()),
+            "n_held_out": int(rows.held_out.sum()),
+            "n_alike": rows.n_alike,
+            "n_moved": rows.n_moved,
             "threshold": model.detector.threshold_,
         }
         print(json.dumps(row))  # noqa: T201

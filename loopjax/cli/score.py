@@ -14,8 +14,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--out", help="scores.parquet to write")
     parser.add_argument("--csv", help="also write CSV here")
-    parser.add_argument(
-        "--target-fpr", type=float, help="flag by conformal p-value at this false-positive rate"
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument(
+        "--target-fpr", type=float, metavar="RATE", help="flag this fraction of normal loops"
+    )
+    rate.add_argument(
+        "--target-fdr",
+        type=float,
+        metavar="RATE",
+        help="this fraction of what is flagged is normal",
     )
     add_encoder_option(parser)
     parser.add_argument("--top", type=int, default=20, help="rows printed (default 20)")
@@ -27,8 +34,9 @@ def _act(args: argparse.Namespace) -> int:
     from loopjax.store.scores import write_csv, write_scores
 
     model = load_model(args.model)
+    model.check_targets(args.target_fpr, args.target_fdr)
     embeddings = model.embeddings_of(args.sources, args.encoder)
-    scores = model.score(embeddings, target_fpr=args.target_fpr)
+    scores = model.score(embeddings, target_fpr=args.target_fpr, target_fdr=args.target_fdr)
     if args.out is not None:
         write_scores(scores, Path(args.out), csv=args.csv)
     elif args.csv is not None:

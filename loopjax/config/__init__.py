@@ -111,9 +111,17 @@ class EmbedConfig:
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Which rows train the detectors and which are held out (calibration, false-positive rate)."""
+    """Which loops fit the detectors, and the folds in which they are scored unseen."""
 
-    train_fraction: Annotated[float, Setting("fraction that trains", above=0, at_most=1)] = 0.8
+    train_fraction: Annotated[
+        float, Setting("fraction that fits; the rest only measures", above=0, at_most=1)
+    ] = 1.0
+    folds: Annotated[
+        int, Setting("each is scored by detectors fitted on the others", at_least=2, at_most=100)
+    ] = 5
+    near_duplicate_cosine: Annotated[
+        float, Setting("loops at least this similar are never parted", above=0, at_most=1)
+    ] = 0.999
     seed: Annotated[Seed, Setting("another seed, another split")] = 0
     by: Annotated[
         Literal["row", "group"], Setting("group: a folder trains as a whole or not at all")
@@ -151,6 +159,9 @@ class EvaluateConfig:
     target_fpr: Annotated[
         float, Setting("false-positive rate for threshold: conformal", above=0, below=1)
     ] = 0.05
+    fdr: Annotated[
+        float, Setting("false-discovery rate of the loops that are counted", above=0, below=1)
+    ] = 0.1
     protocols: Annotated[
         tuple[ProtocolName, ...],
         Setting("P1: one folder normal; P3: one folder anomalous; on every one of data.sets"),

@@ -81,6 +81,15 @@ def cross_conformal_p_values(scores: ArrayLike) -> np.ndarray:
     return (len(scores) - below) / len(scores)
 
 
+def adjusted_p_values(p_values: ArrayLike) -> np.ndarray:
+    """Returns [N] the smallest false-discovery rate at which each row is a discovery; NaN stays."""
+    adjusted = np.array(p_values, np.float64)
+    known = np.isfinite(adjusted)
+    if known.any():
+        adjusted[known] = stats.false_discovery_control(adjusted[known])
+    return adjusted
+
+
 def discoveries(p_values: ArrayLike, fdr: float) -> np.ndarray:
     """Rows that can be called anomalous together, bool [N] (Benjamini and Hochberg, 1995).
 
@@ -96,9 +105,4 @@ def discoveries(p_values: ArrayLike, fdr: float) -> np.ndarray:
     """
     if not 0 < fdr < 1:
         raise UserError(f"false-discovery rate {fdr}: expected between 0 and 1")
-    p_values = np.asarray(p_values, np.float64)
-    known = np.isfinite(p_values)
-    called = np.zeros(len(p_values), bool)
-    if known.any():
-        called[known] = stats.false_discovery_control(p_values[known]) <= fdr
-    return called
+    return adjusted_p_values(p_values) <= fdr

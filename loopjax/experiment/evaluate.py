@@ -15,16 +15,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from loopjax.config import EvaluateConfig, ExperimentConfig
+from loopjax.config import DetectorConfig, EvaluateConfig, ExperimentConfig
+from loopjax.evaluation.conformal import discoveries
 from loopjax.evaluation.metrics import group_rows, labeled_metrics
 from loopjax.evaluation.separation import separation
 from loopjax.evaluation.statistics import seed_interval, welch_tests
 from loopjax.evaluation.tables import Evaluation, Row, Table
 from loopjax.evaluation.thresholds import score_threshold
 from loopjax.experiment.figures import draw_curves, draw_run
-from loopjax.experiment.splits import held_out_rows
+from loopjax.experiment.splits import Split
 from loopjax.io import write_json
-from loopjax.model import Model, fit_models
+from loopjax.model import Model, ScoredRows, fit_models
 from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings, read_embeddings
 
@@ -46,40 +47,35 @@ class FittedRun:
         config: the experiment.
         models: detector name -> one model per seed.
         embeddings: all rows.
-        train: bool [N], the rows the detectors were fitted on.
+        split: which rows the detectors were fitted on, and in which folds they were scored.
         labels: int [N], 1 anomaly, 0 normal, -1 unknown; None without labels.
     """
 
     config: ExperimentConfig
     models: Mapping[str, list[Model]]
     embeddings: Embeddings
-    train: np.ndarray
+    split: Split
     labels: np.ndarray | None
 
     @cached_property
-    def scores(self) -> dict[str, list[np.ndarray]]:
-        """Detector name -> one row of scores [N] per seed."""
+    def scored(self) -> dict[str, list[ScoredRows]]:
+        """Detector name -> all rows scored unseen, per seed."""
         return {
-            name: [model.detector.decision_function(self.embeddings.matrix) for model in seeds]
+            name: [model.score_rows(self.embeddings.matrix) for model in seeds]
             for name, seeds in self.models.items()
         }
 
     @cached_property
-    def held_out(self) -> np.ndarray:
-        """Rows that stand for normal loops no detector has seen, bool [N]."""
-        return held_out_rows(self.config.split, self.train, self.labels)
+    def scores(self) -> dict[str, list[np.ndarray]]:
+        """Detector name -> one row of scores [N] per seed."""
+        return {name: [rows.scores for rows in seeds] for name, seeds in self.scored.items()}
 
     @cached_property
     def measured(self) -> np.ndarray:
-        """Rows that labeled metrics are computed on, bool [N].
-
-        Trained on everything, every labeled row counts (the detector never saw a label). Trained
-        on normals alone, only held-out normals count, or they would look more normal than they are.
-        """
+        """Rows that labeled metrics are computed on, bool [N]: no score is of a row's own fit."""
         if self.labels is None:
-            return np.zeros(len(self.train), bool)
-        known = self.labels >= 0
-        return known & ~self.train if self.config.split.train_on == "normal" else known
+            return np.zeros(len(self.split.train), bool)
+        return self.labels >= 0
 
     @property
     def primary(self) -> str:
@@ -102,7 +98,7 @@ def evaluate_fitted(run: FittedRun, out: Path, log: Log) -> Evaluation:
     require_report_extra()
     log("evaluating")
     evaluation = evaluation_of(run, out / "compare", log)
-    draw_run(run.models, run.scores, run.embeddings, run.train, run.labels, out / "figures")
+    draw_run(run.models, run.scores, run.embeddings, run.split.train, run.labels, out / "figures")
     write_json(out / "evaluation.json", evaluation.to_json())
     if run.config.evaluate.robustness == "none":
         return evaluation
@@ -141,7 +137,8 @@ def _robustness(run: FittedRun, out: Path, log: Log) -> tuple[Table, ...]:
     from loopjax.encoders.load import load_encoder
     from loopjax.experiment.robustness import measure_robustness
 
-    normal = ~run.train if run.labels is None else ~run.train & (run.labels == 0)
+    unseen = ~run.split.train
+    normal = unseen if run.labels is None else unseen & (run.labels == 0)
     curves = measure_robustness(
         run.embeddings.table.filter(pa.array(normal)),
         {name: [model.detector for model in seeds] for name, seeds in run.models.items()},
@@ -157,28 +154,63 @@ def _robustness(run: FittedRun, out: Path, log: Log) -> tuple[Table, ...]:
     return curves.tables
 
 
+def threshold_rule(
+    settings: EvaluateConfig, detector: DetectorConfig
+) -> Callable[[np.ndarray], float]:
+    """How a detector's threshold follows from the scores [N] of rows it has not seen.
+
+    A detector whose parameters give `contamination` keeps to that.
+    """
+    contamination = detector.params.get("contamination")
+    if isinstance(contamination, float):
+        return lambda scores: score_threshold(scores, quantile=1 - contamination)
+    return lambda scores: score_threshold(
+        scores,
+        settings.threshold,
+        quantile=settings.quantile,
+        sigma=settings.sigma,
+        calibration_scores=scores,
+        target_fpr=settings.target_fpr,
+    )
+
+
+def _flagged_held_out(run: FittedRun, name: str) -> float:
+    """Fraction of normal rows above a threshold that was set without them.
+
+    Of the held-out rows; where there are none, of every fold by the threshold of the others.
+    """
+    scores, split = run.scores[name][0], run.split
+    if split.held_out.any():
+        return float(np.mean(scores[split.held_out] > run.models[name][0].detector.threshold_))
+    config = next(d for d in run.config.detectors if d.name == name)
+    rule = threshold_rule(run.config.evaluate, config)
+    n_flagged = 0
+    for fold in np.unique(split.folds[split.train]):
+        own = split.train & (split.folds == fold)
+        n_flagged += int(np.sum(scores[own] > rule(scores[split.train & ~own])))
+    return n_flagged / int(split.train.sum())
+
+
 def _detectors(run: FittedRun) -> Table:
-    settings, held_out = run.config.evaluate, run.held_out
+    settings = run.config.evaluate
     rows = []
     for name, seeds in run.scores.items():
-        own = seeds[0]
-        cut = score_threshold(
-            own[run.train],
-            settings.threshold,
-            quantile=settings.quantile,
-            sigma=settings.sigma,
-            calibration_scores=own[held_out] if held_out.any() else None,
-            target_fpr=settings.target_fpr,
-        )
+        cut = run.models[name][0].detector.threshold_
         row: Row = {"detector": name, "seeds": len(seeds), "threshold": cut}
-        row["flagged_train"] = float(np.mean(own[run.train] > cut))
-        if held_out.any():
-            row["flagged_held_out"] = float(np.mean(own[held_out] > cut))
+        row["flagged"] = float(np.mean(seeds[0][run.split.train] > cut))
+        row["flagged_held_out"] = _flagged_held_out(run, name)
+        row["discoveries"] = int(discoveries(run.scored[name][0].p_values, settings.fdr).sum())
         if run.labels is not None:
             truth = run.labels[run.measured]
             row |= _labeled_cells(truth, [s[run.measured] for s in seeds], settings)
         rows.append(row)
-    note = f"Threshold: {settings.threshold}. Fractions are of loops above it."
+    where = "of the held-out loops" if run.split.held_out.any() else "of each fold by the others"
+    note = (
+        f"No loop is scored by a detector that was fitted on it. Threshold: {settings.threshold}; "
+        f"flagged: the fraction of fitted loops above it; flagged held out: {where}. Discoveries: "
+        f"loops that stand out together at a false-discovery rate of {settings.fdr:g}; a corpus "
+        "that calibrates itself can have none."
+    )
     if run.labels is not None:
         note += (
             " AUROC, pAUC up to a false-positive rate of 0.1 and average precision with bootstrap "
@@ -226,8 +258,10 @@ def _encoders(run: FittedRun, labels: np.ndarray, compare: Path, log: Log) -> Ta
         aligned = Embeddings(matrix, run.embeddings.table, other.metadata)
         found = {}
         for detector in config.detectors:
-            (model,) = fit_models(aligned, run.train, detector, config.seeds[:1])
-            found[detector.name] = model.detector.decision_function(matrix)
+            (model,) = fit_models(
+                aligned, run.split.train, detector, config.seeds[:1], folds=run.split.folds
+            )
+            found[detector.name] = model.score_rows(matrix).scores
         rows.append(_encoder_row(name, labels, measured, found))
     note = "AUROC of each detector on embeddings of other encoders, same loops and split."
     return Table("Encoders", note, tuple(rows))
@@ -248,14 +282,14 @@ def _separation(run: FittedRun) -> Table:
     for name, seeds in run.models.items():
         scores = run.scores[name][0]
         found = separation(
-            scores[run.train],
-            scores[run.held_out] if run.held_out.any() else None,
+            scores[run.split.train],
+            scores[run.split.held_out] if run.split.held_out.any() else None,
             threshold=seeds[0].detector.threshold_,
         )
         row: Row = {"detector": name}
         rows.append(row | {key: getattr(found, key) for key in SEPARATION_COLUMNS})
     note = (
-        "Without labels, on training scores. These numbers depend on each score's scale: compare "
+        "Without labels, on the fitted loops. These numbers depend on each score's scale: compare "
         "them within one detector only."
     )
     return Table("Separation", note, tuple(rows))
@@ -274,15 +308,16 @@ def _groups(run: FittedRun) -> list[Table]:
 
 
 def _tests(run: FittedRun) -> Table:
-    others = ~run.train if (~run.train).any() else run.train
+    train, held_out = run.split.train, run.split.held_out
+    others = held_out if held_out.sum() > 1 else train
     tested = {name: seeds[0][others] for name, seeds in run.scores.items()}
-    reference = {name: seeds[0][run.train] for name, seeds in run.scores.items()}
+    reference = {name: seeds[0][train] for name, seeds in run.scores.items()}
     rows = [
         {key: value for key, value in dataclasses.asdict(test).items() if value is not None}
         for test in welch_tests(tested, reference)
     ]
     note = (
-        "Pairs of detectors on held-out loops, Holm-corrected. Raw scores have different units; "
+        "Pairs of detectors on normal loops, Holm-corrected. Raw scores have different units; "
         "the log and percentile scales do not."
     )
     return Table("Welch tests", note, tuple(rows))

@@ -256,7 +256,7 @@ def _draw(
     config: ExperimentConfig, embeddings: Embeddings, set_name: str, out: Path, log: Log
 ) -> None:
     """The paper's figures: every detector fitted once on 80 % of the loops."""
-    train = split_rows(embeddings, config.split)
+    train = split_rows(embeddings, config.split).train
     models: dict[str, list[Model]] = {}
     for detector in _drawn(config.detectors):
         log(f"{set_name}: fitting {detector.name} for the figures")

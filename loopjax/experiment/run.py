@@ -15,7 +15,7 @@ from loopjax.config import ExperimentConfig, ReportConfig
 from loopjax.detectors import detector_class
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Evaluation
-from loopjax.experiment.evaluate import FittedRun, evaluate_fitted
+from loopjax.experiment.evaluate import FittedRun, evaluate_fitted, threshold_rule
 from loopjax.experiment.groups import cut_groups
 from loopjax.experiment.interrupt import stoppable
 from loopjax.experiment.labels import (
@@ -29,7 +29,7 @@ from loopjax.experiment.labels import (
 from loopjax.experiment.manifest import step
 from loopjax.experiment.paper import reproduce
 from loopjax.experiment.record import claim, read_record, require_run_or_empty
-from loopjax.experiment.splits import held_out_rows, split_rows
+from loopjax.experiment.splits import Split, split_rows
 from loopjax.io import locked
 from loopjax.model import Model, check_params, fit_models, load_model
 from loopjax.report.extra import require_report_extra
@@ -85,14 +85,14 @@ def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log)
             with step(out, "embed"):
                 embeddings, n_rejected = embed_or_read(config, out, log)
             labels = labels_of(config, label_file, embeddings)
-            train = training_rows(config, embeddings, labels)
+            split = split_rows(embeddings, config.split, labels)
             with step(out, "fit"):
-                models = fit_all(config, embeddings, train, labels, out, log)
+                models = fit_all(config, embeddings, split, out, log)
             scores = rank(config, models, embeddings, labels)
             with step(out, "score"):
                 write_scores(scores, out / "scores.parquet", csv=out / "scores.csv")
             with step(out, "evaluate"):
-                fitted = FittedRun(config, models, embeddings, train, labels)
+                fitted = FittedRun(config, models, embeddings, split, labels)
                 evaluation = evaluate_fitted(fitted, out, log)
             with step(out, "report"):
                 log(f"report: {write_report(out, config=config.report)}")
@@ -112,11 +112,11 @@ def evaluate_run(run: Path, log: Log) -> Evaluation:
                 return reproduce(config, run, log)
         embeddings = read_run_embeddings(config, run)
         labels = labels_of(config, check_labels(config, log), embeddings)
-        train = training_rows(config, embeddings, labels)
+        split = split_rows(embeddings, config.split, labels)
         with step(run, "fit"):
-            models = fit_all(config, embeddings, train, labels, run, log)
+            models = fit_all(config, embeddings, split, run, log)
         with step(run, "evaluate"):
-            fitted = FittedRun(config, models, embeddings, train, labels)
+            fitted = FittedRun(config, models, embeddings, split, labels)
             return evaluate_fitted(fitted, run, log)
 
 
@@ -183,22 +183,6 @@ def read_run_embeddings(config: ExperimentConfig, out: Path) -> Embeddings:
     return cut_groups(found, config.data.group_depth)
 
 
-def training_rows(
-    config: ExperimentConfig, embeddings: Embeddings, labels: np.ndarray | None
-) -> np.ndarray:
-    """The rows that train, bool [N].
-
-    Raises:
-        UserError: `train_on: normal` without labels, or too few rows.
-    """
-    train = split_rows(embeddings, config.split)
-    if config.split.train_on == "normal":
-        if labels is None:
-            raise UserError("split.train_on: normal needs labels; give data.labels")
-        train &= labels != 1
-    return train
-
-
 def check_labels(config: ExperimentConfig, log: Log) -> LabelFile | None:
     """Reads the label file, and joins it to the loops as far as they are known, before any work.
 
@@ -231,13 +215,18 @@ def labels_of(
 def fit_all(
     config: ExperimentConfig,
     embeddings: Embeddings,
-    train: np.ndarray,
-    labels: np.ndarray | None,
+    split: Split,
     out: Path,
     log: Log,
 ) -> dict[str, list[Model]]:
     """Fits every detector with every seed; what an earlier run saved is loaded instead."""
-    calibration = held_out_rows(config.split, train, labels)
+    if split.n_alike:
+        log(
+            f"{split.n_alike} loops are equal or nearly equal to others (cosine {split.cosine:.6g} "
+            "and above) and stay in one fold with them"
+        )
+    if split.n_moved:
+        log(f"{split.n_moved} loops changed sides of the split, not to be parted from their like")
     models: dict[str, list[Model]] = {}
     store = config.data.embeddings or str((out / "embeddings").absolute())
     for detector in config.detectors:
@@ -250,13 +239,14 @@ def fit_all(
         missing = [seed for seed, model in found.items() if model is None]
         if missing:
             named = ", ".join(map(str, missing))
-            log(f"fitting {detector.name} (seed {named}) on {int(train.sum())} loops")
+            log(f"fitting {detector.name} (seed {named}) on {int(split.train.sum())} loops")
             fitted = fit_models(
                 embeddings,
-                train,
+                split.train,
                 detector,
                 missing,
-                calibration=calibration,
+                folds=split.folds,
+                threshold=threshold_rule(config.evaluate, detector),
                 embeddings_path=store,
                 extra={"on_epoch": _epoch_log(out / "metrics.jsonl", detector.name, missing)},
             )
@@ -291,9 +281,12 @@ def rank(
     ids = embeddings.table["id"].to_pylist()
     place = {row_id: i for i, row_id in enumerate(ids)}
     order = np.array([place[row_id] for row_id in scores.table["id"].to_pylist()])
-    table = scores.table
+    # What the model calls new is, of its own corpus, what the split kept from it.
+    said = ["held_out" if s == "new" else s for s in scores.table["scored_as"].to_pylist()]
+    at = scores.table.column_names.index("scored_as")
+    table = scores.table.set_column(at, "scored_as", pa.array(said))
     for name, (model, *_) in models.items():
-        column = model.detector.decision_function(embeddings.matrix)[order]
+        column = model.score_rows(embeddings.matrix).scores[order]
         table = table.append_column(f"score_{name}", pa.array(column))
     if labels is not None:
         known = labels[order]

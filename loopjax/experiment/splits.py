@@ -1,47 +1,114 @@
-"""Which rows train the detectors, and which stand for normal loops that no detector has seen."""
+"""Which loops fit the detectors, and the folds in which they are scored without having been seen.
+
+Equal and nearly equal loops are never parted: a copy on the other side of a split would look known.
+"""
 
 import hashlib
 import math
+from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from loopjax.config import SplitConfig
 from loopjax.errors import UserError
+from loopjax.evaluation.folds import fold_numbers, linked_groups, near_duplicates
 from loopjax.evaluation.splits import MIN_TRAIN
 from loopjax.store.read import Embeddings
 
+STRICTEST = 1e-5  # below lie rounding errors
 
-def split_rows(embeddings: Embeddings, split: SplitConfig) -> np.ndarray:
-    """Which rows train, bool [N]; decided by each id (or group) alone, so it survives additions.
 
-    Rows flagged as silence never train: a corpus with many broken files would call them normal.
+@dataclass(frozen=True)
+class Split:
+    """How the loops of an experiment are divided.
+
+    Attributes:
+        train: bool [N], the loops that the final detectors are fitted on.
+        folds: int [N], the fold in which each is scored by detectors that saw no loop of it.
+        held_out: bool [N], loops taken as normal that fit nothing at all.
+        n_moved: loops that changed sides so as not to be parted from their like.
+        n_alike: loops that have their like in the corpus.
+        cosine: from which loops count as alike: that of the settings, or a stricter one where
+            chains of like loops would hold most of the corpus.
+    """
+
+    train: np.ndarray
+    folds: np.ndarray
+    held_out: np.ndarray
+    n_moved: int
+    n_alike: int
+    cosine: float
+
+
+def split_rows(
+    embeddings: Embeddings, split: SplitConfig, labels: np.ndarray | None = None
+) -> Split:
+    """Divides loops into those that fit and those that are held out, and all of them into folds.
+
+    The side of a loop follows from its id (or folder) alone, so it survives additions to the
+    corpus, unless one of its like comes first. Loops flagged as silence never fit: a corpus with
+    many broken files would call them normal.
+
+    Args:
+        embeddings: the loops.
+        split: the settings.
+        labels: int [N], 1 anomaly, 0 normal, -1 unknown; with `train_on: normal`, anomalies never
+            fit and are never taken as normal.
 
     Raises:
-        UserError: too few rows are left.
+        UserError: `train_on: normal` without labels, too few loops to fit, or nearly all alike.
     """
+    if split.train_on == "normal" and labels is None:
+        raise UserError("split.train_on: normal needs labels; give data.labels")
     table = embeddings.table
-    column = "group" if split.by == "group" and "group" in table.column_names else "id"
-    keys = table[column].to_pylist()
-    train = np.array([_uniform(f"{split.seed}:{key}") < split.train_fraction for key in keys])
+    ids = _texts(table, "id")
+    alike, cosine = _alike(embeddings, split)
+    by_folder = split.by == "group" and "group" in table.column_names
+    folders = [_texts(table, "group")] if by_folder else []
+    groups = linked_groups(len(ids), np.column_stack([np.arange(len(ids)), alike]), folders)
+    own = folders[0] if by_folder else ids
+    drawn = np.array([_uniform(f"{split.seed}:{key}") < split.train_fraction for key in own])
+    fits = drawn[groups]
+    usable = np.ones(len(ids), bool)
     if "flags" in table.column_names:
-        train &= np.array(["silence" not in (f or ()) for f in table["flags"].to_pylist()])
+        usable = np.array(["silence" not in (f or ()) for f in table["flags"].to_pylist()])
+    if split.train_on == "normal" and labels is not None:
+        usable &= labels != 1
+    train = fits & usable
     if train.sum() < MIN_TRAIN:
         raise UserError(
             f"{int(train.sum())} of {len(train)} embeddings are left for training and at least "
             f"{MIN_TRAIN} are needed; embed more loops or raise split.train_fraction"
         )
-    return train
+    _, sizes = np.unique(alike, return_counts=True)
+    return Split(
+        train=train,
+        folds=fold_numbers(groups, ids, min(split.folds, int(train.sum())), split.seed, train),
+        held_out=~fits & usable,
+        n_moved=int((fits != drawn).sum()),
+        n_alike=int(sizes[sizes > 1].sum()),
+        cosine=cosine,
+    )
 
 
-def held_out_rows(split: SplitConfig, train: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """Rows that stand for normal loops no detector has seen, bool [N].
+def _alike(embeddings: Embeddings, split: SplitConfig) -> tuple[np.ndarray, float]:
+    """Groups of loops that are alike, int [N], and the cosine that makes them so."""
+    n, content = len(embeddings), [_texts(embeddings.table, "sha256")]
+    cosine = split.near_duplicate_cosine
+    while True:
+        groups = linked_groups(n, near_duplicates(embeddings.matrix, cosine), content)
+        largest = np.unique(groups, return_counts=True)[1].max()
+        if largest <= max(n / split.folds, 2) or 1 - cosine < STRICTEST:
+            return groups, cosine
+        cosine = 1 - (1 - cosine) / 4
 
-    They calibrate p-values and measure false alarms; labeled anomalies are left out where the
-    split takes labels into account.
-    """
-    if split.train_on == "normal" and labels is not None:
-        return ~train & (labels != 1)
-    return ~train
+
+def _texts(table: pa.Table, column: str) -> list[str]:
+    """A column of texts; missing ones, and all of a missing column, are empty."""
+    if column not in table.column_names:
+        return [""] * len(table)
+    return [value or "" for value in table[column].to_pylist()]
 
 
 def _uniform(text: str) -> float:
