@@ -94,7 +94,7 @@ class Model:
             "space": None if self.space is None else self.space.to_metadata(),
             "training_ids": list(self.training_ids),
             "embeddings_path": self.embeddings_path,
-            "known_rows": None if self.known_rows is None else self.known_rows.to_text(),
+            "known_rows": self.known_rows.to_text() if self.known_rows else None,
         }
         return save_detector(self.detector, Path(folder), {"model": section})
 
@@ -208,9 +208,9 @@ class Model:
         """Scores rows [N, D]; those that the model was fitted on keep their cross-fitted scores."""
         detector = self.detector
         known = np.full(len(X), -1) if self.known_rows is None else self.known_rows.find(X)
-        is_known = known >= 0
-        scores = detector.decision_function(X)
-        scores[is_known] = detector.decision_scores_[known[is_known]]
+        is_known, scores = known >= 0, detector.decision_function(X)
+        if is_known.any():
+            scores[is_known] = detector.decision_scores_[known[is_known]]
         p_values = np.full(len(scores), np.nan)
         if self.is_calibrated:
             p_values = detector.p_value(scores)

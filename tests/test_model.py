@@ -253,7 +253,7 @@ def test_a_corpus_and_new_loops_stand_in_one_ranking():
         own, others = both[:150], both[150:]
         assert {row["scored_as"] for row in own} == {"cross_fitted"}
         assert {row["scored_as"] for row in others} == {"new"}
-        scores = [row["score"] for row in own]
+        scores = np.array([row["score"] for row in own])
         np.testing.assert_array_equal(scores, model.detector.decision_scores_)
         assert sum(row["is_anomaly"] for row in own) == np.sum(scores > model.detector.threshold_)
         assert np.mean([row["percentile"] for row in own]) == pytest.approx(50, abs=1)
