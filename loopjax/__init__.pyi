@@ -21,6 +21,7 @@ from .errors import TooManyRejectedError as TooManyRejectedError
 from .errors import UserError as UserError
 from .errors import WriteError as WriteError
 from .experiment.load import load_config as load_config
+from .experiment.run import run_experiment as run_experiment
 from .explanation import explain as explain
 from .model import Model as Model
 from .model import load_model as load_model

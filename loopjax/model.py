@@ -33,7 +33,7 @@ from loopjax.store.scores import Scores
 
 log = logging.getLogger(__name__)
 
-Paths = Sequence[str | os.PathLike] | str | os.PathLike
+Paths = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,17 @@
 """Perturbations of a loop at rising severities: the material of the robustness curves.
 
-NumPy in, NumPy out. Pitch, time, filters, clipping, gain and reversal are audiomentations' (extra
-[eval]); what it does not have, or draws from a global generator, is made here. Every perturbation
-is a pure function of the samples, the severity and a seed, keeps the loop's loudness unless
-loudness is what it changes, and never lengthens a loop (time stretching may shorten it).
+NumPy in, NumPy out. Pitch and time are pedalboard's (extra [eval]; Rubber Band inside), the filter
+is SciPy's. Every perturbation is a pure function of the samples, the severity and a seed, keeps the
+loop's loudness unless loudness is what it changes, and never lengthens a loop (time stretching
+shortens it).
 """
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
+from scipy import signal
 
 from loopjax.errors import UserError
 
@@ -56,7 +55,7 @@ def perturb(
         float32 [n] (shorter only for time stretching).
 
     Raises:
-        UserError: audiomentations is not installed, or a donor is missing.
+        UserError: pedalboard is not installed, or a donor is missing.
     """
     if perturbation.needs_donor and donor is None:
         raise UserError(
@@ -67,27 +66,32 @@ def perturb(
     return np.ascontiguousarray(perturbed, np.float32)
 
 
-@cache
-def _library() -> Any:
+def _stretched(
+    samples: np.ndarray, rate_hz: int, *, faster: float = 1.0, semitones: float = 0.0
+) -> np.ndarray:
+    """The loop at another speed or pitch, each without the other."""
     try:
-        import audiomentations
+        from pedalboard import time_stretch
     except ImportError:
-        raise UserError(
-            "robustness curves need audiomentations: pip install 'loopjax[eval]'"
-        ) from None
-    return audiomentations
+        raise UserError("robustness curves need pedalboard: pip install 'loopjax[eval]'") from None
+    changed = time_stretch(
+        samples,
+        float(rate_hz),
+        stretch_factor=faster,
+        pitch_shift_in_semitones=semitones,
+        preserve_formants=False,
+    )
+    return _fit(changed[0], round(len(samples) / faster))
 
 
 def _pitch(samples, rate_hz, cents, rng, donor):
     semitones = cents / 100 * rng.choice([-1, 1])
-    shift = _library().PitchShift(semitones, semitones, p=1.0)
-    return _same_loudness(_fit(shift(samples, rate_hz), len(samples)), samples)
+    return _same_loudness(_stretched(samples, rate_hz, semitones=semitones), samples)
 
 
 def _stretch(samples, rate_hz, percent, rng, donor):
-    rate = 1 + percent / 100  # faster: a loop of the corpus never outgrows its bucket
-    stretch = _library().TimeStretch(rate, rate, leave_length_unchanged=False, p=1.0)
-    return _same_loudness(stretch(samples, rate_hz), samples)
+    # Faster: a loop of the corpus never outgrows its bucket.
+    return _same_loudness(_stretched(samples, rate_hz, faster=1 + percent / 100), samples)
 
 
 def _noise(samples, rate_hz, snr_db, rng, donor):
@@ -97,20 +101,22 @@ def _noise(samples, rate_hz, snr_db, rng, donor):
 
 def _drive(samples, rate_hz, drive_db, rng, donor):
     peak = max(float(np.max(np.abs(samples), initial=0.0)), 1e-6)
-    louder = _library().Gain(drive_db, drive_db, p=1.0)(samples, rate_hz)
-    clipped = _library().Clip(-peak, peak, p=1.0)(louder, rate_hz)
+    clipped = np.clip(samples * 10 ** (drive_db / 20), -peak, peak)
     return _same_loudness(clipped, samples)
 
 
 def _low_pass(samples, rate_hz, cutoff_hz, rng, donor):
     cutoff_hz = min(cutoff_hz, 0.49 * rate_hz)
-    low_pass = _library().LowPassFilter(cutoff_hz, cutoff_hz, 24, 24, zero_phase=True, p=1.0)
-    return _same_loudness(low_pass(samples, rate_hz), samples)
+    # Second order, once in each direction: 24 dB per octave and no delay.
+    sections = signal.butter(2, cutoff_hz, fs=rate_hz, output="sos")
+    padding = min(len(samples) - 1, 9)  # SciPy's own, less for a loop that is shorter
+    filtered = signal.sosfiltfilt(sections, samples, padlen=padding).astype(np.float32)
+    return _same_loudness(filtered, samples)
 
 
 def _gain_steps(samples, rate_hz, step_db, rng, donor):
     """Every other quarter of the loop is quieter."""
-    quieter = _library().Gain(-step_db, -step_db, p=1.0)(samples, rate_hz)
+    quieter = samples * np.float32(10 ** (-step_db / 20))
     edges = np.linspace(0, len(samples), 5).astype(int)
     mask = np.zeros(len(samples), np.float32)
     for k in range(int(rng.integers(2)), 4, 2):
@@ -121,7 +127,7 @@ def _gain_steps(samples, rate_hz, step_db, rng, donor):
 def _reversal(samples, rate_hz, percent, rng, donor):
     start, end = _place(len(samples), percent / 100, rng)
     changed = samples.copy()
-    changed[start:end] = _library().Reverse(p=1.0)(samples[start:end], rate_hz)
+    changed[start:end] = samples[start:end][::-1]
     mask = np.zeros(len(samples), np.float32)
     mask[start:end] = 1.0
     return _blend(samples, changed, mask, rate_hz)

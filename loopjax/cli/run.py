@@ -46,9 +46,9 @@ def _act(args: argparse.Namespace) -> int:
 def run_experiment(config: ExperimentConfig, out: Path, *, restart: bool = False) -> int:
     """Runs an experiment and prints what it found."""
     from loopjax.cli.printing import print_evaluation, print_ranking
-    from loopjax.experiment.run import run
+    from loopjax.experiment.run import run_experiment
 
-    result = run(config, out, restart=restart, log=say)
+    result = run_experiment(config, out, restart=restart, log=say)
     if result.scores is not None:
         print_ranking(result.scores, min(config.report.top, 20))
     print_evaluation(result.evaluation)

@@ -37,7 +37,7 @@ from loopjax.store.resume import finish, prepare
 from loopjax.store.schema import SCHEMA_VERSION
 from loopjax.store.write import ShardWriter
 
-PathLike = str | os.PathLike
+PathLike = str | os.PathLike[str]
 
 
 def embed_corpus(

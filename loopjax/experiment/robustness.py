@@ -110,7 +110,7 @@ class _Copies:
             "perturbation": perturbation.name,
             "severity": perturbation.severities[level],
             "seed": self.seed,
-            "audiomentations": importlib.metadata.version("audiomentations"),
+            "pedalboard": importlib.metadata.version("pedalboard"),
         }
         text = json.dumps(identity, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -144,8 +144,8 @@ def measure_robustness(
     Raises:
         UserError: fewer than five loops, a file that vanished, or the extra [eval] is missing.
     """
-    if importlib.util.find_spec("audiomentations") is None:
-        raise UserError("robustness curves need audiomentations: pip install 'loopjax[eval]'")
+    if importlib.util.find_spec("pedalboard") is None:
+        raise UserError("robustness curves need pedalboard: pip install 'loopjax[eval]'")
     loops = _read_loops(table, encoder, options, QUICK_LOOPS if quick else MAX_LOOPS, seed)
     copies = _Copies(loops, _donors(loops, seed), encoder, options, cache, seed)
     originals = _embed(loops, [loop.samples for loop in loops], encoder, options)

@@ -54,7 +54,9 @@ class RunResult:
     n_rejected: int
 
 
-def run(config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log) -> RunResult:
+def run_experiment(
+    config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log
+) -> RunResult:
     """Runs an experiment into a folder, or continues one that was killed.
 
     Args:

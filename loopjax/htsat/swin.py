@@ -5,6 +5,7 @@ square and flattened row by row; B clips, W windows of n = window**2 tokens.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +54,10 @@ class Dense(nnx.Linear):
     of a product over [clips, tokens, width].
     """
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
         """[..., n_in] -> [..., n_out]."""
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        flat = super().__call__(inputs.reshape(-1, inputs.shape[-1]), out_sharding)
+        return flat.reshape(*inputs.shape[:-1], -1)
 
 
 def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, use_bias: bool = True) -> Dense:

@@ -4,7 +4,7 @@ import pytest
 from loopjax.audio.perturb import PERTURBATIONS, perturb
 from loopjax.errors import UserError
 
-pytest.importorskip("audiomentations", reason="the extra [eval] is not installed")
+pytest.importorskip("pedalboard", reason="the extra [eval] is not installed")
 
 RATE = 32_000
 

@@ -10,7 +10,7 @@ from loopjax.evaluation.robustness import win_matrix
 from loopjax.experiment.robustness import QUICK_LEVELS, measure_robustness
 from tests.spectrum_encoder import RATE, DistanceDetector, SpectrumEncoder, tone
 
-pytest.importorskip("audiomentations", reason="the extra [eval] is not installed")
+pytest.importorskip("pedalboard", reason="the extra [eval] is not installed")
 
 
 class CountingEncoder(SpectrumEncoder):

@@ -16,7 +16,7 @@ from loopjax.evaluation.tables import Evaluation, Table
 from loopjax.experiment import evaluate
 from loopjax.experiment import run as experiment
 from loopjax.experiment.load import load_config
-from loopjax.experiment.run import run
+from loopjax.experiment.run import run_experiment
 from loopjax.io import locked
 
 CONFIG = """
@@ -64,7 +64,7 @@ def corpus(tmp_path_factory):
 def finished(corpus, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "r1"
     lines: list[str] = []
-    result = run(load_config(corpus), out, log=lines.append)
+    result = run_experiment(load_config(corpus), out, log=lines.append)
     return out, result, lines
 
 
@@ -94,11 +94,11 @@ def test_a_finished_run_repeats_nothing_and_another_folder_gives_the_same(
     out, _, first_log = finished
     before = pq.read_table(out / "scores.parquet")
     lines: list[str] = []
-    run(load_config(corpus), out, log=lines.append)
+    run_experiment(load_config(corpus), out, log=lines.append)
     assert any("fitting" in line for line in first_log)
     assert not any("fitting" in line for line in lines)
     assert pq.read_table(out / "scores.parquet").equals(before)
-    run(load_config(corpus), tmp_path / "r2", log=lines.append)
+    run_experiment(load_config(corpus), tmp_path / "r2", log=lines.append)
     assert pq.read_table(tmp_path / "r2" / "scores.parquet").equals(before)
 
 
@@ -109,7 +109,7 @@ def test_a_damaged_model_is_fitted_again(finished, corpus, tmp_path):
     file = tmp_path / "copy" / "models" / "knn" / "seed-0" / "config.json"
     file.write_bytes(file.read_bytes()[:100])
     lines: list[str] = []
-    run(load_config(corpus), tmp_path / "copy", log=lines.append)
+    run_experiment(load_config(corpus), tmp_path / "copy", log=lines.append)
     assert any("warning" in line and "seed-0" in line for line in lines)
     assert [line[:19] for line in lines if line.startswith("fitting")] == ["fitting knn (seed 0"]
     assert pq.read_table(tmp_path / "copy" / "scores.parquet").equals(before)
@@ -137,23 +137,25 @@ def test_a_changed_config_refuses_to_mix(finished, corpus):
     out, _, _ = finished
     changed = load_config(corpus, ["split.seed=5"])
     with pytest.raises(UserError, match=r"split: was .*--restart"):
-        run(changed, out, log=print)
+        run_experiment(changed, out, log=print)
 
 
 def test_a_report_drawn_differently_is_no_other_experiment(finished, corpus):
     out, _, _ = finished
-    run(load_config(corpus, ["report.top=3"]), out, log=lambda line: None)
+    run_experiment(load_config(corpus, ["report.top=3"]), out, log=lambda line: None)
 
 
 def test_a_restart_keeps_what_is_not_its_own(finished, corpus, tmp_path):
     shutil.copytree(finished[0], tmp_path / "r")
     (tmp_path / "r" / "figures" / "thesis.svg").write_text("years of work")
     with pytest.raises(UserError, match=r"1 files that no run has written \(figures/thesis.svg\)"):
-        run(load_config(corpus), tmp_path / "r", restart=True, log=print)
+        run_experiment(load_config(corpus), tmp_path / "r", restart=True, log=print)
     assert (tmp_path / "r" / "scores.parquet").exists()
     (tmp_path / "r" / "figures" / "thesis.svg").unlink()
     lines: list[str] = []
-    run(load_config(corpus, ["split.seed=5"]), tmp_path / "r", restart=True, log=lines.append)
+    run_experiment(
+        load_config(corpus, ["split.seed=5"]), tmp_path / "r", restart=True, log=lines.append
+    )
     assert any("fitting" in line for line in lines)
     listed = (tmp_path / "r" / "files.txt").read_text().splitlines()
     found = [p.relative_to(tmp_path / "r") for p in (tmp_path / "r").rglob("*") if p.is_file()]
@@ -164,7 +166,7 @@ def test_a_restart_keeps_what_is_not_its_own(finished, corpus, tmp_path):
 def test_a_run_folder_has_one_writer(finished, corpus):
     with locked(finished[0]):
         for again in (
-            lambda: run(load_config(corpus), finished[0], log=print),
+            lambda: run_experiment(load_config(corpus), finished[0], log=print),
             lambda: experiment.evaluate_run(finished[0], print),
             lambda: experiment.report_run(finished[0]),
         ):
@@ -186,21 +188,21 @@ def test_a_signal_keeps_what_is_finished_and_the_next_is_harmless(
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(experiment, "evaluate_fitted", stopped)
     with pytest.raises(InterruptedRunError, match="what was finished is saved") as caught:
-        run(load_config(corpus), tmp_path / "r", log=print)
+        run_experiment(load_config(corpus), tmp_path / "r", log=print)
     assert caught.value.exit_code == code
     assert {n: signal.getsignal(n) for n in before} == before
     assert (tmp_path / "r" / "scores.parquet").exists()
     assert not list((tmp_path / "r").rglob("*.tmp"))
     monkeypatch.undo()
     lines: list[str] = []
-    run(load_config(corpus), tmp_path / "r", log=lines.append)
+    run_experiment(load_config(corpus), tmp_path / "r", log=lines.append)
     assert not any("fitting" in line for line in lines)
 
 
 def test_a_folder_of_other_things_is_left_alone(corpus, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="no run folder"):
-        run(load_config(corpus), tmp_path, restart=True, log=print)
+        run_experiment(load_config(corpus), tmp_path, restart=True, log=print)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -217,7 +219,7 @@ def test_a_folder_of_other_things_is_left_alone(corpus, tmp_path):
 def test_mistakes_are_found_before_anything_is_trained(corpus, tmp_path, override, message):
     overrides = [override, "primary=''"]
     with pytest.raises(UserError) as caught:
-        run(load_config(corpus, overrides), tmp_path / "r", log=lambda line: None)
+        run_experiment(load_config(corpus, overrides), tmp_path / "r", log=lambda line: None)
     assert message in str(caught.value)
 
 
@@ -232,7 +234,9 @@ def test_wrong_labels_are_refused_before_anything_is_written(corpus, tmp_path, r
     labels = tmp_path / "labels.csv"
     labels.write_text(f"file,is_anomaly\n{rows}\n")
     with pytest.raises(UserError, match=message):
-        run(load_config(corpus, [f"data.labels={labels}"]), tmp_path / "r", log=lambda line: None)
+        run_experiment(
+            load_config(corpus, [f"data.labels={labels}"]), tmp_path / "r", log=lambda line: None
+        )
     assert not (tmp_path / "r").exists()
 
 
@@ -254,11 +258,11 @@ def test_labels_of_equal_names_in_two_folders_are_kept_apart_and_groups_too(tmp_
         f"data: {{sources: [{tmp_path / 'corpus'}], labels: {tmp_path / 'labels.csv'}}}\n"
     )
     lines: list[str] = []
-    result = run(load_config(tmp_path / "config.yaml"), tmp_path / "r", log=lines.append)
+    result = run_experiment(load_config(tmp_path / "config.yaml"), tmp_path / "r", log=lines.append)
     assert result.evaluation.headline["AUROC"] == 1.0
     groups = set(result.scores.table["group"].to_pylist())
     assert groups == {"A/Bass", "A/Lead", "B/Bass", "B/Lead"}
     assert sum("1 of 25 label rows match no loop: gone/loop.wav" in line for line in lines) == 1
     config = load_config(tmp_path / "config.yaml", ["data.group_depth=1", "report.top=3"])
-    shallow = run(config, tmp_path / "r", restart=True, log=lines.append)
+    shallow = run_experiment(config, tmp_path / "r", restart=True, log=lines.append)
     assert set(shallow.scores.table["group"].to_pylist()) == {"A", "B"}

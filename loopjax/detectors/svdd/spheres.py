@@ -63,14 +63,14 @@ class Balls(NamedTuple):
     Attributes:
         centers: float32 [M, K], zero-padded.
         radii: float32 [M], ones where padded.
-        count: how many centers are real.
+        n_centers: how many centers are real.
         width: how many columns are real.
         key: uint32 [2], of the noise and of the batches.
     """
 
     centers: jax.Array
     radii: jax.Array
-    count: jax.Array
+    n_centers: jax.Array
     width: jax.Array
     key: jax.Array
 
@@ -178,8 +178,8 @@ def _ball_loss(params: ResidualMap, balls: Balls, key: jax.Array, batch_size: in
     numbers = jnp.arange(total, dtype=jnp.uint32)
     if total > batch_size:
         draw = mix32(jnp.arange(batch_size, dtype=jnp.uint32) ^ key[1])
-        numbers = draw % balls.count.astype(jnp.uint32)
-    real = numbers < balls.count.astype(jnp.uint32)
+        numbers = draw % balls.n_centers.astype(jnp.uint32)
+    real = numbers < balls.n_centers.astype(jnp.uint32)
     centers, radii = balls.centers[numbers], balls.radii[numbers]
     noise = _normal(key, numbers, width) * (jnp.arange(width) < balls.width)[None, :]
     points = centers + (radii / jnp.sqrt(balls.width))[:, None] * noise
