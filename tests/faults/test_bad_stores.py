@@ -66,12 +66,13 @@ def test_row_38_a_flipped_byte_anywhere_in_a_shard_is_noticed(store):
             again = read_embeddings(store)
         except UserError as error:
             assert part.name in str(error)
-        else:  # the name of the checksum's own key
+        else:  # the name of the checksum's own key, or the size beside it: then there is no seal
             unnoticed += 1
             np.testing.assert_array_equal(again.matrix, whole.matrix)
             assert again.table.equals(whole.table)
             assert again.metadata == whole.metadata
-    assert unnoticed <= 4
+    # 12 letters, 2 bytes of framing and 15 digits, of which every seventh byte was flipped.
+    assert unnoticed <= -(-(12 + 2 + 15) // 7)
 
 
 def test_a_shard_that_another_tool_wrote_anew_is_no_damaged_one(encoder, healthy, clean, store):
