@@ -11,8 +11,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from loopjax.detectors.conformal import conformal_p_values
 from loopjax.errors import UserError
+from loopjax.evaluation.conformal import conformal_p_values
 
 
 class DataError(UserError, ValueError):

@@ -3,14 +3,14 @@ import pytest
 
 from loopjax.detectors import make_detector
 from loopjax.detectors.base import DataError
-from loopjax.detectors.conformal import (
-    benjamini_hochberg,
-    check_target_fpr,
-    conformal_p_values,
-    corpus_p_values,
-)
 from loopjax.detectors.crossfit import copy_groups, deal_folds, fit_and_cross_fit
 from loopjax.errors import UserError
+from loopjax.evaluation.conformal import (
+    conformal_p_values,
+    cross_conformal_p_values,
+    discoveries,
+    require_attainable,
+)
 from tests.detectors.small import DETECTORS, rows
 
 
@@ -100,22 +100,27 @@ def test_false_positive_rates_on_generated_normals(kind):
 
 
 def test_p_values_of_a_corpus_are_ranks():
-    assert corpus_p_values(np.array([3.0, 1.0, 2.0, 3.0])).tolist() == [0.5, 1.0, 0.75, 0.5]
+    assert cross_conformal_p_values(np.array([3.0, 1.0, 2.0, 3.0])).tolist() == [
+        0.5,
+        1.0,
+        0.75,
+        0.5,
+    ]
     assert conformal_p_values(np.arange(99), np.array([98.5, -1.0])).tolist() == [0.01, 1.0]
 
 
 @pytest.mark.parametrize("rate", [0, 1, -1, 5, float("nan")])
 def test_impossible_rates_are_refused(rate):
-    with pytest.raises(UserError, match=r"must lie in \(0, 1\)"):
-        check_target_fpr(rate, 1000)
-    with pytest.raises(UserError, match=r"must lie in \(0, 1\)"):
-        benjamini_hochberg(np.array([0.5]), rate)
+    with pytest.raises(UserError, match="expected between 0 and 1"):
+        require_attainable(rate, 1000)
+    with pytest.raises(UserError, match="expected between 0 and 1"):
+        discoveries(np.array([0.5]), rate)
 
 
 def test_a_rate_says_how_many_rows_it_needs():
-    with pytest.raises(UserError, match=r"0\.01 needs at least 99 calibration rows; there are 16"):
-        check_target_fpr(0.01, 16)
-    assert check_target_fpr(0.01, 99) == 0.01
+    with pytest.raises(UserError, match=r"0\.01 needs 99 held-out normal loops; there are 16"):
+        require_attainable(0.01, 16)
+    require_attainable(0.01, 99)
     assert conformal_p_values(np.zeros(99), np.ones(1))[0] <= 0.01
 
 
@@ -125,7 +130,7 @@ def test_benjamini_hochberg_keeps_the_false_discovery_rate():
     for _ in range(200):
         calibration, normal = rng.normal(size=2000), rng.normal(size=180)
         scores = np.r_[normal, rng.normal(4.0, 1.0, 20)]
-        flagged = benjamini_hochberg(conformal_p_values(calibration, scores), 0.1)
+        flagged = discoveries(conformal_p_values(calibration, scores), 0.1)
         wrong.append(flagged[:180].sum() / max(flagged.sum(), 1))
         assert flagged[180:].sum() >= 5
     assert np.mean(wrong) <= 0.12
