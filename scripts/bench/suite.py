@@ -5,7 +5,7 @@
 
 Each script runs in its own process with the arguments below. Its JSON lines replace the kept ones
 of the same script in `scripts/bench/results/`, a file per platform (cpu, gpu, tpu); then the
-README's section is rewritten. A script that fails is named at the end, exit code 1, and its kept
+docs/benchmarks.md is rewritten. A script that fails is named at the end, exit code 1, and its kept
 results stay as they were.
 """
 
@@ -16,7 +16,7 @@ import sys
 import time
 from importlib.util import find_spec
 
-from table import FOLDER, README, read_results, section, with_section
+from table import FOLDER, PAGE, read_results, section, with_section
 
 RESULTS = FOLDER / "results"
 NEEDED = ("jax", "torch", "transformers", "sklearn", "pyod", "librosa")
@@ -76,7 +76,7 @@ def main() -> int:
             failed.append(name)
         else:
             keep(name, lines)
-            README.write_text(with_section(README.read_text(), section(read_results())))
+            PAGE.write_text(with_section(PAGE.read_text(), section(read_results())))
     if failed:
         print("failed:", ", ".join(failed), file=sys.stderr)
     return 1 if failed else 0

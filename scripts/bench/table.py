@@ -1,9 +1,9 @@
-"""Writes the kept benchmark results into the README's section "How fast".
+"""Writes the kept benchmark results into docs/benchmarks.md.
 
     python scripts/bench/table.py
 
 Reads `scripts/bench/results/*.jsonl` and replaces what stands between the two markers; a test
-checks that the README says what the results say.
+checks that the page says what the results say.
 """
 
 import argparse
@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
-README = FOLDER.parents[1] / "README.md"
+PAGE = FOLDER.parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- benchmarks: written by make bench -->", "<!-- end of benchmarks -->"
 HEAD = """Medians of turns taken in one run, so that ratios compare like with like; above 1 loopjax
 is ahead. After `pip install -e ".[bench]"`, `make bench` repeats everything in under 30 minutes,
 each command below one table. "Load" counts runnable processes: above the number of cores the
 machine was busy and absolute figures are low. The lines behind them, with spread, batch sizes and
-compile seconds, stand in [scripts/bench/results](scripts/bench/results).
+compile seconds, stand in [scripts/bench/results](../scripts/bench/results).
 """
 
 NOT_RUN = """Not run, for want of an accelerator (targets for one H100): tiny in bfloat16 at 1.3x
@@ -64,7 +64,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def section(results: list[dict[str, Any]]) -> str:
-    """The README section between the markers."""
+    """The section between the markers."""
     parts = [HEAD]
     for command, group in groupby(results, key=lambda row: row["command"]):
         rows = list(group)
@@ -79,25 +79,25 @@ def section(results: list[dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def with_section(readme: str, text: str) -> str:
-    """The README with the text between its markers replaced.
+def with_section(page: str, text: str) -> str:
+    """The page with the text between its markers replaced.
 
     Raises:
         ValueError: a marker is missing.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"the README lacks {BEGIN} or {END}")
+        raise ValueError(f"the page lacks {BEGIN} or {END}")
     return f"{before}{begin}\n\n{text}\n{end}{after}"
 
 
 def main() -> None:
-    """Rewrites the README in place."""
+    """Rewrites the page in place."""
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    README.write_text(with_section(README.read_text(), section(read_results())))
+    PAGE.write_text(with_section(PAGE.read_text(), section(read_results())))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ ROW = {
 }
 
 
-def test_readme_says_what_the_results_say():
-    readme = table.README.read_text()
-    expected = table.with_section(readme, table.section(table.read_results()))
-    assert expected == readme, "run scripts/bench/table.py"
+def test_page_says_what_the_results_say():
+    page = table.PAGE.read_text()
+    expected = table.with_section(page, table.section(table.read_results()))
+    assert expected == page, "run scripts/bench/table.py"
 
 
 def test_every_kept_result_can_be_repeated_by_the_suite():
