@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] not in VERBS:
         _overview().parse_args(arguments)  # helps, or complains, and exits
     verb = VERBS[arguments[0]]
-    args = _parser(verb).parse_intermixed_args(arguments[1:])
+    args = parser_of(verb).parse_intermixed_args(arguments[1:])
     prepare_streams()
     try:
         if verb.compiles:
@@ -86,7 +86,7 @@ def _overview() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser(verb: Verb) -> argparse.ArgumentParser:
+def parser_of(verb: Verb) -> argparse.ArgumentParser:
     """The parser of one verb; only the chosen verb's is built, so that help comes at once."""
     parser = argparse.ArgumentParser(
         prog=f"loopjax {verb.name}",

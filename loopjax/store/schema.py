@@ -18,34 +18,35 @@ IDENTITY_KEYS = (
     "embedding_dim",
 )
 
-ROW_FIELDS = (
-    ("id", pa.string()),  # first 16 hex of the content's SHA-256, "-", first 8 of the key
-    ("key", pa.string()),
-    ("path", pa.string()),  # for people; bytes that are not UTF-8 are escaped
-    ("path_bytes", pa.binary()),  # absolute, exact
-    ("group", pa.string()),
-    ("sha256", pa.string()),
-    ("size_bytes", pa.int64()),
-    ("mtime_ns", pa.int64()),  # see `as_int64`
-    ("sample_rate_hz", pa.int32()),  # of the file
-    ("channels", pa.int32()),
-    ("n_frames", pa.int64()),
-    ("duration_s", pa.float64()),
-    ("subtype", pa.string()),
-    ("flags", pa.list_(pa.string())),
-    ("crop_std", pa.float32()),  # spread over random crops; null with deterministic crops
+# Name, type and, for the documentation, meaning.
+COLUMNS = (
+    ("id", pa.string(), "first 16 hex digits of the content's SHA-256, `-`, first 8 of the key"),
+    ("key", pa.string(), "identifies the input across runs, also when its folder moves"),
+    ("path", pa.string(), "for people; bytes that are not UTF-8 are escaped"),
+    ("path_bytes", pa.binary(), "absolute, exact"),
+    ("group", pa.string(), "folder relative to the source, or what a data set's records say"),
+    ("sha256", pa.string(), "of the file's bytes, or of a record's samples"),
+    ("size_bytes", pa.int64(), "of the file"),
+    ("mtime_ns", pa.int64(), "modification time, wrapped into 64 bits from the year 2262 on"),
+    ("sample_rate_hz", pa.int32(), "of the file"),
+    ("channels", pa.int32(), "of the file"),
+    ("n_frames", pa.int64(), "samples per channel at the file's rate"),
+    ("duration_s", pa.float64(), "of the whole file"),
+    ("subtype", pa.string(), "sample format, as libsndfile names it"),
+    ("flags", pa.list_(pa.string()), "peculiarities that do not reject the file"),
+    ("crop_std", pa.float32(), "spread over random crops; null with deterministic crops"),
 )
-FAILURE_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("path", pa.string()),
-        ("path_bytes", pa.binary()),
-        ("stage", pa.string()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
-        ("size_bytes", pa.int64()),
-    ]
+ROW_FIELDS = tuple((name, type_) for name, type_, _ in COLUMNS)
+FAILURE_COLUMNS = (
+    ("key", pa.string(), "identifies the input across runs"),
+    ("path", pa.string(), "for people; bytes that are not UTF-8 are escaped"),
+    ("path_bytes", pa.binary(), "absolute, exact"),
+    ("stage", pa.string(), "where it was rejected: scan, decode or encode"),
+    ("reason", pa.string(), "one word for the kind"),
+    ("message", pa.string(), "one sentence for people"),
+    ("size_bytes", pa.int64(), "of the file; 0 if unknown"),
 )
+FAILURE_SCHEMA = pa.schema([(name, type_) for name, type_, _ in FAILURE_COLUMNS])
 
 
 @dataclass(frozen=True)
