@@ -13,6 +13,10 @@ class UserError(LoopjaxError):
     exit_code = 2
 
 
+class ParameterError(UserError, ValueError):
+    """A hyper-parameter has a wrong type or is out of range; the message names it."""
+
+
 class TooManyRejectedError(LoopjaxError):
     """More inputs were rejected than `max_failures` allows (exit code 4)."""
 

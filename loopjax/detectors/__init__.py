@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from loopjax.errors import UserError
+from loopjax.errors import ParameterError, UserError
 
 if TYPE_CHECKING:  # the type of what this module returns; it imports scikit-learn
     from loopjax.detectors.base import Detector
@@ -63,13 +63,14 @@ def make_detector(kind: str, **params: Any) -> "Detector":
     """An unfitted detector by its kind, for example `make_detector("knn", n_neighbors=10)`.
 
     Raises:
-        UserError: unknown kind or parameter; the message lists the known ones.
+        UserError: unknown kind; the message lists the known ones.
+        ParameterError: likewise for a parameter.
     """
     cls = detector_class(kind)
     known = inspect.signature(cls).parameters
     unknown = sorted(set(params) - set(known))
     if unknown:
-        raise UserError(
+        raise ParameterError(
             f"detector {kind} has no parameter {', '.join(unknown)}; known: {', '.join(known)}"
         )
     return cls(**params)

@@ -3,24 +3,20 @@
 import json
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
-from loopjax.errors import UserError
+from loopjax.errors import ParameterError, UserError
 from loopjax.evaluation.conformal import conformal_p_values
 
 
 class DataError(UserError, ValueError):
     """The rows given to a detector cannot be used; the message names the row or the column."""
-
-
-class ParameterError(UserError, ValueError):
-    """A hyper-parameter has a wrong type or is out of range; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +27,27 @@ class RowBlocks:
         open: called once per pass; returns blocks, float [n, n_features], in a fixed order.
         n_rows: number of rows over all blocks.
         n_features: width of every block.
+        origin: [n_features], what is subtracted from every row; None for nothing.
     """
 
     open: Callable[[], Iterable[np.ndarray]]
     n_rows: int
     n_features: int
+    origin: np.ndarray | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """One pass over the blocks as float32, refusing NaN, infinity and wrong widths."""
         seen = 0
         for block in self.open():
-            rows = np.asarray(block, dtype=np.float32)
+            rows = np.asarray(block)
+            rows = rows.astype(np.result_type(rows, np.float32), copy=False)
             if rows.ndim != 2 or rows.shape[1] != self.n_features:
                 raise DataError(
                     f"a block has shape {rows.shape}; {self.n_features} features are expected"
                 )
             check_finite(rows, first_row=seen)
             seen += len(rows)
-            yield rows
+            yield narrowed(rows, self.origin)
         if seen != self.n_rows:
             raise DataError(f"the blocks held {seen} rows; {self.n_rows} were announced")
 
@@ -73,19 +72,52 @@ def check_finite(rows: np.ndarray, first_row: int = 0) -> None:
         )
 
 
-class Detector(BaseEstimator):
+# Float32 holds a row's place relative to its like to 1e-4 up to about this many standard deviations
+# from zero.
+_FAR = 1e3
+
+
+def far_origin(rows: np.ndarray) -> np.ndarray | None:
+    """Mean row [D] of float64 rows [N, D] so far from zero that float32 would lose them.
+
+    None where float32 is enough, and for rows that are float32 already.
+    """
+    if rows.dtype != np.float64 or not rows.size:
+        return None
+    mean = rows.mean(axis=0)
+    far = np.abs(mean).max() > _FAR * np.sqrt(rows.var(axis=0).max())
+    return mean if far else None
+
+
+def narrowed(rows: np.ndarray, origin: np.ndarray | None) -> np.ndarray:
+    """Rows [N, D] minus `origin` [D], in float32."""
+    if origin is not None:
+        rows = rows.astype(np.float64) - origin
+    return rows.astype(np.float32, copy=False)
+
+
+# Fraction of training rows above the threshold by default (the paper's quantile of 0.95).
+CONTAMINATION = 0.05
+
+
+class Detector(OutlierMixin, BaseEstimator):
     """Base of all detectors: validation, threshold, conformal p-values, saving.
+
+    An outlier detector in scikit-learn's sense (`fit_predict`, labels -1 and 1), but for one sign:
+    scores rise with anomaly here, as in PyOD, and fall there.
 
     A subclass sets `kind`, annotates its fitted attributes in the class body (names ending in `_`;
     these are saved), and implements `_fit(rows) -> training scores` and `_score(rows) -> scores`
     on float32 [N, D].
 
     Fitted attributes: `n_features_in_`; `feature_names_in_` after fitting on a table with named
-    columns; `decision_scores_` float64 [N], the training scores; `threshold_`, their
-    (1 - contamination) quantile; `calibration_scores_` after `calibrate`.
+    columns; `origin_` [D], the mean row of float64 rows too far from zero for float32, which is
+    taken off all rows, else None; `decision_scores_` float64 [N], the training scores;
+    `threshold_`, their (1 - contamination) quantile; `calibration_scores_` after `calibrate`.
     """
 
     n_features_in_: int
+    origin_: np.ndarray | None = None
     feature_names_in_: np.ndarray
     threshold_: float
     decision_scores_: np.ndarray
@@ -98,7 +130,12 @@ class Detector(BaseEstimator):
     depends_on_seed: ClassVar[bool] = False
     # Fewer rows say nothing about what is normal.
     min_rows: ClassVar[int] = 2
-    contamination: float
+    contamination: float | Literal["auto"]
+
+    @property
+    def depends_on_origin(self) -> bool:
+        """Whether moving all rows by the same vector changes scores on purpose."""
+        return False
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn what is normal from rows [N, D]; `y` is ignored.
@@ -127,8 +164,8 @@ class Detector(BaseEstimator):
         return self.decision_function(X)
 
     def predict(self, X: Any) -> np.ndarray:
-        """1 where the score of a row of [N, D] exceeds `threshold_`, else 0; int64 [N]."""
-        return (self.decision_function(X) > self.threshold_).astype(np.int64)
+        """-1 where the score of a row of [N, D] exceeds `threshold_`, else 1; int64 [N]."""
+        return np.where(self.decision_function(X) > self.threshold_, -1, 1)
 
     def calibrate(self, X: Any) -> Self:
         """Keep the scores of held-out normal rows [N, D], from which `p_value` is computed."""
@@ -143,7 +180,7 @@ class Detector(BaseEstimator):
         """
         check_is_fitted(self, "decision_scores_")
         self.decision_scores_ = np.asarray(scores, np.float64)
-        self.threshold_ = float(np.quantile(self.decision_scores_, 1.0 - self.contamination))
+        self.threshold_ = self._quantile(self.decision_scores_)
         self.calibration_scores_ = np.sort(self.decision_scores_)
         return self
 
@@ -177,10 +214,21 @@ class Detector(BaseEstimator):
                     check_type(value, types[name])
                 except ValueError as error:
                     raise ParameterError(f"{name} is {value!r}: {error}") from None
-        if not 0.0 < self.contamination < 0.5:
+        if self.contamination != "auto" and not 0.0 < self.contamination < 0.5:
             raise ParameterError(
-                f"contamination must lie in (0, 0.5), the fraction of training rows above the "
-                f"threshold; got {self.contamination!r}"
+                f'contamination must be "auto" ({CONTAMINATION}) or lie in (0, 0.5), the fraction '
+                f"of training rows above the threshold; got {self.contamination!r}"
+            )
+        seed = getattr(self, "random_state", None)
+        if seed is not None and not 0 <= seed < 2**32:
+            raise ParameterError(
+                f"random_state must be None (another seed in every fit) or lie in [0, 2^32); "
+                f"got {seed!r}"
+            )
+        if seed is None and getattr(self, "checkpoint_dir", None) is not None:
+            raise ParameterError(
+                "checkpoint_dir needs a number as random_state: with None, every fit is another "
+                "one and cannot go on from a checkpoint"
             )
 
     def set_fitted(self, fitted: Mapping[str, object]) -> Self:
@@ -208,27 +256,46 @@ class Detector(BaseEstimator):
         return np.concatenate([np.asarray(self._score(part), np.float64) for part in parts])
 
     def _threshold_from(self, scores: np.ndarray) -> float:
-        return float(np.quantile(scores, 1.0 - self.contamination))
+        return self._quantile(scores)
+
+    def _quantile(self, scores: np.ndarray) -> float:
+        above = CONTAMINATION if self.contamination == "auto" else self.contamination
+        return float(np.quantile(scores, 1.0 - above))
+
+    def _seed(self) -> int:
+        """`random_state`, or a new number where that is None."""
+        seed = getattr(self, "random_state", None)
+        return int(np.random.default_rng().integers(2**32)) if seed is None else int(seed)
+
+    def _origin_of(self, rows: np.ndarray) -> np.ndarray | None:
+        return None if self.depends_on_origin else far_origin(rows)
 
     def _validate(self, X: Any, *, reset: bool) -> Any:
-        """X as finite float32 [N, D], or the same `RowBlocks`; sets or checks `n_features_in_`."""
+        """X as finite float32 [N, D] or `RowBlocks`, minus `origin_`.
+
+        Sets or checks `n_features_in_`, `feature_names_in_` and `origin_`.
+        """
         if isinstance(X, RowBlocks):
             if reset:
                 self.n_features_in_ = X.n_features
+                self.origin_ = self._origin_of(np.asarray(next(iter(X.open()))))
             elif X.n_features != self.n_features_in_:
                 raise DataError(
                     f"X has {X.n_features} features, but {type(self).__name__} "
                     f"is expecting {self.n_features_in_} features as input"
                 )
-            return X
+            return replace(X, origin=self.origin_)
+        kept = (np.float32, np.float64)
         try:
             rows = np.asarray(
-                validate_data(self, X, reset=reset, dtype=np.float32, ensure_all_finite=False)
+                validate_data(self, X, reset=reset, dtype=kept, ensure_all_finite=False)
             )
         except ValueError as error:
             raise DataError(str(error)) from error
         check_finite(rows)
-        return rows
+        if reset:
+            self.origin_ = self._origin_of(rows)
+        return narrowed(rows, self.origin_)
 
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -265,15 +332,16 @@ def fitted_types(cls: type[Detector]) -> dict[str, Any]:
 
 
 def as_rows(X: Any) -> np.ndarray:
-    """X as finite float32 [N, D].
+    """X as finite [N, D] in its own precision, float32 or float64.
 
     Raises:
         DataError: no matrix, no rows, NaN or infinity.
     """
     try:
-        rows = np.asarray(check_array(X, dtype="float32", ensure_all_finite=False))
+        rows = np.asarray(check_array(X, ensure_all_finite=False))
     except ValueError as error:
         raise DataError(str(error)) from error
+    rows = rows.astype(np.result_type(rows, np.float32), copy=False)
     check_finite(rows)
     return rows
 

@@ -11,11 +11,11 @@ import numpy as np
 from loopjax.detectors.base import (
     DataError,
     Detector,
-    ParameterError,
     RowBlocks,
     len_rows,
     score_in_blocks,
 )
+from loopjax.errors import ParameterError
 
 # Rows scored together; small enough for their transposed copy to stay in cache.
 _TILE = 512
@@ -34,7 +34,7 @@ class IsolationForest(Detector):
         n_estimators: number of trees.
         max_samples: rows per tree without replacement: a count, a fraction, or "auto" (256 or all).
         max_features: features per tree without replacement: a count or a fraction.
-        contamination: fraction of training rows above `threshold_`.
+        contamination: fraction of training rows above `threshold_`; "auto" is 0.05.
         random_state: seed of rows, features and cuts.
 
     Fitted: `feature_` int32 and `cut_`, `path_` float32, all [T, 2^(depth+1) - 1] in heap order
@@ -55,8 +55,8 @@ class IsolationForest(Detector):
         n_estimators: int = 100,
         max_samples: int | float | Literal["auto"] = "auto",
         max_features: int | float = 1.0,
-        contamination: float = 0.05,
-        random_state: int = 0,
+        contamination: float | Literal["auto"] = 0.05,
+        random_state: int | None = 0,
     ):
         self.n_estimators = n_estimators
         self.max_samples = max_samples
@@ -82,7 +82,7 @@ class IsolationForest(Detector):
         if psi < 2:
             raise DataError(f"max_samples={self.max_samples!r} leaves {psi} row per tree")
         n_columns = _count(self.max_features, width)
-        rng = np.random.default_rng(self.random_state)
+        rng = np.random.default_rng(self._seed())
         drawn = np.stack([rng.choice(total, psi, replace=False) for _ in range(self.n_estimators)])
         columns = np.stack(
             [np.sort(rng.choice(width, n_columns, replace=False)) for _ in range(self.n_estimators)]

@@ -7,16 +7,18 @@ import numpy as np
 from loopjax.detectors.base import (
     DataError,
     Detector,
-    ParameterError,
     iter_blocks,
     len_rows,
     take_rows,
 )
+from loopjax.detectors.known_rows import KnownRows
 from loopjax.detectors.nearest import NearestRows, local_radii
 from loopjax.detectors.spectrum import column_moments
+from loopjax.errors import ParameterError
 
 # Radii below this fraction of the median one are raised to it.
 RADIUS_FLOOR = 0.1
+_UNIT_ROUNDING = 5e-7  # of unit vectors in float32
 
 
 class KNN(Detector):
@@ -33,12 +35,12 @@ class KNN(Detector):
             ones (Wilkinghoff et al., arXiv 2509.10951).
         max_reference: keep at most this many training rows, drawn without replacement, so that cost
             grows linearly with the rows; None keeps all.
-        contamination: fraction of training rows above `threshold_`.
+        contamination: fraction of training rows above `threshold_`; "auto" is 0.05.
         random_state: seed of that draw.
 
     Fitted: `reference_` float32 [M, D]; with `standardize` also `mean_` and `scale_` [D]; with a
-    `density_exponent` also `radii_` [M]. A training score leaves the row itself out, while
-    `decision_function` of a training row counts it as its own neighbor at distance 0.
+    `density_exponent` also `radii_` [M]. No row is its own neighbor: a training row has the same
+    score in `fit` and later.
     """
 
     kind: ClassVar[str] = "knn"
@@ -56,8 +58,8 @@ class KNN(Detector):
         standardize: bool = False,
         density_exponent: float = 0.0,
         max_reference: int | None = 10_000,
-        contamination: float = 0.05,
-        random_state: int = 0,
+        contamination: float | Literal["auto"] = 0.05,
+        random_state: int | None = 0,
     ):
         self.n_neighbors = n_neighbors
         self.aggregate = aggregate
@@ -67,6 +69,11 @@ class KNN(Detector):
         self.max_reference = max_reference
         self.contamination = contamination
         self.random_state = random_state
+
+    @property
+    def depends_on_origin(self) -> bool:
+        """Angles do, distances do not."""
+        return self.metric == "cosine"
 
     def check_params(self) -> None:
         """Check every hyper-parameter; see `Detector.check_params`."""
@@ -84,7 +91,7 @@ class KNN(Detector):
         total = len_rows(rows)
         kept = np.arange(total)
         if self.max_reference is not None and self.max_reference < total:
-            rng = np.random.default_rng(self.random_state)
+            rng = np.random.default_rng(self._seed())
             kept = np.sort(rng.choice(total, self.max_reference, replace=False))
         if len(kept) <= self.n_neighbors:
             raise DataError(
@@ -95,7 +102,10 @@ class KNN(Detector):
         if self.standardize:
             self.mean_, self.scale_ = column_moments(rows)
         self.reference_ = self._prepare(take_rows(rows, kept))
-        if np.all(self.reference_ == self.reference_[:1]):
+        spread = np.ptp(self.reference_, axis=0).max()
+        if self.metric == "cosine" and spread <= _UNIT_ROUNDING:
+            raise DataError("all rows point the same way: every distance is zero")
+        if spread == 0.0:
             raise DataError("all rows are identical: every distance is zero")
         if self.density_exponent:
             plain = NearestRows(self.reference_)
@@ -112,7 +122,9 @@ class KNN(Detector):
         return np.concatenate(scores)
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
-        return self._aggregate(self._nearest().search(self._prepare(rows), self.n_neighbors)[0])
+        rows = self._prepare(rows)
+        own = KnownRows.of(self.reference_).find(rows)
+        return self._aggregate(self._nearest().search(rows, self.n_neighbors, own)[0])
 
     def _nearest(self) -> NearestRows:
         return NearestRows(self.reference_, self.radii_)
@@ -145,8 +157,8 @@ class LocalKNN(KNN):
         standardize: bool = True,
         density_exponent: float = 0.9,
         max_reference: int | None = 10_000,
-        contamination: float = 0.05,
-        random_state: int = 0,
+        contamination: float | Literal["auto"] = 0.05,
+        random_state: int | None = 0,
     ):
         super().__init__(
             n_neighbors,

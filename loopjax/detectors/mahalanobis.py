@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax.detectors.base import DataError, Detector, ParameterError, score_in_blocks
+from loopjax.detectors.base import DataError, Detector, score_in_blocks
 from loopjax.detectors.spectrum import (
     HIGHEST,
     Spectrum,
@@ -14,6 +14,7 @@ from loopjax.detectors.spectrum import (
     double_precision,
     fourth_moment,
 )
+from loopjax.errors import ParameterError
 
 
 class Mahalanobis(Detector):
@@ -22,7 +23,7 @@ class Mahalanobis(Detector):
     Args:
         shrinkage: "ledoit-wolf" (Ledoit and Wolf 2004, estimated from the rows) or a number in
             [0, 1]: 0 keeps the sample covariance, 1 gives the plain Euclidean distance.
-        contamination: fraction of training rows above `threshold_`.
+        contamination: fraction of training rows above `threshold_`; "auto" is 0.05.
 
     Fitted: `mean_` [D]; `axes_` [D, K], `variances_` [K] of the shrunk covariance along them;
     `floor_`, its variance along every other axis; `shrinkage_`.
@@ -37,7 +38,9 @@ class Mahalanobis(Detector):
     shrinkage_: float
 
     def __init__(
-        self, shrinkage: float | Literal["ledoit-wolf"] = "ledoit-wolf", contamination: float = 0.05
+        self,
+        shrinkage: float | Literal["ledoit-wolf"] = "ledoit-wolf",
+        contamination: float | Literal["auto"] = 0.05,
     ):
         self.shrinkage = shrinkage
         self.contamination = contamination

@@ -1,6 +1,6 @@
 """Cosine distance to the mean row: the cheapest reference a detector has to beat."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -17,8 +17,13 @@ class MeanCosine(Detector):
 
     mean_: np.ndarray
 
-    def __init__(self, contamination: float = 0.05):
+    def __init__(self, contamination: float | Literal["auto"] = 0.05):
         self.contamination = contamination
+
+    @property
+    def depends_on_origin(self) -> bool:
+        """Angles do."""
+        return True
 
     def _fit(self, rows: Any) -> np.ndarray:
         parts = [rows] if isinstance(rows, np.ndarray) else rows

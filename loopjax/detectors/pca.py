@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax.detectors.base import DataError, Detector, ParameterError, score_in_blocks
+from loopjax.detectors.base import DataError, Detector, score_in_blocks
 from loopjax.detectors.spectrum import HIGHEST, compute_spectrum, double_precision
+from loopjax.errors import ParameterError
 
 
 class PCA(Detector):
@@ -22,7 +23,7 @@ class PCA(Detector):
         solver: "auto" takes the exact decomposition up to 4,096 columns and "randomized" subspace
             iteration above; "exact" and "randomized" force one.
         max_components: axes the randomized solver looks for when `n_components` is a fraction.
-        contamination: fraction of training rows above `threshold_`.
+        contamination: fraction of training rows above `threshold_`; "auto" is 0.05.
         random_state: seed of the randomized solver.
 
     Fitted: `mean_`, `scale_` [D]; `components_` [K, D]; `explained_variance_` [K] (divisor n - 1).
@@ -43,8 +44,8 @@ class PCA(Detector):
         statistic: Literal["reconstruction", "hotelling"] = "reconstruction",
         solver: Literal["auto", "exact", "randomized"] = "auto",
         max_components: int = 512,
-        contamination: float = 0.05,
-        random_state: int = 0,
+        contamination: float | Literal["auto"] = 0.05,
+        random_state: int | None = 0,
     ):
         self.n_components = n_components
         self.standardize = standardize
@@ -71,9 +72,7 @@ class PCA(Detector):
         by_fraction = isinstance(self.n_components, float)
         wanted = self.max_components if by_fraction else int(self.n_components) + 1
         rank = wanted if iterate else None
-        found = compute_spectrum(
-            rows, standardize=self.standardize, rank=rank, seed=self.random_state
-        )
+        found = compute_spectrum(rows, standardize=self.standardize, rank=rank, seed=self._seed())
         variances = found.eigenvalues
         if found.total_variance <= 0.0 or variances[0] <= 0.0:
             raise DataError("all rows are identical: there is no variance to learn from")

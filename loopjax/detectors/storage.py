@@ -24,7 +24,7 @@ from loopjax.io import write_folder
 
 FORMAT = "loopjax-detector-1"
 # Fitted attributes that a detector may lack.
-_OPTIONAL = ("feature_names_in_", "calibration_scores_")
+_OPTIONAL = ("feature_names_in_", "calibration_scores_", "origin_")
 Arrays = dict[str, np.ndarray]
 
 

@@ -48,9 +48,9 @@ def test_threshold_and_prediction(fitted, kind):
     detector = fitted[kind]
     assert detector.threshold_ == pytest.approx(np.quantile(detector.decision_scores_, 0.95))
     predicted = detector.predict(odd_rows())
-    assert predicted.dtype == np.int64 and set(predicted) <= {0, 1}
+    assert predicted.dtype == np.int64 and set(predicted) <= {-1, 1}
     np.testing.assert_array_equal(
-        predicted, detector.decision_function(odd_rows()) > detector.threshold_
+        predicted == -1, detector.decision_function(odd_rows()) > detector.threshold_
     )
     np.testing.assert_array_equal(
         detector.score_samples(rows()), detector.decision_function(rows())
@@ -115,6 +115,32 @@ def test_too_few_rows(kind, count):
 def test_identical_rows_never_score_silently(kind):
     with pytest.raises((DataError, ModelCheckError), match=SAME_ROWS):
         DETECTORS[kind]().fit(np.repeat(rows(1), 40, axis=0))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_an_offset_that_float32_cannot_hold_changes_nothing(kind, scale):
+    # Float32 steps by 8 at 1e8. Deep SVDD has an origin of its own, so both are centered.
+    x, new = rows(80).astype(np.float64) * scale, rows(30, seed=1) * scale
+    x, new = x - x.mean(axis=0), new - x.mean(axis=0)
+    offset = 1e8 * np.random.default_rng(0).choice([-1.0, 0.5, 1.0], 16)
+    near, far = DETECTORS[kind](), DETECTORS[kind]()
+    if kind == "mean-cosine":
+        # A direction depends on the origin: from so far away all rows lie in the same one.
+        with pytest.raises(DataError, match="point the same way"):
+            far.fit(x + offset)
+        return
+    near.fit(x), far.fit(x + offset)
+    # What is left of float64 at 1e8.
+    tolerance = {"rtol": 1e-3 if scale == 1.0 else 0.05}
+    np.testing.assert_allclose(far.decision_scores_, near.decision_scores_, **tolerance)
+    np.testing.assert_allclose(
+        far.decision_function(new + offset), near.decision_function(new), **tolerance
+    )
+    assert far.threshold_ == pytest.approx(near.threshold_, rel=tolerance["rtol"])
+    blocks = DETECTORS[kind]()
+    if kind != "deep-svdd":  # streams its batches in another order
+        blocks.fit(blocks_of(x + offset))
+        np.testing.assert_allclose(blocks.decision_scores_, near.decision_scores_, **tolerance)
 
 
 def test_constant_columns_are_harmless(kind):

@@ -28,6 +28,11 @@ def test_equals_sklearn(metric, k, monkeypatch):
     np.testing.assert_allclose(ours.decision_scores_, left_out.mean(axis=1), **tolerance)
 
 
+def test_rows_that_all_point_the_same_way_have_no_cosine_distances():
+    with pytest.raises(DataError, match="point the same way"):
+        KNN(metric="cosine").fit(rows().astype(np.float64) + 1e8)
+
+
 def test_aggregate_max_is_the_kth_distance():
     scores = KNN(4, aggregate="max").fit(rows()).decision_function(rows(9, seed=1))
     expected = NearestNeighbors(n_neighbors=4).fit(rows()).kneighbors(rows(9, seed=1))[0][:, 3]

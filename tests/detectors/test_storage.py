@@ -43,6 +43,28 @@ def test_everything_fitted_comes_back(fitted, kind, tmp_path):
     assert described["score_convention"] == "higher_is_anomalous"
 
 
+def test_names_and_origin_come_back(kind, tmp_path):
+    pd = pytest.importorskip("pandas")
+    names = [f"e{i}" for i in range(16)]
+    table = pd.DataFrame(rows().astype(np.float64), columns=names)
+    if kind != "mean-cosine":  # which refuses rows that all point the same way
+        table += 1e8
+    detector = DETECTORS[kind]().fit(table)
+    loaded = load_detector(save_detector(detector, tmp_path / "model"))
+    assert loaded.feature_names_in_.tolist() == names
+    np.testing.assert_array_equal(loaded.decision_function(table), detector.decision_scores_)
+    with pytest.raises(ValueError, match="feature names should match"):
+        loaded.decision_function(table[names[::-1]])
+    with pytest.raises(ValueError, match="feature names should match"):
+        loaded.predict(table.rename(columns={"e3": "f3"}))
+
+
+def test_a_model_saved_before_origins_were_kept_is_read(fitted, tmp_path):
+    path = save_detector(fitted["pca"], tmp_path / "model")
+    edited(path, lambda config: config["fitted"].pop("origin_"))
+    assert load_detector(path).origin_ is None
+
+
 def test_the_soft_boundary_comes_back(tmp_path):
     detector = DeepSVDD(**TINY, objective="soft-boundary", warmup_epochs=2).fit(rows())
     loaded = load_detector(save_detector(detector, tmp_path / "model"))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from loopjax.detectors.base import Detector, ParameterError, RowBlocks, len_rows
+from loopjax.detectors.base import Detector, RowBlocks, len_rows
 from loopjax.detectors.svdd.fit import (
     LARGEST_BATCH,
     SMALLEST_BATCH,
@@ -31,7 +31,7 @@ from loopjax.detectors.svdd.network import (
     check_encoder_arrays,
     encode_rows,
 )
-from loopjax.errors import UserError
+from loopjax.errors import ParameterError, UserError
 
 # Training rows up to which an epoch sees every one of them.
 _ONE_PASS = STEPS_PER_EPOCH * LARGEST_BATCH
@@ -85,7 +85,7 @@ class DeepSVDD(Detector):
             best, threshold from the training part; "reference-true-split" is the same with a real
             permutation. The numbers that go with it are in `REFERENCE`.
         data_parallel: spread every batch over all devices.
-        contamination: fraction of training rows above `threshold_`.
+        contamination: fraction of training rows above `threshold_`; "auto" is 0.05.
         random_state: seed of split, initialization, batches and dropout.
         checkpoint_dir: folder from which a killed `fit` resumes.
         checkpoint_every_epochs: how often it is written.
@@ -142,8 +142,8 @@ class DeepSVDD(Detector):
         precision: Literal["float32", "bfloat16"] = "float32",
         compat: Literal["reference", "reference-true-split"] | None = None,
         data_parallel: bool = False,
-        contamination: float = 0.05,
-        random_state: int = 0,
+        contamination: float | Literal["auto"] = 0.05,
+        random_state: int | None = 0,
         checkpoint_dir: str | Path | None = None,
         checkpoint_every_epochs: int = 25,
         on_epoch: Callable[[str, int, dict[str, float]], None] | None = None,
@@ -240,8 +240,9 @@ class DeepSVDD(Detector):
         Raises:
             ModelCheckError: the head collapsed.
         """
-        rows = self._validate(X, reset=True)
-        return self._keep_scores(self._scores_after(fitted, rows))
+        self._validate(X, reset=True)
+        self.origin_ = fitted.origin
+        return self._keep_scores(self._scores_after(fitted, self._validate(X, reset=False)))
 
     def latents(self, X: Any) -> np.ndarray:
         """The encoder's outputs for rows [N, D]; float32 [N, Z]."""
@@ -297,7 +298,7 @@ class DeepSVDD(Detector):
     def head_config(self) -> HeadConfig:
         """The parameters in which heads that train together may differ."""
         return HeadConfig(
-            seed=self.random_state,
+            seed=self._seed(),
             pretrain_learning_rate=self.pretrain_learning_rate,
             learning_rate=self.learning_rate,
             min_learning_rate=self.min_learning_rate,

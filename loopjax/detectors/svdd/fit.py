@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from loopjax.detectors.base import ParameterError, RowBlocks, take_rows
+from loopjax.detectors.base import RowBlocks, take_rows
 from loopjax.detectors.svdd.network import (
     Arrays,
     NetworkConfig,
@@ -22,7 +22,7 @@ from loopjax.detectors.svdd.network import (
 )
 from loopjax.detectors.svdd.objectives import OneClass, Reconstruction
 from loopjax.detectors.svdd.rows import ResidentRows, StreamedRows, split_rows
-from loopjax.errors import ModelCheckError
+from loopjax.errors import ModelCheckError, ParameterError
 from loopjax.training import loop as training_loop
 from loopjax.training import steps as training
 from loopjax.training.checkpoints import Checkpoints
@@ -98,7 +98,11 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class FittedHead:
-    """What training gives: see the fitted attributes of `DeepSVDD`."""
+    """What training gives: see the fitted attributes of `DeepSVDD`.
+
+    Attributes:
+        origin: [D], what was taken off the rows; None for nothing. `Detector` has the reason.
+    """
 
     encoder: dict[str, np.ndarray]
     center: np.ndarray
@@ -107,6 +111,7 @@ class FittedHead:
     best_epochs: dict[str, int]
     train_rows: np.ndarray
     latent_shrinkage: float
+    origin: np.ndarray | None = None
 
 
 def train_heads(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ import numpy as np
 from loopjax.detectors.base import (
     DataError,
     Detector,
-    ParameterError,
     RowBlocks,
     iter_blocks,
     len_rows,
@@ -19,10 +18,11 @@ from loopjax.detectors.base import (
     take_rows,
 )
 from loopjax.detectors.knn import RADIUS_FLOOR
+from loopjax.detectors.known_rows import KnownRows
 from loopjax.detectors.nearest import HIGHEST, NearestRows, local_radii
 from loopjax.detectors.spectrum import compute_spectrum, double_precision
 from loopjax.detectors.svdd.spheres import ResidualMap, SphereRecipe, apply_map, train_maps
-from loopjax.errors import ModelCheckError
+from loopjax.errors import ModelCheckError, ParameterError
 from loopjax.training.checkpoints import Checkpoints
 
 _BLOCK_ROWS = 4096
@@ -50,7 +50,7 @@ class SphereSVDD(Detector):
         learning_rate, weight_decay: AdamW; the rate falls to 0 on a cosine.
         hidden_width: units of the map's hidden layer.
         max_centers: spheres at most, drawn without replacement; bounds time and memory.
-        contamination: fraction of training rows above `threshold_`.
+        contamination: fraction of training rows above `threshold_`; "auto" is 0.05.
         random_state: seed of centers, first layer, noise and batches.
         checkpoint_dir: folder from which a killed `fit` goes on.
 
@@ -81,8 +81,8 @@ class SphereSVDD(Detector):
         weight_decay: float = 1e-4,
         hidden_width: int = 256,
         max_centers: int = 4096,
-        contamination: float = 0.05,
-        random_state: int = 0,
+        contamination: float | Literal["auto"] = 0.05,
+        random_state: int | None = 0,
         checkpoint_dir: str | Path | None = None,
     ):
         self.n_neighbors = n_neighbors
@@ -119,7 +119,8 @@ class SphereSVDD(Detector):
             raise ParameterError(f"learning_rate must be positive; got {self.learning_rate!r}")
 
     def _fit(self, rows: Any) -> np.ndarray:
-        kept = self._place_spheres(rows)
+        seed = self._seed()
+        kept = self._place_spheres(rows, seed)
         recipe = SphereRecipe(
             self.steps, self.batch_size, self.learning_rate, self.weight_decay, self.hidden_width
         )
@@ -129,7 +130,7 @@ class SphereSVDD(Detector):
             described = {"params": params, "sum": float(np.sum(self.centers_, dtype=np.float64))}
             checkpoints = Checkpoints(self.checkpoint_dir, described)
         maps, losses = train_maps(
-            [self.centers_], [self.radii_], [self.random_state], recipe, checkpoints=checkpoints
+            [self.centers_], [self.radii_], [seed], recipe, checkpoints=checkpoints
         )
         self.map_ = {name: np.asarray(array) for name, array in maps[0]._asdict().items()}
         self.losses_ = losses[0]
@@ -139,7 +140,7 @@ class SphereSVDD(Detector):
         own[kept] = np.arange(len(kept))
         return self._scores(rows, own)
 
-    def _place_spheres(self, rows: np.ndarray | RowBlocks) -> np.ndarray:
+    def _place_spheres(self, rows: np.ndarray | RowBlocks, seed: int) -> np.ndarray:
         """Sets what is fixed before training; the rows that became centers, ascending."""
         total = len_rows(rows)
         found = compute_spectrum(rows, standardize=True)
@@ -147,7 +148,7 @@ class SphereSVDD(Detector):
             raise DataError("all rows are identical: there is no variance to learn from")
         kept = np.arange(total)
         if self.max_centers < total:
-            rng = np.random.default_rng([self.random_state, 3])
+            rng = np.random.default_rng([seed, 3])
             kept = np.sort(rng.choice(total, self.max_centers, replace=False))
         if len(kept) <= self.n_neighbors:
             raise DataError(
@@ -168,7 +169,7 @@ class SphereSVDD(Detector):
         return kept
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
-        return self._scores(rows, np.full(len(rows), -1))
+        return self._scores(rows, KnownRows.of(self.centers_).find(self._project(rows)[0]))
 
     def _scores(self, rows: np.ndarray | RowBlocks, own: np.ndarray) -> np.ndarray:
         """Scores [N]; `own[i]` is the center that row i must not find, -1 for none."""

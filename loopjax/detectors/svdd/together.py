@@ -1,13 +1,15 @@
 """Several Deep SVDD detectors fitted at once: seeds, learning rates, subsets of rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from loopjax.detectors.base import DataError, ParameterError, as_rows
+from loopjax.detectors.base import DataError, as_rows, far_origin, narrowed
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.detectors.svdd.fit import FittedHead, train_heads
+from loopjax.errors import ParameterError
 
 # What may differ between heads that train together.
 PER_HEAD = (
@@ -33,6 +35,8 @@ def train_together(
         DataError: X cannot be used.
     """
     rows = as_rows(X)
+    origin = far_origin(rows)
+    rows = narrowed(rows, origin)
     subsets = [np.arange(len(rows))] * len(detectors) if subsets is None else subsets
     for detector in detectors:
         detector.check_params()
@@ -50,7 +54,8 @@ def train_together(
                 f"only in {', '.join(PER_HEAD)}"
             )
     heads = [detector.head_config() for detector in detectors]
-    return train_heads(config, heads, rows, subsets, detectors[0].run_options())
+    trained = train_heads(config, heads, rows, subsets, detectors[0].run_options())
+    return [replace(head, origin=origin) for head in trained]
 
 
 def fit_heads(
