@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import re
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import orbax.checkpoint as ocp
 from loopjax.errors import UserError
 
 SUMS_NAME = "checksums.json"
+STRAGGLERS_S = 0.2  # within which all of an array's files fail once one has
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -28,8 +31,9 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         OSError: the disk is full and the like.
     """
     try:
-        with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(folder, args=ocp.args.StandardSave(dict(arrays)))
+        with _quiet(), _deaf_to_stragglers():
+            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+                checkpointer.save(folder, args=ocp.args.StandardSave(dict(arrays)))
         (folder / SUMS_NAME).write_text(json.dumps(_sums(folder), indent=1) + "\n", "utf-8")
     except ValueError as error:  # TensorStore's way to hand on the system's error
         found = re.search(r"os_error_code='(\d+)'", str(error))
@@ -115,3 +119,26 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.disabled = before
+
+
+@contextlib.contextmanager
+def _deaf_to_stragglers() -> Iterator[None]:
+    """After an error, waits for TensorStore's other writes to fail, and does not print that.
+
+    Orbax raises the first error and closes its event loop; what fails next in TensorStore's threads
+    finds the loop closed, which Python would print as tracebacks.
+    """
+    before = sys.unraisablehook
+
+    def ignore_closed_loops(unraisable: "sys.UnraisableHookArgs") -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = ignore_closed_loops
+    try:
+        yield
+    except BaseException:
+        time.sleep(STRAGGLERS_S)
+        raise
+    finally:
+        sys.unraisablehook = before

@@ -46,9 +46,10 @@ from loopjax.errors import WriteError
 from loopjax.io import write_folder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-array = np.random.default_rng(0).standard_normal(100_000)
+rng = np.random.default_rng(0)
+arrays = {f"a{i}": rng.standard_normal(10_000) for i in range(8)}
 try:
-    write_folder(Path(sys.argv[1]), lambda folder: write_arrays(folder / "arrays", {"a": array}))
+    write_folder(Path(sys.argv[1]), lambda folder: write_arrays(folder / "arrays", arrays))
 except WriteError as error:
     print(error)
 """

@@ -20,7 +20,7 @@ from loopjax.arrays import read_arrays, write_arrays
 from loopjax.detectors import detector_class, detector_kinds, parameter_types
 from loopjax.detectors.base import Detector, check_type, fitted_types
 from loopjax.errors import UserError
-from loopjax.io import write_folder
+from loopjax.io import check_can_write, write_folder
 
 FORMAT = "loopjax-detector-1"
 # Fitted attributes that a detector may lack.
@@ -66,6 +66,7 @@ def save_detector(
     if folder.exists() and not _may_be_replaced(folder):
         raise UserError(f"{folder} exists and is no saved model: choose another path")
     arrays, values = _fitted_state(detector)
+    check_can_write(folder, sum(array.nbytes for array in arrays.values()))
     params = detector.get_params(deep=False)
     config = {
         "format": FORMAT,
