@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from loopjax.errors import UserError
+from loopjax.json_files import read_json
 
 SUMS_NAME = "checksums.json"
 STRAGGLERS_S = 0.2  # within which all of an array's files fail once one has
@@ -31,9 +32,12 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         OSError: the disk is full and the like.
     """
     try:
-        with _quiet(), _deaf_to_stragglers():
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-                checkpointer.save(folder, args=ocp.args.StandardSave(dict(arrays)))
+        with (
+            _quiet(),
+            _deaf_to_stragglers(),
+            ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
+        ):
+            checkpointer.save(folder, args=ocp.args.StandardSave(dict(arrays)))
         (folder / SUMS_NAME).write_text(json.dumps(_sums(folder), indent=1) + "\n", "utf-8")
     except ValueError as error:  # TensorStore's way to hand on the system's error
         found = re.search(r"os_error_code='(\d+)'", str(error))
@@ -96,17 +100,16 @@ def _compare_sums(folder: Path) -> None:
         UserError: a file is not as it was written; trees without checksums pass.
     """
     try:
-        expected = json.loads((folder / SUMS_NAME).read_text("utf-8"))
+        expected = read_json(folder / SUMS_NAME)
         found = _sums(folder)
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: damaged ({error})") from None
     if found != expected:
-        names = expected if isinstance(expected, dict) else {}
-        wrong = sorted(name for name in {*found, *names} if found.get(name) != names.get(name))
-        file = wrong[0] if wrong else SUMS_NAME
-        raise UserError(f"{folder}: damaged ({file} does not match its checksum)")
+        names = sorted({*found, *expected})
+        wrong = next(name for name in names if found.get(name) != expected.get(name))
+        raise UserError(f"{folder}: damaged ({wrong} does not match its checksum)")
 
 
 @contextlib.contextmanager

@@ -5,13 +5,13 @@ needs little more memory than the audio tower takes.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from loopjax import json_files
 from loopjax.convert.layouts import LazyTensor, Source
 from loopjax.convert.torch_zip import TorchZip
 from loopjax.errors import UserError
@@ -19,7 +19,6 @@ from loopjax.errors import UserError
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 INDEX_SUFFIX = ".index.json"
-MAX_JSON_BYTES = 16 << 20
 # Names that every Hugging Face folder uses, the preferred one first.
 _USUAL = (
     "model.safetensors",
@@ -92,14 +91,9 @@ def read_json(path: Path) -> dict[str, object]:
         UserError: unreadable, too large, or something else.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise UserError(f"{path} is too large ({path.stat().st_size} bytes)")
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        return json_files.read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is unreadable: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return values
 
 
 def _in_folder(folder: Path) -> Path:

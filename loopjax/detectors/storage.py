@@ -21,6 +21,7 @@ from loopjax.detectors import detector_class, detector_kinds, parameter_types
 from loopjax.detectors.base import Detector, check_type, fitted_types
 from loopjax.errors import UserError
 from loopjax.io import check_can_write, write_folder
+from loopjax.json_files import read_json
 
 FORMAT = "loopjax-detector-1"
 # Fitted attributes that a detector may lack.
@@ -154,12 +155,12 @@ def read_detector_config(folder: str | Path) -> dict[str, Any]:
     """
     file = Path(folder).absolute() / "config.json"
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = read_json(file)
     except FileNotFoundError as error:
         raise UserError(f"{file.parent}: no saved model here (config.json is missing)") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: damaged ({_first_line(error)})") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    if config.get("format") != FORMAT:
         raise UserError(f"{file} does not describe a model of format {FORMAT}")
     return config
 

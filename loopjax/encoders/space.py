@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from loopjax.errors import UserError
 from loopjax.htsat.frontend import DEVICE_RESAMPLER, LogMelConfig
+from loopjax.json_files import parse_json
 
 # From exact to fast: full float32 products; TensorFloat-32 products where a GPU has them; bfloat16;
 # bfloat16 with GELU by tanh; the same with window attention as one kernel, for GPUs.
@@ -118,7 +119,7 @@ class Space:
         if "preprocessing" not in metadata:
             return None
         try:
-            settings: dict[str, Any] = json.loads(metadata["preprocessing"])
+            settings: dict[str, Any] = parse_json(metadata["preprocessing"])
             front_end = {
                 key.removeprefix("front_end."): settings.pop(key)
                 for key in list(settings)
@@ -131,7 +132,7 @@ class Space:
                 fusion=front_end.pop("fusion"),
                 front_end=read_front_end(front_end),
                 location=metadata.get("encoder_path"),
-                assumptions=tuple(json.loads(metadata.get("front_end_assumptions", "[]"))),
+                assumptions=tuple(parse_json(metadata.get("front_end_assumptions", "[]"))),
                 **settings,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -6,7 +6,6 @@ so that a copy, another machine or another version can be checked at any time.
 
 import base64
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from loopjax.errors import ModelCheckError, UserError
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
 from loopjax.io import check_can_write, write_folder, write_json
+from loopjax.json_files import read_json
 
 FORMAT = "loopjax-encoder-1"
 PROBE_SECONDS = (2.3, 11.7)  # a repeated clip; a clip that is fused or cropped
@@ -122,12 +122,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     path = Path(folder) / "config.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is no encoder folder: {path.name} ({error})") from None
-    found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
-        raise UserError(f"{folder} is no encoder folder: format {found!r}, not {FORMAT!r}")
+    if record.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} is no encoder folder: format {record.get('format')!r}, not {FORMAT!r}"
+        )
     return record
 
 

@@ -1,12 +1,12 @@
 """Our values beside published and independently reproduced ones."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Estimate, Json, Row, Table
+from loopjax.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def read_published(path: Path) -> PublishedReference:
         UserError: not readable, or something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         return PublishedReference(
             source=str(content["source"]),
             canonical_names={

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from loopjax.errors import ModelCheckError
 from loopjax.evaluation.metrics import labeled_metrics
 from loopjax.evaluation.separation import separation
 from loopjax.evaluation.splits import protocol_splits
+from loopjax.json_files import parse_json
 
 CACHE_FORMAT = 2  # of its rows; raised when they change
 
@@ -270,12 +272,13 @@ class _Cache:
         }
         self._rows: dict[str, ProtocolRow] = {}
         if path is not None and path.exists():
-            for line in path.read_text("utf-8").splitlines():
+            for line in path.read_text("utf-8", "replace").splitlines():
                 try:
-                    entry = json.loads(line)
-                except ValueError:
+                    entry = parse_json(line)
+                    is_whole = entry.pop("crc32") == _checksum(entry)
+                except (ValueError, KeyError, TypeError, AttributeError):
                     continue  # the last line of a killed run may be cut
-                if entry["key"].startswith(tuple(self._prefix.values())):
+                if is_whole and entry["key"].startswith(tuple(self._prefix.values())):
                     self._rows[entry["key"]] = ProtocolRow(**entry["row"])
 
     def get(self, task: _Task) -> ProtocolRow | None:
@@ -286,12 +289,17 @@ class _Cache:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
-                entry = {"key": self._key(task), "row": dataclasses.asdict(row)}
-                file.write(json.dumps(entry) + "\n")
+                entry: dict[str, object] = {"key": self._key(task)}
+                entry["row"] = dataclasses.asdict(row)
+                file.write(json.dumps(entry | {"crc32": _checksum(entry)}) + "\n")
 
     def _key(self, task: _Task) -> str:
         prefix = self._prefix[task.method]
         return f"{prefix}/{task.protocol}/{task.folder}/{task.seed}"
+
+
+def _checksum(entry: dict[str, object]) -> int:
+    return zlib.crc32(json.dumps(entry, sort_keys=True).encode())
 
 
 def _identity(method: DetectorConfig) -> bytes:

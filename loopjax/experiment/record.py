@@ -15,6 +15,7 @@ from loopjax.config.settings import Setting
 from loopjax.errors import UserError
 from loopjax.experiment.manifest import RECORD, discard
 from loopjax.io import is_empty, write_json
+from loopjax.json_files import read_json
 
 PACKAGES = ("loopjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -40,14 +41,12 @@ def read_record(run: Path) -> RunRecord:
     """
     file = run / RECORD
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
     except OSError as error:
         reason = "run.json is missing" if not file.exists() else error.strerror
         raise UserError(f"{run} is no run folder ({reason}); make one with `loopjax run`") from None
-    except (ValueError, RecursionError):
-        raise _damaged(file, "it is no JSON") from None
-    if not isinstance(values, dict):
-        raise _damaged(file, "it holds no record")
+    except ValueError as error:
+        raise _damaged(file, str(error)) from None
     try:
         return from_dict(RunRecord, values, str(file))
     except UserError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Json
+from loopjax.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,9 @@ def read_object(path: Path) -> dict[str, Json]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected an object")
-    return value
+        raise UserError(f"{path} is unreadable: {error}") from None
 
 
 def _object(value: Json) -> dict[str, Json]:

@@ -1,6 +1,5 @@
 """Embeddings that other tools made: tables, arrays and the reference implementation's pickles."""
 
-import json
 import struct
 import tokenize
 import zipfile
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from loopjax.errors import UserError
+from loopjax.json_files import parse_json
 from loopjax.restricted_pickle.arrays import NUMPY_FUNCTIONS, PickledArray
 from loopjax.restricted_pickle.reader import load
 from loopjax.store.columns import (
@@ -87,7 +87,7 @@ def _read_csv(path: Path) -> tuple[np.ndarray, pa.Table]:
 
 def _list_of_numbers(text: pa.StringScalar, row: int) -> list[float]:
     try:
-        values = json.loads(text.as_py())
+        values = parse_json(text.as_py())
         return [float(value) for value in values]
     except (ValueError, TypeError):
         raise ValueError(f"row {row}: column 'embedding' is no list such as [0.5, 1.25]") from None

@@ -8,7 +8,6 @@ checksum only when its modification time is not the one it was written with: aft
 restored backup, or once a reader or `loopjax store verify` has found it damaged.
 """
 
-import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from loopjax.errors import UserError, WriteError
+from loopjax.json_files import parse_json
 from loopjax.store.failures import (
     FAILURES_NAME,
     failure_files,
@@ -127,7 +127,7 @@ def _changes(old: dict[str, str], new: dict[str, str]) -> dict[str, tuple[object
 def _settings(metadata: dict[str, str]) -> dict[str, object]:
     identity: dict[str, object] = {key: metadata.get(key) for key in IDENTITY_KEYS}
     try:
-        return {**json.loads(metadata.get("preprocessing", "{}")), **identity}
+        return {**parse_json(metadata.get("preprocessing", "{}")), **identity}
     except ValueError:
         return identity
 

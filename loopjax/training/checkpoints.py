@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 
 from loopjax.errors import UserError, WriteError
 from loopjax.io import check_can_write, write_json
+from loopjax.json_files import read_json
 
 
 class Checkpoints:
@@ -30,7 +31,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if note.exists():
-                _check_same_run(self.folder, json.loads(note.read_text("utf-8")), fingerprint)
+                _check_same_run(self.folder, read_json(note), fingerprint)
             else:
                 write_json(note, fingerprint, sort_keys=True)
             self._manager = ocp.CheckpointManager(
@@ -41,7 +42,7 @@ class Checkpoints:
                     cleanup_tmp_directories=True,
                 ),
             )
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise UserError(f"{note} is damaged: delete {self.folder} to start again") from error
         except OSError as error:
             raise WriteError(f"cannot write checkpoints to {self.folder}: {error}") from error

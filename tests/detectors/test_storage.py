@@ -84,7 +84,7 @@ def test_what_is_no_model_is_refused(tmp_path):
         ("{", r"config.json: damaged"),
         ("", r"config.json: damaged"),
         ("{}", r"config.json does not describe"),
-        ("[1]", r"config.json does not describe"),
+        ("[1]", r"config.json: damaged \(no JSON object"),
     ):
         (tmp_path / "config.json").write_text(text, "utf-8")
         with pytest.raises(UserError, match=problem):

@@ -38,6 +38,13 @@ def test_rows_cover_folders_methods_and_seeds(tmp_path):
     assert again == found
     assert known[0] == "knn P1: 6 fits, 6 known"
 
+    # A digit that flipped on the disk is no result.
+    first, rest = file.read_text("utf-8").split("\n", 1)
+    file.write_text(first.replace('"seed": 0', '"seed": 1') + "\n[[]]\n7\n" + rest, "utf-8")
+    again = run_protocols(X, GROUPS, METHODS, seeds=(0, 1), cache=file, log=known.append)
+    assert again == found
+    assert "knn P1: 6 fits, 5 known" in known
+
 
 def test_other_settings_are_computed_anew(tmp_path):
     file = tmp_path / "cache.jsonl"

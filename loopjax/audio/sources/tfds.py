@@ -7,7 +7,6 @@ read as the plain tensor that the records hold.
 
 import contextlib
 import functools
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from loopjax.audio.decode import DecodeOptions, decode_array
 from loopjax.audio.decoder import Reply
 from loopjax.audio.loop import DecodeError, Loop, make_key
 from loopjax.errors import UserError
+from loopjax.json_files import parse_json, read_json
 
 PREFIX = "tfds:"
 AUDIO_CLASS = "tensorflow_datasets.core.features.audio_feature.Audio"
@@ -39,7 +39,7 @@ class _PreparedDataset(read_only_builder.ReadOnlyBuilder, skip_registration=True
     def _info(self) -> tfds.core.DatasetInfo:
         description = Path(self.data_dir) / "features.json"
         try:
-            features = json.loads(description.read_text(encoding="utf-8"))
+            features = read_json(description)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {description}: {error}") from None
         _require_known_classes(features, description)
@@ -69,7 +69,7 @@ def _require_known_classes(node: object, file: Path) -> None:
     for key, value in node.items():
         if key == "json" and isinstance(value, str):
             with contextlib.suppress(ValueError):
-                value = json.loads(value)
+                value = parse_json(value)
         _require_known_classes(value, file)
 
 
@@ -79,7 +79,7 @@ def _plain_audio(node: dict[str, Any], path: str = "") -> tuple[str, int]:
     for name, child in sorted(node.get("featuresDict", {}).get("features", {}).items()):
         inner = f"{path}/{name}".lstrip("/")
         if child.get("pythonClassName") == AUDIO_CLASS:
-            audio = child.pop("audio", None) or json.loads(child.pop("jsonFeature")["json"])
+            audio = child.pop("audio", None) or parse_json(child.pop("jsonFeature")["json"])
             if audio.get("lazyDecode"):
                 raise UserError(f"the audio feature {inner!r} is stored undecoded; prepare it anew")
             rate = int(audio.pop("sampleRate", 0) or 0)
