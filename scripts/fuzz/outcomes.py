@@ -1,5 +1,6 @@
 """What a fuzzed reader may do: return, or refuse with a message. Everything else is counted."""
 
+import argparse
 import contextlib
 import multiprocessing
 import os
@@ -156,3 +157,17 @@ def limit_memory(gibibytes: int = 8) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (gibibytes << 30, gibibytes << 30))
+
+
+def command_line(main: Callable[[int, int], Outcomes], description: str) -> int:
+    """Runs a fuzzer as its options say, prints what went wrong, and returns the exit code."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--n", type=int, default=2000, help="inputs")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    started_s = time.monotonic()
+    result = main(options.n, options.seed)
+    print("\n".join(result.details()))
+    print(f"{result.n} inputs, {result.n_refused} refused, {time.monotonic() - started_s:.0f} s")
+    print(result.summary())
+    return int(not result.is_clean)

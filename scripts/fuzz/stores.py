@@ -1,13 +1,12 @@
 """Damages stores of embeddings, saved models and encoders, and reads them again.
 
-    python scripts/fuzz/stores.py --n 2000
+    python -m scripts.fuzz.stores --n 2000
 
 A store that is read after a damage must hold exactly what was written, and a damage that is
 refused must be repaired by continuing the store; a model must score as before. Ends with
 "0 lost, 0 hung, 0 ran, 0 tracebacks", or exit code 1.
 """
 
-import argparse
 import logging
 import os
 import random
@@ -26,7 +25,16 @@ from loopjax.store.schema import StoreRow
 from loopjax.store.scores import Scores, read_scores, write_scores
 from loopjax.store.verify import verify_store
 from loopjax.store.write import ShardWriter
-from scripts.fuzz.outcomes import CANARY, Outcomes, in_parts, limit_memory, mutated, scratch, tried
+from scripts.fuzz.outcomes import (
+    CANARY,
+    Outcomes,
+    command_line,
+    in_parts,
+    limit_memory,
+    mutated,
+    scratch,
+    tried,
+)
 
 WIDTH = 8
 METADATA = {
@@ -191,12 +199,4 @@ def _scores() -> Scores:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--n", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    result = main(arguments.n, arguments.seed)
-    print("\n".join(result.details()))
-    print(f"{result.n} damages, {result.n_refused} refused")
-    print(result.summary())
-    sys.exit(not result.is_clean)
+    sys.exit(command_line(main, __doc__))

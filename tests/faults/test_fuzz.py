@@ -1,15 +1,15 @@
-"""A short run of each fuzzer; `python scripts/fuzz/NAME.py --n 2000` is the long one."""
+"""A short run of each fuzzer; `python -m scripts.fuzz.NAME --n 2000` is the long one."""
 
 import pytest
 
-from scripts.fuzz import inputs, stores
+from scripts.fuzz import audio, inputs, stores
 
 pytestmark = pytest.mark.faults
 
 N = 150
 
 
-@pytest.mark.parametrize("fuzzer", [inputs, stores], ids=lambda module: module.__name__[13:])
+@pytest.mark.parametrize("fuzzer", [audio, inputs, stores], ids=lambda module: module.__name__[13:])
 def test_damaged_files_are_read_rightly_or_refused(fuzzer):
     outcomes = fuzzer.main(N, seed=7)
     assert outcomes.n == N
