@@ -19,6 +19,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--out", required=True, help="folder of the embedding store")
     parser.add_argument("--restart", action="store_true", help="discard what an earlier run wrote")
+    parser.add_argument("--prune", action="store_true", help="drop the rows of files that are gone")
     add_settings(parser, EmbedConfig)
     hosts = parser.add_argument_group("several hosts")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of the first; or auto")
@@ -34,7 +35,9 @@ def _act(args: argparse.Namespace) -> int:
 
     initialize(args.coordinator, args.processes, args.process_index)
     encoder = load_encoder(config.encoder, config.precision)
-    summary = embed_corpus(args.sources, encoder, Path(args.out), config, restart=args.restart)
+    summary = embed_corpus(
+        args.sources, encoder, Path(args.out), config, restart=args.restart, prune=args.prune
+    )
     print(json.dumps(dataclasses.asdict(summary)))  # noqa: T201
     return SOME_REJECTED if summary.n_failed else DONE
 

@@ -4,11 +4,13 @@
 """
 
 import contextlib
+import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +28,7 @@ from loopjax.embedding.encode import BatchEncoder
 from loopjax.embedding.progress import Progress
 from loopjax.embedding.read import POLL_S, batches, make_decoders
 from loopjax.embedding.settings import as_encoder, check_config, space_of
+from loopjax.embedding.stored import StoredLoops
 from loopjax.embedding.write import EmbedSummary, Memory, Writer
 from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
@@ -39,6 +42,8 @@ from loopjax.store.write import ShardWriter
 
 PathLike = str | os.PathLike[str]
 
+log = logging.getLogger(__name__)
+
 
 def embed_corpus(
     sources: Sequence[PathLike] | PathLike,
@@ -47,9 +52,13 @@ def embed_corpus(
     config: EmbedConfig | None = None,
     *,
     restart: bool = False,
+    prune: bool = False,
     progress: bool = True,
 ) -> EmbedSummary:
     """Embeds everything under the sources into a store; a killed run continues where it was.
+
+    The store knows loops by their content: where files or whole sources have moved, the rows follow
+    them, and nothing is embedded again.
 
     Args:
         sources: folders, audio files, `.txt` lists, `tfds:NAME`, `bundled:demo`.
@@ -57,6 +66,7 @@ def embed_corpus(
         out_dir: the store; holds `part-*.parquet` and the list of rejected inputs afterwards.
         config: see EmbedConfig.
         restart: throw away what the store holds.
+        prune: drop the rows of files that are gone; otherwise they stay.
         progress: show progress on stderr.
 
     Raises:
@@ -83,6 +93,7 @@ def embed_corpus(
             prepare(folder, metadata, restart)
 
         parallel.first_process_does(take_over)
+        stored = StoredLoops(DoneIndex(folder), index, n_processes)
         shards = ShardWriter(folder, metadata, config.shard_rows, index, n_processes)
         with Progress("embedding", progress and index == 0) as bar:
             bar.set_total(-(-len(corpus) // n_processes))
@@ -90,7 +101,7 @@ def embed_corpus(
                 summary = _run(
                     corpus.loops(index, n_processes),
                     make_decoders(corpus, encoder, config),
-                    Deduplicator(DoneIndex(folder)),
+                    stored,
                     engine,
                     Writer(shards, config.strict),
                     bar,
@@ -98,7 +109,15 @@ def embed_corpus(
             finally:
                 shards.flush()
         parallel.wait_for_all()
-        parallel.first_process_does(lambda: finish(folder, metadata))
+        n_pruned = 0
+
+        def finish_store() -> None:
+            nonlocal n_pruned
+            n_pruned = finish(folder, metadata, prune=prune)
+
+        parallel.first_process_does(finish_store)
+    summary = replace(summary, n_pruned=n_pruned)
+    _tell_unmet(summary, folder)
     _check_budget(summary, config, folder)
     return summary
 
@@ -138,7 +157,7 @@ def embed(
         _run(
             corpus.loops(),
             make_decoders(corpus, encoder, config),
-            Deduplicator(),
+            StoredLoops(DoneIndex(None)),
             BatchEncoder[list[Row]](encoder, space, config),
             Writer(memory, config.strict),
             bar,
@@ -159,7 +178,7 @@ def metadata_of(space: Space) -> dict[str, str]:
 def _run(
     loops: Iterable[Loop | Failure],
     decoders: Sequence[Decoder],
-    duplicates: Deduplicator,
+    stored: StoredLoops,
     encoder: BatchEncoder[list[Row]],
     writer: Writer,
     bar: Progress,
@@ -170,6 +189,7 @@ def _run(
         InterruptedRunError: after a signal; all finished rows have been written.
         TooManyRejectedError: at the first rejected input, if the writer is strict.
     """
+    duplicates = Deduplicator(stored)
     started_s, waited_s, idle = time.monotonic(), 0.0, True
 
     def note() -> str:
@@ -202,6 +222,8 @@ def _run(
         n_embedded=writer.n_embedded,
         n_failed=writer.n_failed,
         n_skipped=duplicates.n_skipped,
+        n_moved=duplicates.n_moved,
+        n_unmet=stored.n_unmet,
         n_duplicates=duplicates.n_duplicates,
         n_flagged=writer.n_flagged,
         wait_fraction=waited_s / elapsed_s,
@@ -214,6 +236,19 @@ def _run(
 
 def _as_list(sources: Sequence[PathLike] | PathLike) -> Sequence[PathLike]:
     return [sources] if isinstance(sources, str | os.PathLike) else sources
+
+
+def _tell_unmet(summary: EmbedSummary, folder: Path) -> None:
+    """Says what the store holds beyond the sources, and what was dropped of it."""
+    if summary.n_pruned:
+        log.warning("%d loops whose files are gone were dropped from %s", summary.n_pruned, folder)
+    elif summary.n_unmet:
+        log.warning(
+            "%s also holds %d loops that are none of these files; `loopjax embed --prune` drops "
+            "those whose files are gone",
+            folder,
+            summary.n_unmet,
+        )
 
 
 def _check_budget(summary: EmbedSummary, config: EmbedConfig, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 Decoder threads ask before they place samples in a batch; the thread of the chain brings the
 results back. A loop that the store holds already, or whose bytes were seen before, costs nothing
-more; each loop leaves this stage exactly once.
+more; each other loop leaves this stage exactly once.
 """
 
 import threading
@@ -16,7 +16,8 @@ import numpy as np
 from loopjax.audio.batching import Row
 from loopjax.audio.loop import Failure, Loop
 from loopjax.embedding.encode import Encoded
-from loopjax.store.index import DoneIndex
+from loopjax.embedding.stored import Moved, StoredLoops
+from loopjax.store.index import Result
 
 RECENT_CONTENTS = 4096  # embeddings kept for files with equal bytes: 16 MiB of 1024 floats
 
@@ -26,12 +27,14 @@ class Embedded:
     """A loop and its embedding.
 
     Attributes:
+        id: of the row in a store.
         row: the manifest row and what decoding found out.
         embedding: float32 [D].
         crop_std: spread over random crops; None with fixed crops.
         replaces: the shard with an outdated row of this loop.
     """
 
+    id: str
     row: Row
     embedding: np.ndarray
     crop_std: float | None
@@ -46,18 +49,20 @@ class Failed:
     replaces: Path | None = None
 
 
+Finished = Embedded | Moved | Failed
+
+
 class Deduplicator:
     """Keeps loops with equal bytes together, and apart from what the store holds."""
 
-    def __init__(self, done: DoneIndex | None = None):
-        """Starts with what the store holds; None = nothing."""
-        self.n_skipped = self.n_duplicates = 0
-        self._done = done
+    def __init__(self, stored: StoredLoops):
+        """Starts with what the store holds."""
+        self.n_skipped = self.n_moved = self.n_duplicates = 0
+        self._stored = stored
         self._lock = threading.Lock()
         self._pending: dict[str, list[Row]] = {}  # content hash -> loops waiting for its result
-        self._recent: OrderedDict[str, tuple[np.ndarray, float | None]] = OrderedDict()
-        self._aside: deque[Embedded | Failed] = deque()  # finished without the device
-        self._stale: dict[str, int] = {}  # keys that the store holds of files that look different
+        self._recent: OrderedDict[str, Result] = OrderedDict()
+        self._aside: deque[Finished] = deque()  # finished without the device
 
     @property
     def is_waiting(self) -> bool:
@@ -67,14 +72,8 @@ class Deduplicator:
     def undone(self, loops: Iterable[Loop | Failure]) -> Iterator[Loop | Failure]:
         """Leaves out what the store already holds."""
         for item in loops:
-            at = self._done.find(item.key) if self._done is not None else None
-            if at is not None and self._done is not None and isinstance(item, Loop):
-                if self._done.unchanged(at, item.size_bytes, item.mtime_ns):
-                    with self._lock:
-                        self.n_skipped += 1
-                    continue
-                self._stale[item.key] = at
-            yield item
+            if isinstance(item, Failure) or not self._is_done(item):
+                yield item
 
     def attach(self, row: Row) -> list[Row] | None:
         """Decides, from a decoder's thread, whether a decoded loop needs the device.
@@ -83,12 +82,16 @@ class Deduplicator:
             The list of loops that share its samples, to which later ones are added; None where
             the samples are not needed.
         """
-        sha256, key = row.info.sha256, row.loop.key
+        sha256 = row.info.sha256
         with self._lock:
-            at = self._stale.get(key)
-            if at is not None and self._done is not None and self._done.same_content(at, sha256):
-                self.n_skipped += 1  # only touched
+            moved = self._stored.recognize(row.loop, sha256)
+            if moved is not None:
+                self._keep(moved)
                 return None
+            if sha256 not in self._recent and sha256 not in self._pending:
+                known = self._stored.result(sha256)
+                if known is not None:
+                    self._remember(sha256, known)
             if sha256 in self._recent:
                 self._recent.move_to_end(sha256)
                 self.n_duplicates += 1
@@ -103,26 +106,41 @@ class Deduplicator:
 
     def reject(self, failure: Failure) -> None:
         """Takes a rejected input, from any thread."""
-        self._aside.append(Failed(failure, self._older_shard(failure.key)))
+        self._aside.append(Failed(failure, self._stored.older_shard(failure.key)))
 
-    def resolve(self, finished: Iterable[Encoded[list[Row]]]) -> Iterator[Embedded | Failed]:
+    def resolve(self, finished: Iterable[Encoded[list[Row]]]) -> Iterator[Finished]:
         """Every loop that a finished content belongs to, then those that need no device."""
         for content in finished:
             rows, result = content.row, (content.embedding, content.crop_std)
             sha256 = rows[0].info.sha256
             with self._lock:
                 del self._pending[sha256]  # from here on nobody adds to `rows`
-                self._recent[sha256] = result
-                if len(self._recent) > RECENT_CONTENTS:
-                    self._recent.popitem(last=False)
+                self._remember(sha256, result)
             for row in rows:
                 yield self._embedded(row, *result)
         while self._aside:
             yield self._aside.popleft()
 
-    def _embedded(self, row: Row, embedding: np.ndarray, crop_std: float | None) -> Embedded:
-        return Embedded(row, embedding, crop_std, self._older_shard(row.loop.key))
+    def _is_done(self, loop: Loop) -> bool:
+        with self._lock:
+            done = self._stored.is_done(loop)
+            if done:
+                self._keep(self._stored.relocated(loop))
+            return done
 
-    def _older_shard(self, key: str) -> Path | None:
-        at = self._stale.get(key)
-        return None if at is None or self._done is None else self._done.part(at)
+    def _keep(self, moved: Moved | None) -> None:
+        """Counts a loop whose row the store holds, and passes on what changes in it."""
+        self.n_skipped += 1
+        if moved is not None:
+            self.n_moved += moved.is_elsewhere
+            self._aside.append(moved)
+
+    def _remember(self, sha256: str, result: Result) -> None:
+        self._recent[sha256] = result
+        if len(self._recent) > RECENT_CONTENTS:
+            self._recent.popitem(last=False)
+
+    def _embedded(self, row: Row, embedding: np.ndarray, crop_std: float | None) -> Embedded:
+        key, sha256 = row.loop.key, row.info.sha256
+        row_id = self._stored.new_id(key, sha256)
+        return Embedded(row_id, row, embedding, crop_std, self._stored.older_shard(key))

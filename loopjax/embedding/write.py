@@ -1,19 +1,22 @@
 """The last stage: finished loops into a store or into memory, counted."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from loopjax.audio.loop import Failure
-from loopjax.embedding.deduplicate import Embedded, Failed
+from loopjax.audio.loop import Failure, Loop
+from loopjax.embedding.deduplicate import Embedded, Failed, Finished
+from loopjax.embedding.stored import Moved
 from loopjax.errors import TooManyRejectedError
 from loopjax.store.failures import table_of_failures
 from loopjax.store.read import Embeddings
 from loopjax.store.schema import (
     EMBEDDING,
+    PLACE_FIELDS,
+    Place,
     StoreRow,
     shard_schema,
     table_of_rows,
@@ -27,6 +30,9 @@ class EmbedSummary:
     n_embedded: int = 0
     n_failed: int = 0
     n_skipped: int = 0  # already in the store
+    n_moved: int = 0  # of these, found at another place
+    n_unmet: int = 0  # rows of the store that none of these files is
+    n_pruned: int = 0  # of these, dropped because their files are gone
     n_duplicates: int = 0  # embedded without computing: same bytes as another file
     n_flagged: int = 0
     wait_fraction: float = 0.0  # of the run's time, in which the device had nothing to do
@@ -47,6 +53,10 @@ class Sink(Protocol):
         """Takes a rejected input."""
         ...
 
+    def move(self, part: Path, key: str, place: Place, replaces: Path | None = None) -> None:
+        """Takes a new place for the row with this key in a shard."""
+        ...
+
 
 class Memory:
     """A sink that keeps everything."""
@@ -62,6 +72,10 @@ class Memory:
     def add_failure(self, failure: Failure, replaces: Path | None = None) -> None:
         """Takes a rejected input."""
         self.failures.append(failure)
+
+    def move(self, part: Path, key: str, place: Place, replaces: Path | None = None) -> None:
+        """Takes a new place for a row."""
+        self.rows = [replace(r, **vars(place)) if r.key == key else r for r in self.rows]
 
     def embeddings(self, metadata: dict[str, str]) -> Embeddings:
         """All rows, sorted by path; at least one."""
@@ -85,14 +99,16 @@ class Writer:
         self.reasons: Counter[str] = Counter()
         self._sink, self._strict = sink, strict
 
-    def write(self, loop: Embedded | Failed) -> None:
-        """Takes one loop, with its embedding or with the reason why there is none.
+    def write(self, loop: Finished) -> None:
+        """Takes one loop: with its embedding, with its new place, or why there is none.
 
         Raises:
             TooManyRejectedError: a rejected input, if strict.
         """
         if isinstance(loop, Failed):
             self._reject(loop)
+        elif isinstance(loop, Moved):
+            self._sink.move(loop.shard, loop.key, _place(loop.loop), loop.replaces)
         elif not np.isfinite(loop.embedding).all():
             self._reject(Failed(_not_finite(loop), loop.replaces))
         else:
@@ -116,10 +132,14 @@ def _not_finite(loop: Embedded) -> Failure:
     return Failure.of(loop.row.loop, "encode", "non_finite", message)
 
 
+def _place(loop: Loop) -> Place:
+    return Place(**{name: getattr(loop, name) for name in PLACE_FIELDS})
+
+
 def _store_row(item: Embedded) -> StoreRow:
     loop, info = item.row.loop, item.row.info
     return StoreRow(
-        id=f"{info.sha256[:16]}-{loop.key[:8]}",
+        id=item.id,
         key=loop.key,
         path=loop.path,
         path_bytes=loop.path_bytes,

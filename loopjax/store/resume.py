@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -25,11 +26,13 @@ from loopjax.store.failures import (
     read_failure_file,
     write_failures,
 )
+from loopjax.store.gone import drop_gone, is_gone
 from loopjax.store.index import INDEX_COLUMNS, DoneIndex
 from loopjax.store.parquet import open_footer, open_parquet, write_parquet
 from loopjax.store.read import matrix_of, part_files
 from loopjax.store.schema import IDENTITY_KEYS, read_metadata
 
+MISSING = ("not_found", "bad_path")  # reasons that are no fault of a file that exists
 OLD_LAYOUT = ("store.json", ".embed.lock", ".rewrite.lock")  # of version 0.1
 
 log = logging.getLogger(__name__)
@@ -71,13 +74,23 @@ def prepare(folder: Path, metadata: dict[str, str], restart: bool = False) -> No
         raise WriteError(f"cannot write to {folder}: {error.strerror or error}") from None
 
 
-def finish(folder: Path, metadata: dict[str, str]) -> None:
+def finish(folder: Path, metadata: dict[str, str], *, prune: bool = False) -> int:
     """Merges the processes' lists of rejected inputs; one process does it.
+
+    Args:
+        folder: the store.
+        metadata: see `prepare`.
+        prune: drops the rows of files that are gone.
+
+    Returns:
+        How many rows were dropped.
 
     Raises:
         WriteError: the folder cannot be written.
     """
+    n_dropped = drop_gone(folder) if prune else 0
     _merge_failures(folder, metadata)
+    return n_dropped
 
 
 @dataclass(frozen=True)
@@ -142,7 +155,7 @@ def _difference(folder: Path, changed: dict[str, tuple[object, object]]) -> str:
 
 
 def _merge_failures(folder: Path, metadata: dict[str, str]) -> None:
-    """One list, without the inputs that have been embedded since."""
+    """One list, without the inputs that have been embedded, moved or deleted since."""
     files = failure_files(folder)
     tables = []
     for path in files:
@@ -153,9 +166,17 @@ def _merge_failures(folder: Path, metadata: dict[str, str]) -> None:
     merged = merge_failures(tables)
     if len(merged):
         done = DoneIndex(folder)
-        keep = [done.find(key) is None for key in merged["key"].to_pylist()]
+        keep = [
+            done.find(row["key"]) is None and not _is_over(row)
+            for row in merged.select(["key", "path_bytes", "reason"]).to_pylist()
+        ]
         merged = merged.filter(pa.array(keep, pa.bool_()))
         write_failures(merged, folder / FAILURES_NAME, metadata)
     for path in files:
         if not len(merged) or path.name != FAILURES_NAME:
             path.unlink(missing_ok=True)
+
+
+def _is_over(failure: dict[str, Any]) -> bool:
+    """Whether a rejected file was there and is gone; one that never was is still missing."""
+    return failure["reason"] not in MISSING and is_gone(failure["path_bytes"])

@@ -20,8 +20,12 @@ IDENTITY_KEYS = (
 
 # Name, type and, for the documentation, meaning.
 COLUMNS = (
-    ("id", pa.string(), "first 16 hex digits of the content's SHA-256, `-`, first 8 of the key"),
-    ("key", pa.string(), "identifies the input across runs, also when its folder moves"),
+    (
+        "id",
+        pa.string(),
+        "16 hex digits of the content's SHA-256, `-`, 8 of the first key; stays",
+    ),
+    ("key", pa.string(), "follows from the place below the source; changes with it"),
     ("path", pa.string(), "for people; bytes that are not UTF-8 are escaped"),
     ("path_bytes", pa.binary(), "absolute, exact"),
     ("group", pa.string(), "folder relative to the source, or what a data set's records say"),
@@ -69,6 +73,21 @@ class StoreRow:
     flags: list[str]
     crop_std: float | None
     embedding: np.ndarray  # float32 [D]
+
+
+PLACE_FIELDS = ("key", "path", "path_bytes", "group", "size_bytes", "mtime_ns")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a loop's file is: a value for each of `PLACE_FIELDS`."""
+
+    key: str
+    path: str
+    path_bytes: bytes
+    group: str
+    size_bytes: int
+    mtime_ns: int
 
 
 class Rejected(Protocol):

@@ -1,7 +1,7 @@
 """Writing shards: a shard appears under its final name only when it is complete and synced."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,15 @@ from filelock import FileLock
 
 from loopjax.store.failures import piece_of, table_of_failures, write_failures
 from loopjax.store.parquet import read_parquet, write_parquet
-from loopjax.store.schema import Rejected, StoreRow, shard_schema, table_of_rows
+from loopjax.store.schema import (
+    PLACE_FIELDS,
+    Place,
+    Rejected,
+    StoreRow,
+    as_int64,
+    shard_schema,
+    table_of_rows,
+)
 
 REWRITE_LOCK_NAME = ".rewrite.lock"
 FLUSH_S = 60.0  # a shard is closed at the latest this long after its first row
@@ -42,6 +50,8 @@ class ShardWriter:
         self._failures: list[Rejected] = []
         self._unsaved_failures = False
         self._outdated: dict[Path, list[str]] = {}  # keys to drop from older shards
+        self._moved: dict[Path, dict[str, Place]] = {}  # by key there, in older shards
+        self._n_moved = 0
 
     def add(self, row: StoreRow, replaces: Path | None = None) -> None:
         """Takes a row; writes a shard when enough are there or the oldest waited long enough.
@@ -66,6 +76,22 @@ class ShardWriter:
         if replaces is not None:
             self._outdated.setdefault(replaces, []).append(failure.key)
 
+    def move(self, part: Path, key: str, place: Place, replaces: Path | None = None) -> None:
+        """Takes a new place for a row of an older shard.
+
+        Args:
+            part: the shard.
+            key: what the row is called there.
+            place: its key and file from now on.
+            replaces: shard with an outdated row of the new key, which is dropped first.
+        """
+        self._moved.setdefault(part, {})[key] = place
+        self._n_moved += 1
+        if replaces is not None:
+            self._outdated.setdefault(replaces, []).append(place.key)
+        if self._n_moved >= self._shard_rows:
+            self.flush()
+
     def flush(self) -> None:
         """Writes everything taken so far.
 
@@ -76,6 +102,11 @@ class ShardWriter:
             with FileLock(self._folder / REWRITE_LOCK_NAME):  # other processes of this run wait
                 drop_rows(part, keys)
         self._outdated.clear()
+        for part, places in self._moved.items():  # a kill leaves rows where they were
+            with FileLock(self._folder / REWRITE_LOCK_NAME):
+                move_rows(part, places)
+        self._moved.clear()
+        self._n_moved = 0
         if self._rows:
             table = table_of_rows(self._rows, self._schema)
             write_parquet(table, self._folder / f"{self._prefix}{self._next:05d}.parquet")
@@ -95,3 +126,18 @@ def drop_rows(part: Path, keys: Sequence[str]) -> None:
         write_parquet(table.filter(pa.array(keep)), part)
     else:
         part.unlink()
+
+
+def move_rows(part: Path, places: Mapping[str, Place]) -> None:
+    """Rewrites a shard with other places for some of its rows, by their keys, atomically."""
+    table = read_parquet(part)
+    rows = [places.get(key) for key in table["key"].to_pylist()]
+    for field in PLACE_FIELDS:
+        values = table[field].to_pylist()
+        for row, place in enumerate(rows):
+            if place is not None:
+                value = getattr(place, field)
+                values[row] = as_int64(value) if field == "mtime_ns" else value
+        at = table.schema.get_field_index(field)
+        table = table.set_column(at, table.schema.field(at), pa.array(values, table[field].type))
+    write_parquet(table, part)
