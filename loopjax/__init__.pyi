@@ -1,6 +1,7 @@
 # The public names and their homes: read by type checkers, and at run time by `lazy_loader`.
 from .detectors.base import DataError as DataError
 from .detectors.base import Detector as Detector
+from .detectors.ensemble import Ensemble as Ensemble
 from .detectors.isolation_forest import IsolationForest as IsolationForest
 from .detectors.knn import KNN as KNN
 from .detectors.knn import LocalKNN as LocalKNN

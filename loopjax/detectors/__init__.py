@@ -25,6 +25,7 @@ _KINDS = {
     "local-knn": "loopjax.detectors.knn:LocalKNN",
     "mahalanobis": "loopjax.detectors.mahalanobis:Mahalanobis",
     "mean-cosine": "loopjax.detectors.mean_cosine:MeanCosine",
+    "ensemble": "loopjax.detectors.ensemble:Ensemble",
 }
 
 

@@ -128,6 +128,8 @@ class Detector(OutlierMixin, BaseEstimator):
     run_time_params: ClassVar[tuple[str, ...]] = ()
     # Whether a fit with default parameters depends on `random_state`.
     depends_on_seed: ClassVar[bool] = False
+    # Whether scores of two fits of one recipe differ by a factor, which cross-fitting takes out.
+    rescale_across_fits: ClassVar[bool] = True
     # Fewer rows say nothing about what is normal.
     min_rows: ClassVar[int] = 2
     contamination: float | Literal["auto"]

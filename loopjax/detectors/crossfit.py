@@ -155,7 +155,8 @@ def fit_and_cross_fit(
                 model.fit(rows[subset])
             own = np.median(model.decision_scores_)
             held_out = folds == fold
-            scores[held_out] = model.decision_function(rows[held_out]) * (unit / own if own else 1)
+            factor = unit / own if own and detector.rescale_across_fits else 1.0
+            scores[held_out] = model.decision_function(rows[held_out]) * factor
         detector.calibrate_by(scores)
         found.append(CrossFit(scores, folds, n_moved))
     return found

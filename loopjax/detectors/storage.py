@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from loopjax.arrays import read_arrays, write_arrays
 from loopjax.detectors import detector_class, detector_kinds, parameter_types
@@ -27,6 +27,7 @@ FORMAT = "loopjax-detector-1"
 # Fitted attributes that a detector may lack.
 _OPTIONAL = ("feature_names_in_", "calibration_scores_", "origin_")
 Arrays = dict[str, np.ndarray]
+Members = list[Detector]
 
 
 class _ArrayNote(BaseModel):
@@ -38,13 +39,21 @@ class _ArrayNote(BaseModel):
     sha256: str
 
 
-class _Sections(BaseModel):
-    """The sections of `config.json` that make a detector; others are their makers' affair."""
+class _Description(BaseModel):
+    """A detector without its arrays, which may be a member of another one."""
 
     kind: object
     params: dict[str, object]
     fitted: dict[str, object]
+
+
+class _Sections(_Description):
+    """The sections of `config.json` that make a detector; others are their makers' affair."""
+
     arrays: dict[str, _ArrayNote]
+
+
+_MEMBERS = TypeAdapter(list[_Description])
 
 
 def save_detector(
@@ -66,15 +75,12 @@ def save_detector(
     folder = Path(folder).absolute()
     if folder.exists() and not _may_be_replaced(folder):
         raise UserError(f"{folder} exists and is no saved model: choose another path")
-    arrays, values = _fitted_state(detector)
+    arrays, description = _fitted_state(detector)
     check_can_write(folder, sum(array.nbytes for array in arrays.values()))
-    params = detector.get_params(deep=False)
     config = {
         "format": FORMAT,
-        "kind": detector.kind,
         "score_convention": "higher_is_anomalous",
-        "params": {name: params[name] for name in params if name not in detector.run_time_params},
-        "fitted": values,
+        **description,
         "arrays": {
             name: {"shape": a.shape, "dtype": str(a.dtype), "sha256": _digest(a)}
             for name, a in arrays.items()
@@ -114,20 +120,32 @@ def load_detector(folder: str | Path) -> Detector:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"]))
         raise UserError(f"{file}: damaged ({place}: {problem['msg']})") from None
-    kind = sections.kind
+    return _restored(sections, _read_arrays(folder, sections.arrays), file)
+
+
+def _restored(described: _Description, arrays: Arrays, file: Path) -> Detector:
+    """The detector of a description and its arrays.
+
+    Raises:
+        UserError: they make none; names the file.
+    """
+    kind = described.kind
     if not isinstance(kind, str) or kind not in detector_kinds():
         known = ", ".join(detector_kinds())
         raise UserError(f"{file}: unknown detector kind {kind!r}; known: {known}")
     cls = detector_class(kind)
-    detector = cls(**_checked(sections.params, parameter_types(kind), file, "params"))
+    detector = cls(**_checked(described.params, parameter_types(kind), file, "params"))
     types = fitted_types(cls)
     as_arrays = {n: t for n, t in types.items() if t is np.ndarray or t == Arrays}
-    values = dict(sections.fitted)
+    values = dict(described.fitted)
+    members: dict[str, object] = {}
+    for name in (n for n, t in types.items() if t == Members and n in values):
+        members[name], arrays = _restored_members(name, values.pop(name), arrays, file)
     unlimited = values.get("threshold_", 0.0) is None
     if unlimited:
         values["threshold_"] = 0.0
     names = values.pop("feature_names_in_", None)
-    fitted: dict[str, object] = {}
+    fitted = members
     if names is not None:
         checked = _checked({"names": names}, {"names": list[str]}, file, "feature_names_in_")
         fitted["feature_names_in_"] = np.array(checked["names"], object)
@@ -136,7 +154,7 @@ def load_detector(folder: str | Path) -> Detector:
     )
     if unlimited:
         fitted["threshold_"] = float("inf")
-    fitted |= _grouped(_read_arrays(folder, sections.arrays), as_arrays)
+    fitted |= _grouped(arrays, as_arrays)
     unknown = sorted(fitted.keys() - types.keys())
     missing = sorted(types.keys() - fitted.keys() - set(_OPTIONAL))
     if unknown or missing:
@@ -145,6 +163,24 @@ def load_detector(folder: str | Path) -> Detector:
             f"unknown {', '.join(unknown) or 'nothing'})"
         )
     return detector.set_fitted(fitted)
+
+
+def _restored_members(
+    name: str, notes: object, arrays: Arrays, file: Path
+) -> tuple[Members, Arrays]:
+    """The detectors of a fitted attribute, and the arrays that are not theirs."""
+    try:
+        described = _MEMBERS.validate_json(json.dumps(notes))
+    except ValidationError as error:
+        raise UserError(f"{file}: damaged ({name}: {error.errors()[0]['msg']})") from None
+    members = []
+    for i, member in enumerate(described):
+        prefix = f"{name}/{i}/"
+        own = {key: array for key, array in arrays.items() if key.startswith(prefix)}
+        arrays = {key: array for key, array in arrays.items() if key not in own}
+        named = {key.removeprefix(prefix): array for key, array in own.items()}
+        members.append(_restored(member, named, file))
+    return members, arrays
 
 
 def read_detector_config(folder: str | Path) -> dict[str, Any]:
@@ -176,7 +212,7 @@ def _may_be_replaced(folder: Path) -> bool:
 
 
 def _fitted_state(detector: Detector) -> tuple[Arrays, dict[str, object]]:
-    """What `fit` learned, as arrays by name ("encoder_/layers/0/linear/kernel") and plain values.
+    """What `fit` learned: arrays by name ("encoder_/layers/0/linear/kernel"), and the rest.
 
     Raises:
         UserError: the detector is not fitted.
@@ -191,13 +227,20 @@ def _fitted_state(detector: Detector) -> tuple[Arrays, dict[str, object]]:
         value = getattr(detector, name)
         if annotation == Arrays:
             arrays |= {f"{name}/{key}": np.asarray(array) for key, array in value.items()}
+        elif annotation == Members:
+            states = [_fitted_state(member) for member in value]
+            values[name] = [description for _, description in states]
+            for i, (own, _) in enumerate(states):
+                arrays |= {f"{name}/{i}/{key}": array for key, array in own.items()}
         elif isinstance(value, np.ndarray) and value.dtype != object:
             arrays[name] = value
         else:
             values[name] = value
     if detector.threshold_ == np.inf:  # no threshold, which JSON has no number for
         values["threshold_"] = None
-    return arrays, values
+    params = detector.get_params(deep=False)
+    kept = {name: params[name] for name in params if name not in detector.run_time_params}
+    return arrays, {"kind": detector.kind, "params": kept, "fitted": values}
 
 
 def _checked(

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from loopjax.detectors.ensemble import Ensemble
 from loopjax.detectors.isolation_forest import IsolationForest
 from loopjax.detectors.knn import KNN, LocalKNN
 from loopjax.detectors.mahalanobis import Mahalanobis
@@ -28,6 +29,7 @@ DETECTORS = {
     "local-knn": lambda: LocalKNN(),
     "mahalanobis": lambda: Mahalanobis(),
     "mean-cosine": lambda: MeanCosine(),
+    "ensemble": lambda: Ensemble(("knn", {"kind": "pca", "params": {"n_components": 3}})),
 }
 
 

@@ -5,6 +5,7 @@ import pytest
 from sklearn.base import is_outlier_detector
 from sklearn.utils.estimator_checks import check_outliers_train, estimator_checks_generator
 
+from loopjax.detectors.ensemble import Ensemble
 from loopjax.detectors.isolation_forest import IsolationForest
 from loopjax.detectors.knn import KNN, LocalKNN
 from loopjax.detectors.mahalanobis import Mahalanobis
@@ -22,6 +23,7 @@ ESTIMATORS = [
     LocalKNN(n_neighbors=2),
     Mahalanobis(),
     MeanCosine(),
+    Ensemble(("pca", "mahalanobis"), n_folds=2),
     DeepSVDD(hidden_dims=(3, 2), pretrain_epochs=1, epochs=1, batch_size=16, bn_warmup_passes=0),
     SphereSVDD(n_neighbors=2, steps=1, hidden_width=2),
 ]
