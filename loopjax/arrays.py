@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -64,24 +65,39 @@ def read_arrays(
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
     )
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
     try:
         with (
             _quiet(),
-            jax.enable_x64(True),
             ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
         ):
-            found = checkpointer.metadata(folder).item_metadata.tree if shapes is None else shapes
-            target = {
-                name: jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=device)
-                for name, like in found.items()
-            }
+            there = checkpointer.metadata(folder).item_metadata.tree
+            wanted = there if shapes is None else shapes
+            _require_shapes(there, wanted)
+            # Targets of NumPy: as jax arrays, doubles would be cut to single precision.
+            target = {name: np.empty(like.shape, like.dtype) for name, like in wanted.items()}
             tree = checkpointer.restore(folder, args=ocp.args.StandardRestore(target))
             return {name: np.asarray(tree[name]) for name in target}
     except Exception as error:  # noqa: BLE001 - Orbax raises this very class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{folder}: damaged ({reason})") from None
+
+
+def _require_shapes(there: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Refuses an array that is missing or of another shape or type than is wanted.
+
+    Raises:
+        ValueError: names the array.
+    """
+    for name, like in wanted.items():
+        if name not in there:
+            raise ValueError(f"no array {name}")
+        found = there[name]
+        if tuple(found.shape) != tuple(like.shape) or found.dtype != like.dtype:
+            raise ValueError(
+                f"array {name} is {found.dtype}{list(found.shape)}, "
+                f"not {like.dtype}{list(like.shape)}"
+            )
 
 
 def _sums(folder: Path) -> dict[str, str]:

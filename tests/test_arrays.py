@@ -1,5 +1,6 @@
 """Named arrays on disk, on disks that are full or cannot be written."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -22,6 +23,16 @@ def test_what_is_written_is_read(tmp_path):
     }
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_notebook_reads_doubles_as_doubles(tmp_path):
+    """Orbax leaves the thread where an event loop runs, and with it settings of jax."""
+
+    async def both() -> dict[str, np.ndarray]:
+        write_arrays(tmp_path / "arrays", {"a": np.float64([1 / 3])})
+        return read_arrays(tmp_path / "arrays")
+
+    assert asyncio.run(both())["a"] == np.float64([1 / 3])
 
 
 def test_other_shapes_and_damage_are_named(tmp_path):
