@@ -42,6 +42,7 @@ ALLOWED = {
     "convert": "errors json_files io htsat encoders detectors restricted_pickle",
     "model": "errors io config store encoders detectors embedding evaluation",
     "explanation": "errors store encoders embedding model",
+    "doctor": "errors parallel encoders loopjax",
     "report": "errors json_files io config audio store evaluation loopjax",
 }
 ALLOWED["experiment"] = " ".join(ALLOWED)  # everything above

@@ -10,6 +10,7 @@ from loopjax.cli import (
     config,
     convert,
     demo,
+    doctor,
     embed,
     encoders,
     evaluate,
@@ -33,7 +34,7 @@ CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 
 _MODULES = (
     *(demo, run, embed, fit, score, explain, evaluate, report),
-    *(store, config, convert, encoders),
+    *(store, config, convert, encoders, doctor),
 )
 VERBS = {module.VERB.name: module.VERB for module in _MODULES}
 
