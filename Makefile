@@ -1,5 +1,5 @@
 # Every target works in a checkout with the package installed: pip install -e ".[dev]"
-.PHONY: check test slow faults parity bench golden demo
+.PHONY: check test slow faults parity bench golden demo docs docs-run
 
 check:
 	ruff check . && ruff format --check . && pyright loopjax
@@ -24,3 +24,9 @@ golden:
 
 demo:
 	loopjax demo -o out/demo
+
+docs: # pip install -e ".[docs]"
+	python -m mkdocs build --strict
+
+docs-run: # every tutorial and notebook, as a reader would
+	python -m scripts.docs.run
