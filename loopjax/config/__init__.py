@@ -28,7 +28,7 @@ from loopjax.errors import UserError
 T = TypeVar("T")
 
 Seed = Annotated[int, Setting(at_least=0, at_most=2**32 - 1)]
-ProtocolName = Literal["P1", "P3", "unlabeled"]
+ProtocolName = Literal["P1", "P3", "P2-1", "P2-5", "P2-10", "unlabeled"]
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,10 @@ class EvaluateConfig:
     ] = 0.1
     protocols: Annotated[
         tuple[ProtocolName, ...],
-        Setting("P1: one folder normal; P3: one folder anomalous; on every one of data.sets"),
+        Setting(
+            "on every one of data.sets: P1, one folder normal; P3, one folder anomalous; P2-5, the "
+            "same with 5 % of such loops among the training loops; unlabeled, the paper's way"
+        ),
     ] = ()
     reference: Annotated[str | None, Setting("JSON with published values, printed beside ours")] = (
         None

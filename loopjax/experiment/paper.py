@@ -9,10 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from loopjax.bundled import folder
 from loopjax.config import DetectorConfig, ExperimentConfig
 from loopjax.errors import ModelCheckError, UserError
 from loopjax.evaluation.paired import compare_paired
-from loopjax.evaluation.published import Measurement, compare_with_published, read_published
+from loopjax.evaluation.published import (
+    Measurement,
+    PublishedReference,
+    compare_with_published,
+    read_published,
+)
 from loopjax.evaluation.tables import Estimate, Evaluation, Row, Table
 from loopjax.experiment.evaluate import Log
 from loopjax.experiment.figures import draw_run
@@ -57,8 +63,13 @@ def reproduce(config: ExperimentConfig, out: Path, log: Log) -> Evaluation:
     require_report_extra()
     for detector in config.detectors:
         check_params(detector)
-    reference = config.evaluate.reference
-    published = None if reference is None else read_published(Path(reference))
+    published = _published(config.evaluate.reference)
+    for set_name, path in config.data.sets.items():
+        if not Path(path).exists():
+            raise UserError(
+                f"data.sets.{set_name}: {path} does not exist; the head of the experiment's file "
+                f"says where it comes from; name another place by --set data.sets.{set_name}=PATH"
+            )
     tables: list[Table] = []
     measured: list[Measurement] = []
     rows_by_set: dict[str, list[ProtocolRow]] = {}
@@ -87,6 +98,14 @@ def reproduce(config: ExperimentConfig, out: Path, log: Log) -> Evaluation:
     evaluation = Evaluation(tuple(tables))
     write_json(out / "evaluation.json", evaluation.to_json())
     return evaluation
+
+
+def _published(reference: str | None) -> PublishedReference | None:
+    """The published values that a config names, relative to here or to the bundled files."""
+    if reference is None:
+        return None
+    bundled = folder("configs").parent / reference
+    return read_published(Path(reference) if Path(reference).exists() else bundled)
 
 
 def _folders(embeddings: Embeddings, path: str) -> list[str]:

@@ -2,10 +2,9 @@
 
 P1 calls one folder normal, P3 calls one folder anomalous, P2-5 does so with 5 % of such loops among
 the training loops, "unlabeled" fits on 80 % of everything and measures the scores without labels
-(the paper's way). Heads of one
-architecture train together. The reference's row-duplicating shuffle (`compat: reference`) acts on
-"unlabeled" only: in P1 and P3 such heads split truly, as the independent re-implementation of the
-reference did.
+(the paper's way). Heads of one architecture train together. The reference's row-duplicating shuffle
+(`compat: reference`) acts on "unlabeled" only: elsewhere such heads split truly, as the independent
+re-implementation of the reference did.
 """
 
 import dataclasses

@@ -1,0 +1,1 @@
+"""How heads are compared, and which one is the default."""
