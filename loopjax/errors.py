@@ -17,6 +17,10 @@ class ParameterError(UserError, ValueError):
     """A hyper-parameter has a wrong type or is out of range; the message names it."""
 
 
+class HeldError(UserError):
+    """Another run is writing the same folder."""
+
+
 class TooManyRejectedError(LoopjaxError):
     """More inputs were rejected than `max_failures` allows (exit code 4)."""
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from loopjax.errors import UserError, WriteError
+from loopjax.errors import HeldError, UserError, WriteError
 
 LOCK_NAME = ".loopjax.lock"
 _FOLDER_LOCK = ".writing.lock"  # ends the name of the lock beside a folder that is written whole
@@ -72,6 +72,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise _write_error(path, error) from None
     finally:
         _remove(temporary)
+
+
+def create(path: Path, content: bytes) -> bool:
+    """Makes a small file unless there is one; of several processes, on any host, one succeeds.
+
+    Raises:
+        WriteError: no permission and the like.
+    """
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise _write_error(path, error) from None
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -196,7 +212,7 @@ def _held(lock_file: Path, folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         holder = next((_describe(path) for path in folder.glob(f"{_HOLDER}*")), "")
-        raise UserError(
+        raise HeldError(
             f"{folder} is being written by another run{holder and f' ({holder})'}; "
             "wait for it, stop it, or choose another output folder"
         ) from None

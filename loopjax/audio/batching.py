@@ -227,6 +227,14 @@ class Feeder:
                 raise self._error
         return batch
 
+    def take_open(self) -> list[Batch[list[Row]]]:
+        """Takes the batches that are not full, as they are; for when no more is to be expected."""
+        with self._lock:
+            batches = [self._open.pop(key) for key in sorted(self._open)]
+            for batch in batches:
+                batch._closed = True
+            return [batch for batch in batches if not batch._copying]
+
     def __iter__(self) -> Iterator[Batch[list[Row]]]:
         self.start()
         while (batch := self.get()) is not None:

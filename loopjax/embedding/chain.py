@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -29,6 +30,7 @@ from loopjax.embedding.progress import Progress
 from loopjax.embedding.read import POLL_S, batches, make_decoders
 from loopjax.embedding.settings import as_encoder, check_config, space_of
 from loopjax.embedding.stored import StoredLoops
+from loopjax.embedding.units import EXPIRE_S, UNIT_FILES, SharedUnits, join, require_no_workers
 from loopjax.embedding.write import EmbedSummary, Memory, Writer
 from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
@@ -38,6 +40,7 @@ from loopjax.store.index import DoneIndex
 from loopjax.store.read import Embeddings
 from loopjax.store.resume import finish, prepare
 from loopjax.store.schema import SCHEMA_VERSION
+from loopjax.store.units import UnitFiles, plan_of
 from loopjax.store.write import ShardWriter
 
 PathLike = str | os.PathLike[str]
@@ -90,6 +93,7 @@ def embed_corpus(
 
         def take_over() -> None:
             stack.enter_context(locked(folder))
+            require_no_workers(folder)
             prepare(folder, metadata, restart)
 
         parallel.first_process_does(take_over)
@@ -118,6 +122,76 @@ def embed_corpus(
         parallel.first_process_does(finish_store)
     summary = replace(summary, n_pruned=n_pruned)
     _tell_unmet(summary, folder)
+    _check_budget(summary, config, folder)
+    return summary
+
+
+def embed_shared(
+    sources: Sequence[PathLike] | PathLike,
+    encoder: Encoder | str | Path,
+    out_dir: PathLike,
+    config: EmbedConfig | None = None,
+    *,
+    slice_of: tuple[int, int] | None = None,
+    unit_files: int = UNIT_FILES,
+    lease_s: float = EXPIRE_S,
+    progress: bool = True,
+) -> EmbedSummary:
+    """Embeds into a store together with any number of other workers, which come and go.
+
+    The sorted list of files is cut into units; a worker takes one, embeds it, and its shard appears
+    as a whole. Workers see one another through files in the store alone: what one of them leaves
+    behind, however it ends, others do. All must be given the same sources and settings.
+
+    Args:
+        sources: see `embed_corpus`; the same files for every worker.
+        encoder: a name, a folder, or one that is loaded.
+        out_dir: the store, on a disk that all workers see.
+        config: see EmbedConfig; `shard_rows` has no meaning here.
+        slice_of: (i, n) to do every n-th unit only, from the i-th, and not to wait for others.
+        unit_files: files of a unit, which become one shard.
+        lease_s: after so long without a sign of life, a worker's units are free again.
+        progress: show progress on stderr.
+
+    Returns:
+        What this worker did.
+
+    Raises:
+        UserError: as `embed_corpus`; or others are at work there with other sources or settings.
+        TooManyRejectedError: more rejected inputs than the options allow.
+        WriteError: disk full and the like; finished shards stay valid.
+        InterruptedRunError: SIGINT or SIGTERM; units that were not complete are free again.
+    """
+    config = config or EmbedConfig()
+    check_config(config)
+    encoder = as_encoder(encoder, config)
+    sources, folder = _as_list(sources), Path(out_dir)
+    if slice_of is not None and not 0 <= slice_of[0] < slice_of[1]:
+        raise UserError(f"slice {slice_of[0]}/{slice_of[1]}: slices are counted from 0 to N-1")
+    space = space_of(encoder, config)
+    engine = BatchEncoder[list[Row]](encoder, space, config)
+    corpus = open_source(sources, Selection(config.include, config.exclude))
+    metadata = metadata_of(space)
+    digests = [unit.digest for unit in corpus.units(unit_files)]
+    if not digests:
+        raise UserError(f"no audio files ({READABLE}) under {', '.join(map(str, sources))}")
+    plan = plan_of(digests, unit_files, metadata)
+    files = UnitFiles(folder, metadata, plan)
+    with contextlib.ExitStack() as stack:
+        leases = join(folder, plan, metadata, lease_s)
+        stack.callback(leases.release_all)
+        engine.compile()  # nobody waits meanwhile for a unit of this worker
+        units = SharedUnits(corpus, plan, files, leases, slice_of)
+        with Progress("embedding", progress) as bar:
+            summary = _run(
+                units.loops(),
+                make_decoders(corpus, encoder, config),
+                StoredLoops(DoneIndex(folder, files.is_of_unit), follows_files=False),
+                engine,
+                Writer(units, config.strict),
+                bar,
+                units,
+            )
     _check_budget(summary, config, folder)
     return summary
 
@@ -182,6 +256,7 @@ def _run(
     encoder: BatchEncoder[list[Row]],
     writer: Writer,
     bar: Progress,
+    units: SharedUnits | None = None,
 ) -> EmbedSummary:
     """The chain; on SIGINT or SIGTERM it finishes what the device has and raises.
 
@@ -200,7 +275,7 @@ def _run(
     feeder = Feeder(
         duplicates.undone(loops), decoders, encoder.buckets, duplicates.reject, duplicates.attach
     )
-    with contextlib.closing(feeder), _signals() as caught:
+    with contextlib.closing(feeder), _signals() as caught, units or contextlib.nullcontext():
         for batch in batches(feeder):
             waited_s += POLL_S if batch is None and idle else 0.0
             if caught:
@@ -209,10 +284,18 @@ def _run(
                 encoder.compile()
             for loop in duplicates.resolve(encoder.encode(batch)):
                 writer.write(loop)
+            if units is not None:
+                if batch is None and units.is_waiting:  # no company comes for what waits for it
+                    rest = [encoder.encode(batch) for batch in feeder.take_open()]
+                    for loop in duplicates.resolve(itertools.chain(*rest, encoder.finish())):
+                        writer.write(loop)
+                units.keep_alive()
             idle = encoder.is_idle
             bar.update(writer.n_embedded + writer.n_failed + duplicates.n_skipped, note)
         for loop in duplicates.resolve(encoder.finish(leftovers=not caught)):
             writer.write(loop)
+        if units is not None:
+            units.keep_alive()
     if caught:
         name = signal.Signals(caught[0]).name
         message = f"stopped by {name}; what was finished is saved, run it again to continue"

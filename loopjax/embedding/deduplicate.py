@@ -49,7 +49,14 @@ class Failed:
     replaces: Path | None = None
 
 
-Finished = Embedded | Moved | Failed
+@dataclass(frozen=True)
+class Kept:
+    """A loop whose row the store holds as it is."""
+
+    key: str
+
+
+Finished = Embedded | Moved | Kept | Failed
 
 
 class Deduplicator:
@@ -86,7 +93,7 @@ class Deduplicator:
         with self._lock:
             moved = self._stored.recognize(row.loop, sha256)
             if moved is not None:
-                self._keep(moved)
+                self._keep(row.loop, moved)
                 return None
             if sha256 not in self._recent and sha256 not in self._pending:
                 known = self._stored.result(sha256)
@@ -125,15 +132,14 @@ class Deduplicator:
         with self._lock:
             done = self._stored.is_done(loop)
             if done:
-                self._keep(self._stored.relocated(loop))
+                self._keep(loop, self._stored.relocated(loop))
             return done
 
-    def _keep(self, moved: Moved | None) -> None:
+    def _keep(self, loop: Loop, moved: Moved | None) -> None:
         """Counts a loop whose row the store holds, and passes on what changes in it."""
         self.n_skipped += 1
-        if moved is not None:
-            self.n_moved += moved.is_elsewhere
-            self._aside.append(moved)
+        self.n_moved += moved is not None and moved.is_elsewhere
+        self._aside.append(moved or Kept(loop.key))
 
     def _remember(self, sha256: str, result: Result) -> None:
         self._recent[sha256] = result

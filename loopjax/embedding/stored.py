@@ -42,16 +42,25 @@ class Moved:
 class StoredLoops:
     """The rows of a store, and which of them belong to a loop of this run; not thread-safe."""
 
-    def __init__(self, done: DoneIndex, process_index: int = 0, process_count: int = 1):
+    def __init__(
+        self,
+        done: DoneIndex,
+        process_index: int = 0,
+        process_count: int = 1,
+        follows_files: bool = True,
+    ):
         """Starts with all rows unmet.
 
         Args:
             done: the store's index.
             process_index: only rows of this slice are moved, so that no two processes do.
             process_count: number of slices.
+            follows_files: whether rows move to files of equal content; of workers that come and go,
+                two could move the same row.
         """
         self._done = done
         self._mine = done.keys % np.uint64(process_count) == process_index
+        self._mine &= follows_files
         self._met = np.zeros(len(done), bool)
         self._there = np.zeros(len(done), bool)  # unmet, but the file exists
         self._outdated: dict[str, int] = {}  # keys of files that look different from their rows

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from loopjax.audio.loop import Failure, Loop
-from loopjax.embedding.deduplicate import Embedded, Failed, Finished
+from loopjax.embedding.deduplicate import Embedded, Failed, Finished, Kept
 from loopjax.embedding.stored import Moved
 from loopjax.errors import TooManyRejectedError
 from loopjax.store.failures import table_of_failures
@@ -57,6 +57,10 @@ class Sink(Protocol):
         """Takes a new place for the row with this key in a shard."""
         ...
 
+    def skip(self, key: str) -> None:
+        """Takes note of a loop whose row is there already."""
+        ...
+
 
 class Memory:
     """A sink that keeps everything."""
@@ -76,6 +80,9 @@ class Memory:
     def move(self, part: Path, key: str, place: Place, replaces: Path | None = None) -> None:
         """Takes a new place for a row."""
         self.rows = [replace(r, **vars(place)) if r.key == key else r for r in self.rows]
+
+    def skip(self, key: str) -> None:
+        """Nothing is there beforehand."""
 
     def embeddings(self, metadata: dict[str, str]) -> Embeddings:
         """All rows, sorted by path; at least one."""
@@ -107,6 +114,8 @@ class Writer:
         """
         if isinstance(loop, Failed):
             self._reject(loop)
+        elif isinstance(loop, Kept):
+            self._sink.skip(loop.key)
         elif isinstance(loop, Moved):
             self._sink.move(loop.shard, loop.key, _place(loop.loop), loop.replaces)
         elif not np.isfinite(loop.embedding).all():

@@ -61,6 +61,11 @@ def piece_of(folder: Path, process_index: int) -> Path:
     return folder / f"{_PIECE}{process_index:03d}.parquet"
 
 
+def unit_failures(folder: Path, unit: str, has_rows: bool) -> Path:
+    """The list of a unit of work; where the unit has no rows, it stands for the whole unit."""
+    return folder / f"{_PIECE}u{unit}{'' if has_rows else '-alone'}.parquet"
+
+
 def read_failure_file(file: CheckedFile) -> pa.Table:
     """One list.
 

@@ -1,7 +1,7 @@
 """Which loops a store already holds, read back from its shards."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,9 +26,10 @@ class DoneIndex:
     dropped or moved later; what is read from the shards then is what is left.
     """
 
-    def __init__(self, folder: Path | None):
-        """Reads the index columns of all finished shards; None = there are none."""
-        self.parts = [] if folder is None else part_files(folder)
+    def __init__(self, folder: Path | None, without: Callable[[Path], bool] = lambda part: False):
+        """Reads the index columns of all finished shards but some; None = there are none."""
+        parts = [] if folder is None else part_files(folder)
+        self.parts = [part for part in parts if not without(part)]
         with ThreadPoolExecutor() as threads:
             columns = list(threads.map(_index_columns, self.parts))
         counts = [len(part[0]) for part in columns]

@@ -92,6 +92,9 @@ class ShardWriter:
         if self._n_moved >= self._shard_rows:
             self.flush()
 
+    def skip(self, key: str) -> None:
+        """Older shards stay as they are."""
+
     def flush(self) -> None:
         """Writes everything taken so far.
 
@@ -120,6 +123,8 @@ class ShardWriter:
 
 def drop_rows(part: Path, keys: Sequence[str]) -> None:
     """Rewrites a shard without some rows, atomically; an empty one disappears."""
+    if not part.exists():
+        return  # nothing was left of it
     table = read_parquet(part)
     keep = ~np.isin(np.asarray(table["key"]), list(keys))
     if keep.any():
@@ -130,6 +135,8 @@ def drop_rows(part: Path, keys: Sequence[str]) -> None:
 
 def move_rows(part: Path, places: Mapping[str, Place]) -> None:
     """Rewrites a shard with other places for some of its rows, by their keys, atomically."""
+    if not part.exists():
+        return
     table = read_parquet(part)
     rows = [places.get(key) for key in table["key"].to_pylist()]
     for field in PLACE_FIELDS:

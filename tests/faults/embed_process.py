@@ -1,8 +1,8 @@
 """`python -m tests.faults.embed_process SRC OUT [key=value ...]`: a run that tests can kill.
 
 Keys: `batch_s` slows each batch down, `fsize` limits the size of written files from the sixth
-batch on, `restart`, the processes of one run (`coordinator`, `processes`, `index`) and any field of
-EmbedConfig. Exit codes are those of the command line.
+batch on, `restart`, the processes of one run (`coordinator`, `processes`, `index`), `unit_files`
+and `lease_s` of a worker, and any field of EmbedConfig. Exit codes are those of the command line.
 """
 
 import itertools
@@ -21,8 +21,9 @@ def main(source: str, out: str, *settings: str) -> int:
     batch_s, fsize = values.pop("batch_s", 0.0), values.pop("fsize", 0)
     restart = values.pop("restart", False)
     place = [values.pop(name, None) for name in ("coordinator", "processes", "index")]
+    worker = {name: values.pop(name) for name in ("unit_files", "lease_s") if name in values}
     from loopjax import parallel
-    from loopjax.embedding.chain import embed_corpus
+    from loopjax.embedding.chain import embed_corpus, embed_shared
     from tests.fake_encoder import slow_fake
 
     parallel.initialize(*place)
@@ -41,7 +42,10 @@ def main(source: str, out: str, *settings: str) -> int:
         encoder.encode = encode
     options = EmbedConfig(**({"workers": 1, "batch_size": 4, "shard_rows": 16} | values))
     try:
-        summary = embed_corpus([source], encoder, out, options, restart=restart, progress=False)
+        if worker:
+            summary = embed_shared([source], encoder, out, options, progress=False, **worker)
+        else:
+            summary = embed_corpus([source], encoder, out, options, restart=restart, progress=False)
     except LoopjaxError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

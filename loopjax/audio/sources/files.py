@@ -7,6 +7,9 @@ itself never stops, and no file is taken twice.
 
 # Names that are not UTF-8 must stay bytes, which pathlib does not hold.
 # ruff: noqa: PTH100, PTH112, PTH113, PTH116, PTH118, PTH119, PTH120, PTH122
+import functools
+import hashlib
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -19,6 +22,7 @@ from loopjax.audio.loop import Failure, Loop, display, make_key, modified_ns, os
 from loopjax.audio.process import DecoderProcess
 from loopjax.audio.sources.lists import LIST_EXTENSIONS, read_list
 from loopjax.audio.sources.selection import Selection
+from loopjax.audio.sources.unit import Unit
 from loopjax.audio.sources.walk import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS, is_audio_file, walk
 from loopjax.bundled import DATA
 from loopjax.errors import UserError
@@ -51,9 +55,23 @@ class Files:
         """The manifest, see `scan`."""
         return scan(self._sources, process_index, process_count, self._selection)
 
+    def units(self, n_loops: int) -> Iterator[Unit]:
+        """Stretches of the manifest; a file is looked at when its unit is listed."""
+        entries = _entries(_check_sources(self._sources), self._selection)
+        number = 0
+        while some := list(itertools.islice(entries, n_loops)):
+            keys = [make_key(entry.identity) for entry in some]
+            digest = hashlib.sha256("".join(keys).encode()).hexdigest()
+            yield Unit(number, digest, functools.partial(_rows, some, keys))
+            number += 1
+
     def decoder(self, options: DecodeOptions, timeout_s: float) -> Decoder:
         """A decoder in a process of its own."""
         return DecoderProcess(options, timeout_s)
+
+
+def _rows(entries: Sequence["_Entry"], keys: Sequence[str]) -> Iterator[Loop | Failure]:
+    return map(_row, entries, keys)
 
 
 def scan(

@@ -9,6 +9,7 @@ from loopjax.audio.decoder import Decoder
 from loopjax.audio.loop import Failure, Loop
 from loopjax.audio.sources.files import EVERYTHING, Files
 from loopjax.audio.sources.selection import Selection
+from loopjax.audio.sources.unit import Unit
 from loopjax.errors import UserError
 
 
@@ -21,6 +22,10 @@ class Source(Protocol):
 
     def loops(self, process_index: int = 0, process_count: int = 1) -> Iterator[Loop | Failure]:
         """The manifest in a stable order, or the slice of one of several processes."""
+        ...
+
+    def units(self, n_loops: int) -> Iterator[Unit]:
+        """The manifest in stretches of about this many loops; one may be skipped for nothing."""
         ...
 
     def decoder(self, options: DecodeOptions, timeout_s: float) -> Decoder:

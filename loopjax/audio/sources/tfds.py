@@ -7,6 +7,8 @@ read as the plain tensor that the records hold.
 
 import contextlib
 import functools
+import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from tensorflow_datasets.core import read_only_builder
 from loopjax.audio.decode import DecodeOptions, decode_array
 from loopjax.audio.decoder import Reply
 from loopjax.audio.loop import DecodeError, Loop, make_key
+from loopjax.audio.sources.unit import Unit
 from loopjax.errors import UserError
 from loopjax.json_files import parse_json, read_json
 
@@ -115,6 +118,15 @@ class AudioDataset:
                 key = make_key(path.encode())
                 if int(key, 16) % process_count == process_index:
                     yield Loop(key, path, path.encode(), 0, 0, split)
+
+    def units(self, n_loops: int) -> Iterator[Unit]:
+        """Stretches of the manifest."""
+        loops = self.loops()
+        number = 0
+        while some := list(itertools.islice(loops, n_loops)):
+            digest = hashlib.sha256("".join(loop.key for loop in some).encode()).hexdigest()
+            yield Unit(number, digest, functools.partial(iter, some))
+            number += 1
 
     def decoder(self, options: DecodeOptions, timeout_s: float) -> "RecordDecoder":
         """A reader with the decoders' interface; records need no timeout."""
