@@ -19,6 +19,7 @@ from loopjax.cli import (
     report,
     run,
     score,
+    similar,
     store,
 )
 from loopjax.cli.terminal import prepare_streams, say
@@ -34,6 +35,7 @@ CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 
 _MODULES = (
     *(demo, run, embed, fit, score, explain, evaluate, report),
+    *(similar,),
     *(store, config, convert, encoders, doctor),
 )
 VERBS = {module.VERB.name: module.VERB for module in _MODULES}

@@ -1,7 +1,9 @@
 """Tables of results on stdout."""
 
 import sys
+from collections.abc import Sequence
 
+import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -48,6 +50,20 @@ def print_ranking(scores: Scores, top: int) -> None:
         say(f"{hidden} more loops are less anomalous")
 
 
+def print_table(rows: pa.Table, columns: Sequence[str], top: int | None = None) -> None:
+    """Prints some columns of the first rows of a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        is_number = not pa.types.is_string(rows.schema.field(name).type)
+        label = name.replace("_", " ")
+        table.add_column(label, justify="right" if is_number else "left", overflow="fold")
+    for row in rows.select(list(columns)).slice(0, top).to_pylist():
+        table.add_row(*(cell(_shown(row[name])) for name in columns))
+    stdout().print(table)
+    if top is not None and len(rows) > top:
+        say(f"{len(rows) - top} more")
+
+
 def print_evaluation(evaluation: Evaluation) -> None:
     """Prints the first tables of an evaluation."""
     from loopjax.report.tables import shown_table
@@ -60,3 +76,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         for row in part.rows:
             table.add_row(*(cell(value) for value in row))
         stdout().print(table)
+
+
+def _shown(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value

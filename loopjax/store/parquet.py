@@ -13,6 +13,7 @@ import os
 import re
 import struct
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -132,6 +133,11 @@ class CheckedFile:
         self._seal = seal if seal is not None and seal[1] == self._stat.st_size else None
 
     @property
+    def n_rows(self) -> int:
+        """How many rows the file holds."""
+        return self._file.metadata.num_rows
+
+    @property
     def is_sealed(self) -> bool:
         """Whether the file carries a checksum over all of it."""
         return self._seal is not None
@@ -161,6 +167,21 @@ class CheckedFile:
         except MemoryError:
             raise UserError(f"{self.path} does not fit into memory") from None
         return table.replace_schema_metadata(self.schema.metadata)
+
+    def blocks(self, columns: list[str], n_rows: int) -> Iterator[pa.Table]:
+        """Reads some columns, at most so many rows at a time.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        missing = sorted(set(columns) - self._names)
+        if missing:
+            raise self.damaged(f"column {missing[0]!r} is not there")
+        try:
+            for batch in self._file.iter_batches(n_rows, columns=columns, use_threads=False):
+                yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self.damaged(first_line(error)) from None
 
     def trust(self) -> None:
         """Gives a file that was found sound the time that its seal names."""

@@ -25,6 +25,8 @@ from loopjax.store.schema import (
     read_metadata,
 )
 
+BLOCK_ROWS = 8192  # handled at once where a store is too large for memory
+
 
 @dataclass(frozen=True)
 class Embeddings:
@@ -45,6 +47,41 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.matrix)
+
+    def similar(self, queries: np.ndarray | Sequence[str], k: int = 10) -> pa.Table:
+        """The rows most similar to each query by cosine, exact, most similar first.
+
+        Args:
+            queries: embeddings [Q, D] of the same encoder, or ids of rows, which do not find
+                themselves.
+            k: rows per query; fewer where there are no more.
+
+        Returns:
+            Columns query (its number, or its id), rank, cosine, and those of `table`.
+
+        Raises:
+            UserError: an id that is not there, or vectors of another width.
+        """
+        from loopjax.store.similar import MostSimilar, similar_table  # jax, only where needed
+
+        own = None
+        if isinstance(queries, np.ndarray):
+            names, vectors = [str(i) for i in range(len(queries))], np.atleast_2d(queries)
+        else:
+            names = list(queries)
+            known = {row_id: i for i, row_id in enumerate(self.table["id"].to_pylist())}
+            if missing := [name for name in names if name not in known]:
+                raise UserError(f"no row has the id {missing[0]!r} ({len(missing)} such ids)")
+            own = np.asarray([known[name] for name in names], np.int64)
+            vectors = self.matrix[own]
+        if vectors.shape[1:] != self.matrix.shape[1:]:
+            raise UserError(
+                f"a query has {vectors.shape[-1]} numbers, a row {self.matrix.shape[1]}"
+            )
+        best = MostSimilar(vectors, k, own)
+        for start in range(0, len(self.matrix), BLOCK_ROWS):
+            best.add(self.matrix[start : start + BLOCK_ROWS])
+        return similar_table(names, *best.found(), self.table)
 
 
 def read_embeddings(path: str | Path) -> Embeddings:
@@ -125,7 +162,7 @@ def _read_parts(parts: Sequence[Path], failures: pa.Table) -> Embeddings:
         file = open_parquet(part)
         found = read_metadata(file.schema)
         metadata = metadata or found
-        _require_same(metadata, found, parts[0], part)
+        require_same(metadata, found, parts[0], part)
         names = [name for name in file.schema.names if name != EMBEDDING]
         tables.append(file.read(names).replace_schema_metadata(None))
     table = pa.concat_tables(tables, promote_options="default")
@@ -165,9 +202,14 @@ def _require_distinct(table: pa.Table, parts: Sequence[Path], tables: Sequence[p
         )
 
 
-def _require_same(
+def require_same(
     first: dict[str, str], other: dict[str, str], first_part: Path, other_part: Path
 ) -> None:
+    """Refuses shards of different encoders or settings in one store.
+
+    Raises:
+        UserError: names both shards and what differs.
+    """
     differing = [key for key in IDENTITY_KEYS if first.get(key) != other.get(key)]
     if differing:
         key = differing[0]
