@@ -9,6 +9,7 @@ from loopjax import __version__
 from loopjax.cli import (
     config,
     convert,
+    dedup,
     demo,
     doctor,
     embed,
@@ -35,7 +36,7 @@ CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 
 _MODULES = (
     *(demo, run, embed, fit, score, explain, evaluate, report),
-    *(similar,),
+    *(similar, dedup),
     *(store, config, convert, encoders, doctor),
 )
 VERBS = {module.VERB.name: module.VERB for module in _MODULES}
