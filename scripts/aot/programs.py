@@ -110,7 +110,7 @@ def _heads(target: str, objective: type, *, heads: int, batch: int) -> Program:
         rows = np.arange(ROWS)
         split = loop.pad_split([rows] * heads, [rows[:100]] * heads, batch)
         rates = (1e-5, 5e-6, 1000, 1e-5)
-        hyper = steps.Hyper(
+        hyper = steps.Hyperparams(
             *(np.full(heads, value, np.float32) for value in rates),
             *(np.full(heads, 10, np.int32) for _ in range(2)),
         )

@@ -131,13 +131,16 @@ def circumstances() -> dict[str, Any]:
     """Command, device, load, versions and date of a result."""
     script = Path(sys.argv[0]).resolve()
     name = script.relative_to(REPOSITORY) if script.is_relative_to(REPOSITORY) else script
+    as_module = getattr(sys.modules["__main__"], "__spec__", None)
+    if as_module:
+        name = f"-m {as_module.name}"
     versions = {"python": platform.python_version()}
     for module, package in VERSIONED.items():
         if module in sys.modules or module == "jax":  # children use jax where the parent does not
             versions[package] = importlib.metadata.version(package)
     return {
         "command": " ".join(["python", str(name), *sys.argv[1:]]),
-        "platform": sys.modules["jax"].default_backend() if "jax" in sys.modules else "cpu",
+        "platform": platform_name(),
         "device": device(),
         "load": rounded(os.getloadavg()[0]),  # runnable processes, this one included
         "versions": versions,
@@ -145,10 +148,19 @@ def circumstances() -> dict[str, Any]:
     }
 
 
+def platform_name() -> str:
+    """What computes: JAX's backend, or in a process without JAX PyTorch's."""
+    if "jax" in sys.modules:
+        return sys.modules["jax"].default_backend()
+    return "gpu" if "torch" in sys.modules and sys.modules["torch"].cuda.is_available() else "cpu"
+
+
 def device() -> str:
-    """The accelerator that JAX uses, else the processor and how many cores may be used."""
-    if "jax" in sys.modules and sys.modules["jax"].default_backend() != "cpu":
-        return str(sys.modules["jax"].devices()[0].device_kind)
+    """The accelerator, else the processor and how many cores may be used."""
+    if platform_name() != "cpu":
+        if "jax" in sys.modules:
+            return str(sys.modules["jax"].devices()[0].device_kind)
+        return str(sys.modules["torch"].cuda.get_device_name(0))
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

@@ -1,0 +1,65 @@
+"""Section encoder: clips per second by size, precision and batch, and of the front end."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from scripts.bench.measure import emit, rounded
+from scripts.gpu_check.common import arguments, configuration, encoder, loops, median_s
+
+# The most telling first: time may run out. Targets are for one H100.
+STEPS: tuple[tuple[str, str, int, str | None], ...] = (
+    ("tiny", "bf16", 128, ">= 7,000"),
+    ("tiny", "bf16-fused", 128, ">= 14,000"),
+    ("tiny", "bf16-fast", 128, ">= 9,000"),
+    ("tiny", "tf32", 128, None),
+    ("tiny", "fp32", 128, None),
+    ("tiny", "bf16-fused", 512, None),
+    ("tiny", "bf16", 512, None),
+    ("base", "bf16-fused", 128, None),
+    ("nano", "bf16-fused", 1024, None),
+)
+REHEARSAL = (("nano", "bf16", 4, None), ("tiny", "fp32", 1, None))
+FRONT_ENDS = (("tiny", 4, 44_100, 128), ("nano", 20, 48_000, 64))
+TINY_GFLOP = 11.9  # per clip, multiplications and additions
+
+
+def main() -> None:
+    """Prints a row per step."""
+    rehearse = arguments(__doc__).rehearse
+    for size, precision, batch, target in REHEARSAL if rehearse else STEPS[:2]:
+        time_encoder(size, precision, batch, target, rehearse)
+    for size, seconds, rate_hz, batch in FRONT_ENDS:
+        time_front_end(size, seconds, rate_hz, 2 if rehearse else batch, rehearse)
+    for size, precision, batch, target in () if rehearse else STEPS[2:]:
+        time_encoder(size, precision, batch, target, rehearse)
+
+
+def time_encoder(size: str, precision: str, batch: int, target: str | None, rehearse: bool) -> None:
+    """One row: noise at a spectrogram's level, on the device already."""
+    views = configuration(size).views
+    noise = np.random.default_rng(0).normal(-40.0, 15.0, (batch, views, 1001, 64))
+    mel, longer = jax.device_put((noise.astype(np.float32), np.zeros(batch, bool)))
+    model = encoder(size, precision)
+    taken_s, details = median_s(lambda: model.encode(mel, longer), rehearse)
+    more: dict[str, Any] = dict(details)
+    if size == "tiny":
+        more["tflop_per_s"] = rounded(batch / taken_s * TINY_GFLOP / 1000)
+    name = f"{size} {precision}, batch {batch}"
+    emit("gpu_check", name, ours=batch / taken_s, unit="clips/s", target=target, **more)
+
+
+def time_front_end(size: str, seconds: int, rate_hz: int, batch: int, rehearse: bool) -> None:
+    """One row: int16 samples on the device to mel views."""
+    samples = jax.device_put(loops(batch, seconds, rate_hz))
+    lengths = np.full(batch, samples.shape[1], np.int32)
+    model = encoder(size, "bf16")
+    taken_s, details = median_s(lambda: model.front_end(samples, lengths, rate_hz)[0], rehearse)
+    name = f"front end, {seconds} s at {rate_hz} Hz, batch {batch}"
+    target = "<= 12 % of tiny's time: 8 times its clips/s"
+    emit("gpu_check", name, ours=batch / taken_s, unit="clips/s", target=target, **details)
+
+
+if __name__ == "__main__":
+    main()
