@@ -1,7 +1,6 @@
 """The Slurm script as written, with an `srun` that starts two processes on this machine."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +13,10 @@ from loopjax.store.read import read_embeddings
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "cluster" / "embed.sbatch"
 SRUN = """#!/usr/bin/env bash
-# Slurm's variables for two tasks on one node, and each task's options passed over.
+# Two tasks on one node; Slurm's own options are passed over.
 while [[ $1 == --* ]]; do shift; done
-export SLURM_JOB_ID={job} SLURM_STEP_NODELIST=localhost SLURM_NTASKS=2 SLURM_STEP_NUM_NODES=1
-SLURM_PROCID=0 SLURM_LOCALID=0 "$@" & first=$!
-SLURM_PROCID=1 SLURM_LOCALID=1 "$@" & second=$!
+SLURM_PROCID=0 "$@" & first=$!
+SLURM_PROCID=1 "$@" & second=$!
 wait $first && wait $second
 """
 
@@ -26,10 +24,7 @@ wait $first && wait $second
 def submit(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     srun = folder / "bin" / "srun"
     srun.parent.mkdir(exist_ok=True)
-    with socket.socket() as probe:  # jax takes the coordinator's port from the job's number
-        probe.bind(("localhost", 0))
-        job = probe.getsockname()[1] % 4096
-    srun.write_text(SRUN.format(job=job))
+    srun.write_text(SRUN)
     srun.chmod(0o755)
     settings = {
         "PATH": f"{srun.parent}:{os.environ['PATH']}",
@@ -52,11 +47,10 @@ def test_two_tasks_of_a_job_embed_a_folder_into_one_store(tmp_path):
     for i in range(6):
         tone = 0.3 * np.sin(2 * np.pi * (110 + 40 * i) * np.arange(16000) / 16000)
         soundfile.write(loops / f"{i}.wav", tone, 16000)
-    done = submit(tmp_path, str(loops), str(tmp_path / "emb"), "--workers", "1")
+    done = submit(tmp_path, str(loops), str(tmp_path / "emb"), "--unit-files", "2")
     assert done.returncode == 0, done.stderr
     assert len(read_embeddings(tmp_path / "emb")) == 6
-    writers = {file.name.split("-")[1] for file in (tmp_path / "emb").glob("part-*.parquet")}
-    assert len(writers) == 2, "both tasks wrote"
+    assert len(list((tmp_path / "emb").glob("part-*.parquet"))) == 3, "a shard for every unit"
 
 
 def test_a_job_without_a_target_says_how_it_is_used(tmp_path):
