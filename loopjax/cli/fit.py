@@ -5,14 +5,20 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from loopjax.cli.options import add_set_option
 from loopjax.cli.seeds import parse_seeds
 from loopjax.cli.verb import DONE, Verb
 from loopjax.config import DetectorConfig, SplitConfig
-from loopjax.detectors import detector_kinds
+from loopjax.detectors import DEFAULT_KIND, detector_kinds
 from loopjax.errors import UserError
+
+# Networks of Deep SVDD; the last has so little in common with the others that it is a kind itself.
+_KIND_OF_NETWORK = {
+    "standard": "deep-svdd",
+    "residual": "deep-svdd",
+    "spheres": "sphere-svdd",
+}
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -20,11 +26,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", required=True, help="model folder")
     parser.add_argument(
         "--detector",
-        default="deep-svdd",
         choices=detector_kinds(),
-        help="the method (default: deep-svdd)",
+        help=f"the method (default: {DEFAULT_KIND})",
     )
-    parser.add_argument("--network", choices=("standard", "residual"), help="deep-svdd only")
+    parser.add_argument(
+        "--network",
+        choices=tuple(_KIND_OF_NETWORK),
+        help="of --detector deep-svdd, which it implies; spheres implies sphere-svdd",
+    )
     parser.add_argument("--seeds", metavar="A..B", help="several seeds trained together, e.g. 0..9")
     parser.add_argument("--config", help="take the detector of this experiment file")
     add_set_option(parser, "params.n_neighbors=3, or 'params.hidden_dims=[512,256,128]'")
@@ -68,28 +77,31 @@ def _act(args: argparse.Namespace) -> int:
 
 
 def _detector_config(
-    kind: str, network: str | None, config_path: str | None, overrides: Sequence[str]
+    detector: str | None, network: str | None, config_path: str | None, overrides: Sequence[str]
 ) -> tuple[DetectorConfig, SplitConfig]:
     from loopjax.experiment.load import config_from_dict, load_config
 
+    kind = DEFAULT_KIND if detector is None else detector
+    params: dict[str, object] = {}
+    if network is not None:
+        kind = _KIND_OF_NETWORK[network]
+        if detector not in (None, kind):
+            raise UserError(f"--network {network} is for --detector {kind}, not {detector}")
+        if kind == "deep-svdd":
+            params = {"network": network}
     if config_path is not None:
         experiment = load_config(config_path, overrides)
-        if not experiment.detectors:
-            raise UserError(f"{config_path} lists no detectors")
         chosen = [
-            d
-            for d in experiment.detectors
-            if d.kind == kind and (network is None or d.params.get("network") == network)
+            d for d in experiment.detectors if d.kind == kind and d.params.items() >= params.items()
         ]
         if not chosen:
-            raise UserError(f"{config_path} has no detector of kind {kind} and network {network}")
+            words = kind if network is None else f"{kind} and network {network}"
+            raise UserError(f"{config_path} has no detector of kind {words}")
         return chosen[0], experiment.split
-    base: dict[str, Any] = {"name": network or kind, "kind": kind, "params": {}}
-    if network is not None:
-        if kind != "deep-svdd":
-            raise UserError(f"--network is for --detector deep-svdd, not {kind}")
-        base["params"]["network"] = network
-    wrapper = {"name": "fit", "detectors": [base]}
+    wrapper = {
+        "name": "fit",
+        "detectors": [{"name": network or kind, "kind": kind, "params": params}],
+    }
     prefixed = [f"detectors.0.{item}" if item.startswith("params.") else item for item in overrides]
     experiment = config_from_dict(wrapper, "command line", prefixed)
     return experiment.detectors[0], experiment.split

@@ -28,6 +28,9 @@ _KINDS = {
     "ensemble": "loopjax.detectors.ensemble:Ensemble",
 }
 
+# What `fit` takes where nothing else is asked for; chosen by scripts/heads/choose_default.py.
+DEFAULT_KIND = "deep-svdd"
+
 
 def detector_kinds() -> tuple[str, ...]:
     """Every kind of detector, in the order of tables; imports nothing."""

@@ -12,6 +12,7 @@ STREAMINFO_BYTES = b"\0\0\x22"  # length of the first metadata block, behind its
 HEAD_BYTES = 42  # mark, block header, STREAMINFO
 TAIL_BYTES = 1 << 16  # where the last frame is looked for
 TOTAL_BITS = 36
+LONGEST_HEADER_BYTES = 16  # of a frame
 
 
 def read_flac(content: Content, start: int) -> Stream:
@@ -61,10 +62,10 @@ def _count(
     cut = (0, end)
     at = len(tail)
     while (at := tail.rfind(b"\xff", 0, at)) >= 0:
-        first, n_frames = _frame_samples(tail[at : at + 16], block_frames)
+        first, n_frames = _frame_samples(tail[at : at + LONGEST_HEADER_BYTES], block_frames)
         if n_frames == 0:
             continue
-        if first + n_frames == total:
+        if first + n_frames == total and len(tail) - at >= LONGEST_HEADER_BYTES:
             return total, end
         if _crc(tail[at:], 16, 0x8005) == 0:
             return first + n_frames, end
@@ -75,7 +76,8 @@ def _count(
 
 def _frame_samples(raw: bytes, block_frames: int) -> tuple[int, int]:
     """Number of the first sample of the frame that begins here, and how many; (0, 0) if none."""
-    if len(raw) < 16 or raw[1] & 0xFE != 0xF8 or raw[3] & 1 or raw[3] >> 4 > 10:
+    raw = raw.ljust(LONGEST_HEADER_BYTES, b"\0")  # a last frame of silence may be shorter
+    if raw[1] & 0xFE != 0xF8 or raw[3] & 1 or raw[3] >> 4 > 10:
         return 0, 0
     size_code, rate_code = raw[2] >> 4, raw[2] & 15
     ones = 8 - (raw[4] ^ 0xFF).bit_length()  # as in UTF-8, up to seven bytes

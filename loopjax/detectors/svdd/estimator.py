@@ -313,6 +313,11 @@ class DeepSVDD(Detector):
 
     def check_params(self) -> None:
         """Check every hyper-parameter; see `Detector.check_params`."""
+        if str(self.network) == "spheres":
+            raise ParameterError(
+                "network='spheres' is a detector of its own, which shares no parameter with the "
+                'autoencoders: SphereSVDD (kind "sphere-svdd")'
+            )
         super().check_params()
         least = {
             **dict.fromkeys(("patience", "checkpoint_every_epochs"), 1),

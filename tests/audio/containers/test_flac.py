@@ -46,6 +46,19 @@ def test_a_cut_file_is_truncated_and_its_whole_frames_can_be_kept(tmp_path):
     np.testing.assert_array_equal(kept.samples, right[: kept.info.n_frames])
 
 
+@pytest.mark.parametrize("silent", [100, 4096])
+def test_a_last_frame_of_silence_takes_few_bytes(tmp_path, silent):
+    """Loops fade out: their last frame may be shorter than the longest header of one."""
+    sound = np.concatenate([noise(2 * 4096, 1), np.zeros((silent, 1))])
+    raw = encoded(sound, 44_100, "FLAC", "PCM_16")
+    decoded = decode_bytes(tmp_path, raw)
+    assert decoded.info.n_frames == len(sound) and decoded.info.flags == ()
+    for cut in (1, 4, 8):
+        with pytest.raises(DecodeError) as caught:
+            decode_bytes(tmp_path, raw[:-cut])
+        assert caught.value.reason == "truncated"
+
+
 def test_tags_around_it(tmp_path):
     raw = flac()
     decoded = decode_bytes(tmp_path, id3(b"title" * 50) + raw + ID3V1)

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from loopjax.detectors.base import DataError
 from loopjax.detectors.knn import LocalKNN
+from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.detectors.svdd.sphere_svdd import SphereSVDD
 from loopjax.detectors.svdd.spheres import SphereRecipe, train_maps
 from loopjax.errors import UserError
@@ -97,3 +99,23 @@ def test_a_corpus_of_copies_is_refused():
 def test_bad_parameters(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         SphereSVDD(**wrong).fit(rows())
+
+
+def test_more_neighbors_keep_hidden_anomalies_from_vouching_for_each_other():
+    """Three unnoticed anomalies of one kind among 100 rows, and twenty more of it to find."""
+    rng = np.random.default_rng(1)
+    place = rows(100).mean(axis=0) + 6 * rng.normal(size=16)
+    hidden, new = (place + rng.normal(size=(n, 16)) for n in (3, 20))
+    train = np.concatenate([rows(100), hidden])
+    test = np.concatenate([rows(50, seed=2), new])
+    labels = np.repeat([0, 1], [50, 20])
+    found = {}
+    for k in (3, 10):
+        head = SphereSVDD(n_neighbors=k, steps=5, hidden_width=8).fit(train)
+        found[k] = roc_auc_score(labels, head.decision_function(test))
+    assert found[3] < 0.5 and found[10] > 0.95
+
+
+def test_the_name_spheres_leads_here():
+    with pytest.raises(UserError, match=r'SphereSVDD \(kind "sphere-svdd"\)'):
+        DeepSVDD(network="spheres").fit(rows())
