@@ -32,6 +32,23 @@ _NOTES_BYTES = 1 << 20  # what Orbax writes beside the arrays, and blocks that a
 log = logging.getLogger(__name__)
 
 
+def require_name(path: Path) -> None:
+    """Refuses a place that the libraries which write arrays and tables cannot name.
+
+    Raises:
+        UserError: the path is no text, or holds a NUL byte.
+    """
+    try:
+        text = os.fsencode(path.absolute()).decode("utf-8")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{path} is not UTF-8, which tables and arrays need to be written; choose another "
+            "output path"
+        ) from None
+    if "\0" in text:
+        raise UserError(f"{path} holds a NUL byte, which no file's name can; choose another")
+
+
 def check_can_write(path: Path, n_bytes: int = 0) -> None:
     """Fails now where a file or folder could not be written later; leaves nothing behind.
 
@@ -58,8 +75,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Runs `write(temporary path)` beside `path`, then renames; file and name are synced to disk.
 
     Raises:
+        UserError: see `require_name`.
         WriteError: disk full, no permission and the like; nothing is left behind.
     """
+    require_name(path)
+    path = path.absolute()  # Arrow takes a relative `a:b` for an address
     temporary = _beside(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +138,7 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
         WriteError: disk full, no permission and the like; nothing is left behind, and the older
             folder stays.
     """
+    require_name(folder)
     folder = folder.absolute()
     temporary, old = _beside(folder, "tmp"), _beside(folder, "old")
     lock = folder.with_name(f".{folder.name}{_FOLDER_LOCK}")
@@ -155,6 +176,7 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: another run holds it; names the holder.
         WriteError: the folder cannot be written.
     """
+    require_name(folder)
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)

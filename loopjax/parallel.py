@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -52,10 +53,29 @@ def initialize(
             "under Slurm or on a TPU pod use --coordinator auto"
         )
     address = None if coordinator == "auto" else coordinator
+    if address is not None:
+        _check_slot(address, process_count or 0, process_index or 0)
     try:
         jax.distributed.initialize(address, process_count, process_index)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the run at {coordinator}: {error}") from None
+
+
+def _check_slot(address: str, count: int, index: int) -> None:
+    """Refuses what jax would wait for, or crash over.
+
+    Raises:
+        UserError: no HOST:PORT, or no process of that number.
+    """
+    host, colon, port = address.rpartition(":")
+    if not (host and colon and re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 1 << 16):
+        raise UserError(
+            f"--coordinator {address!r}: write HOST:PORT with a port from 1 to 65535, or auto"
+        )
+    if not 0 <= index < count:
+        raise UserError(
+            f"--process-index {index} of --processes {count}: processes are numbered from 0"
+        )
 
 
 def process_slot() -> tuple[int, int]:

@@ -24,6 +24,11 @@ def test_single_process_needs_no_coordinator():
         ((None, 2, 0), "need --coordinator"),
         (("host:1", None, None), "--processes N and --process-index I"),
         (("host:1", 2, None), "--processes N and --process-index I"),
+        *(((f"host:{port}", 2, 0), "HOST:PORT") for port in ("0", "70000", "-5", "http", "")),
+        *(((address, 2, 1), "HOST:PORT") for address in ("", "host", ":", ":1234", "[::1]:65536")),
+        (("host:1", 2, 2), "numbered from 0"),
+        (("host:1", 2, -1), "numbered from 0"),
+        (("host:1", 0, 0), "numbered from 0"),
     ],
 )
 def test_incomplete_arguments_are_mistakes(arguments, message):

@@ -4,6 +4,7 @@ import argparse
 import errno
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from loopjax import __version__
 from loopjax.cli import (
@@ -26,13 +27,17 @@ from loopjax.cli import (
 from loopjax.cli.terminal import prepare_streams, say
 from loopjax.cli.verb import Verb
 from loopjax.errors import LoopjaxError, UserError, WriteError
+from loopjax.io import require_name
 
 EXIT_CODES = """exit codes:
   0 done   2 usage or config   3 done, some inputs rejected and listed   4 too many rejected
   5 a model check failed   6 cannot write   130/143 interrupted after a clean save"""
 
 # Of files that are written in passing, such as logs; all else is a WriteError already.
-CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+CANNOT_WRITE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    errno.ENAMETOOLONG,
+}
 
 _MODULES = (
     *(demo, run, embed, fit, score, explain, evaluate, report),
@@ -55,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from loopjax.parallel import enable_compilation_cache
 
             enable_compilation_cache()
+        if getattr(args, "out", None) is not None:  # told now, not after hours of work
+            require_name(Path(args.out))
         return verb.act(args)
     except LoopjaxError as error:
         say(f"loopjax {verb.name}: {error}")
@@ -65,13 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except MemoryError:
-        print(f"loopjax {verb.name}: out of memory", file=sys.stderr)  # noqa: T201
+        say(f"loopjax {verb.name}: out of memory")
         return UserError.exit_code
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
         place = error.filename or "a file"
-        print(f"loopjax {verb.name}: cannot write {place}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        say(f"loopjax {verb.name}: cannot write {place}: {error.strerror}")
         return WriteError.exit_code
 
 

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from loopjax.errors import ParameterError, UserError
 from loopjax.evaluation.conformal import conformal_p_values
+from loopjax.forks import refuse_after_fork
 
 
 class DataError(UserError, ValueError):
@@ -277,6 +278,7 @@ class Detector(OutlierMixin, BaseEstimator):
 
         Sets or checks `n_features_in_`, `feature_names_in_` and `origin_`.
         """
+        refuse_after_fork()
         if isinstance(X, RowBlocks):
             if reset:
                 self.n_features_in_ = X.n_features

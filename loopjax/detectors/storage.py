@@ -20,6 +20,7 @@ from loopjax.arrays import read_arrays, write_arrays
 from loopjax.detectors import detector_class, detector_kinds, parameter_types
 from loopjax.detectors.base import Detector, check_type, fitted_types
 from loopjax.errors import UserError
+from loopjax.forks import refuse_after_fork
 from loopjax.io import check_can_write, write_folder
 from loopjax.json_files import read_json
 
@@ -111,6 +112,7 @@ def load_detector(folder: str | Path) -> Detector:
     Raises:
         UserError: the folder is missing, damaged, or no saved model; the message names the file.
     """
+    refuse_after_fork()
     folder = Path(folder).absolute()
     config = read_detector_config(folder)
     file = folder / "config.json"

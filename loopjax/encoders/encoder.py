@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from loopjax.encoders.space import Precision
+from loopjax.forks import refuse_after_fork
 from loopjax.htsat.frontend import DEVICE_RATES_HZ, LogMelConfig
 from loopjax.htsat.fusion import crop_starts as default_crop_starts
 from loopjax.htsat.fusion import front_end, prepare_lengths, waveform_starts
@@ -200,6 +201,7 @@ class HtsatEncoder:
         Returns:
             mel float32 [B, views, clip_frames, mel_bins], longer bool [B].
         """
+        refuse_after_fork()
         signal, lengths = prepare_lengths(length_samples, sample_rate_hz, self.mel_config)
         if crop_starts is None:
             if self.fusion:

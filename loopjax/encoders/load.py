@@ -14,6 +14,7 @@ from loopjax.encoders.published import KNOWN, KnownEncoder, known_encoder
 from loopjax.encoders.space import Precision
 from loopjax.encoders.storage import read_encoder, read_record, verify_encoder
 from loopjax.errors import UserError
+from loopjax.forks import refuse_after_fork
 
 BUNDLED = "loopjax-nano"
 
@@ -63,6 +64,7 @@ def load_encoder(name: str | Path, precision: Precision | Literal["auto"] = "aut
         UserError: no such encoder, not fetched yet, its folder is damaged, or "bf16-fused" without
             a GPU; says what to do.
     """
+    refuse_after_fork()
     if precision == "auto":
         precision = default_precision()
     if precision == "bf16-fused" and jax.default_backend() != "gpu":
