@@ -26,6 +26,7 @@ from .experiment.load import load_config as load_config
 from .experiment.run import run_experiment as run_experiment
 from .explanation import explain as explain
 from .library.dedup import dedup as dedup
+from .library.mislabelled import mislabelled as mislabelled
 from .library.similar import similar as similar
 from .model import Model as Model
 from .model import load_model as load_model

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loopjax import __version__
 from loopjax.cli import (
+    apply,
     config,
     convert,
     dedup,
@@ -18,7 +19,9 @@ from loopjax.cli import (
     evaluate,
     explain,
     fit,
+    mislabelled,
     report,
+    rerank,
     run,
     score,
     similar,
@@ -41,7 +44,7 @@ CANNOT_WRITE = {
 
 _MODULES = (
     *(demo, run, embed, fit, score, explain, evaluate, report),
-    *(similar, dedup),
+    *(similar, dedup, mislabelled, rerank, apply),
     *(store, config, convert, encoders, doctor),
 )
 VERBS = {module.VERB.name: module.VERB for module in _MODULES}

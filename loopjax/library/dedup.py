@@ -1,8 +1,8 @@
 """Which loops of a store are the same recording, and which copy to keep."""
 
 import logging
-import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -52,9 +52,7 @@ class Duplicates:
     n_heard: int
 
 
-def dedup(
-    store: str | os.PathLike[str], cosine: float | None = None, max_heard: int = MAX_HEARD
-) -> Duplicates:
+def dedup(store: str | Path, cosine: float | None = None, max_heard: int = MAX_HEARD) -> Duplicates:
     """Finds exact and near-duplicates, also across formats, gain, shifts and resampling.
 
     Equal bytes are copies. Every other loop and its nearest neighbors are decoded and compared (see

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
-from scipy import fft
 
 from loopjax.audio.decode import DecodeOptions, decode_file
 from loopjax.audio.loop import DecodeError
@@ -37,9 +36,9 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     silent = [len(x) == 0 or np.mean(x**2) < SILENT for x in (a, b)]
     if any(silent):
         return np.nan if all(silent) else 0.0
-    size = fft.next_fast_len(len(a) + len(b), real=True)
-    spectrum = fft.rfft(a, size) * np.conj(fft.rfft(b, size))
-    products = fft.irfft(spectrum, size * FINE) * FINE  # more zeros: values between the samples
+    size = 1 << (len(a) + len(b)).bit_length()
+    spectrum = np.fft.rfft(a, size) * np.conj(np.fft.rfft(b, size))
+    products = np.fft.irfft(spectrum, size * FINE) * FINE  # more zeros: values between the samples
     lag = np.arange(1 - len(b), len(a))  # a[t + lag] meets b[t]
     energy_a, energy_b = (np.concatenate([[0.0], np.cumsum(x**2)]) for x in (a, b))
     start, end = np.maximum(lag, 0), np.minimum(len(a), lag + len(b))

@@ -92,9 +92,10 @@ def _centers(vectors: _Vectors, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     sample = np.sort(rng.permutation(n_rows)[: n_centers * SAMPLE_PER_CENTER])
     means = MiniBatchKMeans(
-        n_centers, batch_size=4096, max_iter=20, n_init=1, init="random", random_state=seed
+        n_centers, batch_size=4096, max_iter=20, init="random", random_state=seed
     )
-    return means.fit(vectors.take(sample)).cluster_centers_
+    means.fit(vectors.take(sample))
+    return np.asarray(means.cluster_centers_, np.float32)
 
 
 def _members(homes: np.ndarray, n_buckets: int) -> list[np.ndarray]:

@@ -1,6 +1,5 @@
 """Which loops of a store sound most like a given one."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ from loopjax.store.similar import MostSimilar, similar_table
 
 SHOWN = ("id", "path", "group", "duration_s")
 
-PathLike = str | os.PathLike[str]
-
 
 @dataclass(frozen=True)
 class Matches:
@@ -34,8 +31,8 @@ class Matches:
 
 
 def similar(
-    store: PathLike,
-    queries: PathLike | Sequence[PathLike],
+    store: str | Path,
+    queries: str | Path | Sequence[str | Path],
     k: int = 10,
     encoder: Encoder | str | Path | None = None,
 ) -> Matches:
@@ -57,10 +54,10 @@ def similar(
     if k < 1:
         raise UserError(f"{k} loops per query: expected at least 1")
     rows = open_rows(store)
-    asked = [queries] if isinstance(queries, str | os.PathLike) else list(queries)
+    asked = [queries] if isinstance(queries, str | Path) else list(queries)
     if not asked:
         raise UserError("no query: give an audio file, or the id or path of a row")
-    names, vectors, own = _resolve(rows, [os.fspath(query) for query in asked], encoder)
+    names, vectors, own = _resolve(rows, [str(query) for query in asked], encoder)
     best = MostSimilar(vectors, k, own)
     for block in rows.blocks():
         best.add(block.matrix)

@@ -1,0 +1,44 @@
+"""`loopjax mislabelled`: loops that sound as if they belonged in another folder."""
+
+import argparse
+
+from loopjax.cli.verb import DONE, Verb
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE", help="folder of `loopjax embed`, or of a run")
+    parser.add_argument("-o", "--out", metavar="FILE", help="write .csv, .parquet or .json")
+    parser.add_argument(
+        "--column", default="group", metavar="NAME", help="column with the labels (default: group)"
+    )
+    parser.add_argument(
+        "--depth",
+        type=int,
+        default=0,
+        metavar="N",
+        help="take only the first N folders of a label (default: all)",
+    )
+    parser.add_argument("--top", type=int, default=20, help="rows printed (default 20)")
+
+
+def _act(args: argparse.Namespace) -> int:
+    from loopjax.cli.printing import print_table
+    from loopjax.library.mislabelled import mislabelled
+    from loopjax.store.tables import check_suffix, write_table
+
+    check_suffix(args.out)
+    found = mislabelled(args.store, args.column, args.depth)
+    if args.out is not None:
+        write_table(found.table, args.out)
+    print_table(found.table, ("rank", "label", "sounds_like", "p_value", "path"), args.top)
+    return DONE
+
+
+VERB = Verb(
+    name="mislabelled",
+    summary="which loops sound as if they belonged in another folder",
+    example="loopjax mislabelled out/emb -o suspects.csv; loopjax mislabelled out/emb --depth 1",
+    add_options=_add_options,
+    act=_act,
+    compiles=True,
+)

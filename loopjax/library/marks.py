@@ -1,0 +1,147 @@
+"""Decisions on loops, keyed by their content: kept, rejected, and why."""
+
+import csv
+import io
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from loopjax.errors import UserError
+from loopjax.store.parquet import open_parquet
+
+KEEP, REJECT = "keep", "reject"
+WORDS = {KEEP: KEEP, "kept": KEEP, REJECT: REJECT, "rejected": REJECT, "": ""}
+HASH_DIGITS = 16  # of the content's SHA-256, with which the id of a row begins
+MAX_BYTES = 1 << 30
+FORMULA = ("=", "+", "-", "@")  # our CSV files put an apostrophe in front of these
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One decision.
+
+    Attributes:
+        mark: "keep" or "reject".
+        id: of the row in its store, or "".
+        content: first 16 hex digits of the file's SHA-256, or "".
+        path: of the file, for people.
+        path_bytes: the exact path, where the marks know it.
+        note: free text.
+        line: where it stands, for messages.
+    """
+
+    mark: str
+    id: str
+    content: str
+    path: str
+    path_bytes: bytes | None
+    note: str
+    line: int
+
+
+def read_marks(path: str | Path) -> tuple[Mark, ...]:
+    """Reads the marks that a report exported or `dedup` wrote, as CSV or Parquet.
+
+    Columns `mark` (keep, reject or blank), `id` or `sha256`, and optionally `path` and `note`.
+    Rows without a mark are left out.
+
+    Raises:
+        UserError: unreadable, a column is missing, another word, or two marks for one loop.
+    """
+    path = Path(path)
+    rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
+    marks: list[Mark] = []
+    seen: dict[tuple[str, str], Mark] = {}
+    for line, row in rows:
+        word = str(row.get("mark") or "").strip().lower()
+        if word not in WORDS:
+            raise UserError(f"{path}:{line}: mark is {word!r}; write keep, reject or nothing")
+        if not WORDS[word]:
+            continue
+        row_id, sha256 = str(row.get("id") or ""), str(row.get("sha256") or "").lower()
+        found = Mark(
+            mark=WORDS[word],
+            id=row_id,
+            content=(sha256 or row_id.partition("-")[0])[:HASH_DIGITS],
+            path=_plain(str(row.get("path") or "")),
+            path_bytes=row.get("path_bytes") or None,
+            note=_plain(str(row.get("note") or "")),
+            line=line,
+        )
+        key = (found.id or found.content, found.path)
+        if key in seen and seen[key].mark != found.mark:
+            raise UserError(f"{path}:{line}: marked otherwise in line {seen[key].line}")
+        if key not in seen:
+            seen[key] = found
+            marks.append(found)
+    if not marks:
+        raise UserError(f"{path}: no row is marked")
+    return tuple(marks)
+
+
+def marks_of_rows(marks: tuple[Mark, ...], table: pa.Table) -> np.ndarray:
+    """The mark of every row of a store, "" for none; text [N].
+
+    A mark belongs to the row of its id. If that row is gone, since the file was moved or renamed,
+    the mark belongs to all rows of the same content, where marks agree on it.
+    """
+    ids = table["id"].to_pylist()
+    of_id = {mark.id: mark.mark for mark in marks if mark.id}
+    known = set(ids)
+    strays = [mark for mark in marks if mark.id not in known and mark.content]
+    of_content: dict[str, set[str]] = {}
+    for mark in strays:
+        of_content.setdefault(mark.content, set()).add(mark.mark)
+    hashes = table["sha256"].to_pylist() if "sha256" in table.column_names else [None] * len(ids)
+    found = []
+    for row_id, sha256 in zip(ids, hashes, strict=True):
+        content = (sha256 or row_id.partition("-")[0])[:HASH_DIGITS]
+        agreed = of_content.get(content, set())
+        stray = next(iter(agreed)) if len(agreed) == 1 else ""
+        found.append(of_id.get(row_id, stray))
+    return np.array(found, "U6")
+
+
+def count_marks(marks: tuple[Mark, ...]) -> str:
+    """How many of each, for messages."""
+    counts = Counter(mark.mark for mark in marks)
+    return ", ".join(f"{counts[name]} {name}" for name in (KEEP, REJECT) if counts[name])
+
+
+def _plain(text: str) -> str:
+    """Text without the apostrophe that keeps spreadsheets from computing it."""
+    return text[1:] if text[:1] == "'" and text[1:].startswith(FORMULA) else text
+
+
+def _csv_rows(path: Path) -> list[tuple[int, dict]]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB; these are no marks")
+        text = path.read_bytes().decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        rows = [(reader.line_num, row) for row in reader]
+    except OSError as error:
+        raise UserError(f"cannot read marks {path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as a table: {error}") from None
+    _require_columns(path, list(reader.fieldnames or ()))
+    return rows
+
+
+def _parquet_rows(path: Path) -> list[tuple[int, dict]]:
+    table = open_parquet(path, repair="write the marks again").read()
+    _require_columns(path, table.column_names)
+    names = ("mark", "id", "sha256", "path", "path_bytes", "note")
+    kept = table.select([name for name in names if name in table.column_names])
+    return list(enumerate(kept.to_pylist(), 1))
+
+
+def _require_columns(path: Path, names: list[str]) -> None:
+    if "mark" not in names or not {"id", "sha256", "path"} & set(names):
+        raise UserError(
+            f"{path}: marks need the columns 'mark' and 'id' (or 'sha256', or 'path'); "
+            f"found {', '.join(map(repr, names[:8])) or 'none'}"
+        )
