@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -36,18 +37,29 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", metavar="A..B", help="several seeds trained together, e.g. 0..9")
     parser.add_argument("--config", help="take the detector of this experiment file")
+    parser.add_argument(
+        "--marks", metavar="FILE", help="marks, .csv or .parquet: rejected loops do not train"
+    )
     add_set_option(parser, "params.n_neighbors=3, or 'params.hidden_dims=[512,256,128]'")
 
 
 def _act(args: argparse.Namespace) -> int:
+    import numpy as np
+
     from loopjax.experiment.splits import split_rows
+    from loopjax.library.marks import KEEP, REJECT, marks_of_rows, read_marks
     from loopjax.model import fit_models
     from loopjax.store.read import read_embeddings
 
     numbers = parse_seeds(args.seeds)
     config, split = _detector_config(args.detector, args.network, args.config, args.set)
     embeddings = read_embeddings(args.embeddings)
-    rows = split_rows(embeddings, split)
+    labels = None
+    if args.marks is not None:
+        words = marks_of_rows(read_marks(args.marks), embeddings.table)
+        labels = np.where(words == REJECT, 1, np.where(words == KEEP, 0, -1))
+        split = dataclasses.replace(split, train_on="normal")
+    rows = split_rows(embeddings, split, labels)
     path = str(Path(args.embeddings).absolute())
     with _epoch_progress() as on_epoch:
         models = fit_models(

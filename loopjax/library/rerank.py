@@ -10,7 +10,6 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from loopjax.errors import UserError
-
 from loopjax.library.marks import KEEP, REJECT, count_marks, marks_of_rows, read_marks
 from loopjax.store.blocks import open_rows
 from loopjax.store.similar import unit_rows
