@@ -20,6 +20,7 @@ from loopjax.training.steps import (
     advance,
     advance_block,
     advance_epoch,
+    steps_per_epoch,
     warmup_statistics,
 )
 
@@ -80,6 +81,16 @@ def pad_rows(X: np.ndarray) -> np.ndarray:
     return np.pad(X, ((0, _rounded(len(X)) - len(X)), (0, 0)))
 
 
+def loop_steps(recipe: Recipe, n_train: np.ndarray) -> int:
+    """Steps to compile for heads with these numbers of training rows [H].
+
+    Above 16 rounded up, by a sixteenth at most, so that sets of similar size share programs.
+    """
+    steps = int(np.max(steps_per_epoch(recipe, np.asarray(n_train))))
+    unit = 1 << max(0, (steps - 1).bit_length() - 4)
+    return -(-steps // unit) * unit
+
+
 def epochs_per_call(rows: int, batch_size: int) -> int:
     """How many epochs to put into one call: few for large sets, more for small ones."""
     steps = -(-rows // batch_size)
@@ -123,6 +134,7 @@ def run(
         heads_per_call = 1 if one_by_one else n_heads
     groups = [slice(h, h + heads_per_call) for h in range(0, n_heads, heads_per_call)]
     per_call = epochs_per_call(int(np.max(split.n_train)), recipe.batch_size)
+    steps = loop_steps(recipe, split.n_train)
     longest = int(np.max(hyperparams.max_epochs))
     history = np.full((n_heads, longest, len(EPOCH_METRICS)), np.nan, np.float32)
     if checkpoints is not None:
@@ -137,7 +149,7 @@ def run(
         heads = groups[number]
         states[number], log = advance(
             states[number], X, _cut(split, heads), _cut(hyperparams, heads),
-            recipe=recipe, epochs=per_call,
+            recipe=recipe, epochs=per_call, loop_steps=steps,
         )  # fmt: skip
         return np.asarray(log)
 

@@ -154,6 +154,17 @@ def cosine(hyperparams: Hyperparams, epoch: Any) -> jax.Array:
     return (hyperparams.min_learning_rate + 0.5 * spread * (1.0 + phase)).astype(jnp.float32)
 
 
+def steps_per_epoch(recipe: Recipe, count: Any) -> Any:
+    """Steps of one pass over `count` rows, a NumPy or JAX number or array."""
+    size = recipe.batch_size
+    steps = (count + size - 1) // size
+    # One row has no variance to normalize by; it is left out of this epoch only.
+    steps -= (count % size == 1) & (count > 1)
+    if recipe.max_steps is not None:
+        steps -= (steps > recipe.max_steps) * (steps - recipe.max_steps)
+    return steps
+
+
 def train_block(
     recipe: Recipe,
     state: State,
@@ -163,16 +174,17 @@ def train_block(
     learning_rate: jax.Array,
     weight_decay: Any,
     key: jax.Array,
+    loop_steps: int | None = None,
 ) -> tuple[State, jax.Array]:
-    """One pass over rows [T] of X in random order; the new state and the summed loss."""
+    """One pass over rows [T] of X in random order; the new state and the summed loss.
+
+    The loop runs `loop_steps` times, which the compiler then knows: those beyond the block's own
+    steps change nothing. None lets the number of rows decide.
+    """
     size = recipe.batch_size
     order = rows[_permutation(derive(key, 0), len(rows), count)]
     order = jnp.pad(order, (0, -len(rows) % size))
-    steps = (count + size - 1) // size
-    # One row has no variance to normalize by; it is left out of this epoch only.
-    steps = jnp.where((count % size == 1) & (count > 1), steps - 1, steps)
-    if recipe.max_steps is not None:
-        steps = jnp.minimum(steps, recipe.max_steps)
+    steps = steps_per_epoch(recipe, count)
     lane = jnp.arange(size, dtype=jnp.int32)
 
     def step(i, carry):
@@ -189,10 +201,14 @@ def train_block(
 
         (loss, stats), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
         params, optimizer = adamw_step(params, optimizer, grads, learning_rate, weight_decay)
-        return params, stats, optimizer, total + loss * jnp.sum(weights)
+        new = params, stats, optimizer, total + loss * jnp.sum(weights)
+        if loop_steps is None:
+            return new
+        return jax.tree.map(lambda after, before: jnp.where(i < steps, after, before), new, carry)
 
     first = (state.params, state.stats, state.optimizer, jnp.float32(0.0))
-    params, stats, optimizer, total = jax.lax.fori_loop(0, steps, step, first)
+    bound = steps if loop_steps is None else loop_steps
+    params, stats, optimizer, total = jax.lax.fori_loop(0, bound, step, first)
     return state._replace(params=params, stats=stats, optimizer=optimizer), total
 
 
@@ -261,7 +277,9 @@ def warmup_statistics(
     return jax.lax.fori_loop(0, passes * steps, step, state.stats)
 
 
-def _one_epoch(recipe, state: State, X, split: Split, hyperparams: Hyperparams):
+def _one_epoch(
+    recipe: Recipe, loop_steps: int, state: State, X: jax.Array, split: Split, hyperparams: Any
+) -> tuple[State, jax.Array]:
     """One epoch of one head: the new state and its `EPOCH_METRICS`."""
     objective = recipe.objective
     aux = objective.begin_epoch(
@@ -272,8 +290,9 @@ def _one_epoch(recipe, state: State, X, split: Split, hyperparams: Hyperparams):
     rate = cosine(hyperparams, state.epoch)
     key = derive(state.key, state.epoch)
     state, total = train_block(
-        recipe, state, X, split.train, split.n_train, rate, hyperparams.weight_decay, key
-    )
+        recipe, state, X, split.train, split.n_train, rate, hyperparams.weight_decay, key,
+        loop_steps,
+    )  # fmt: skip
     seen = split.n_train
     if recipe.max_steps is not None:
         seen = jnp.minimum(seen, recipe.max_steps * recipe.batch_size)
@@ -285,24 +304,28 @@ def _one_epoch(recipe, state: State, X, split: Split, hyperparams: Hyperparams):
     return close_epoch(state, hyperparams, train_loss, val_loss, has_val), metrics
 
 
-def _advance_one(recipe, epochs: int, state: State, X, split: Split, hyperparams: Hyperparams):
+def _advance_one(
+    recipe: Recipe,
+    epochs: int,
+    loop_steps: int,
+    state: State,
+    X: jax.Array,
+    split: Split,
+    hyperparams: Hyperparams,
+) -> tuple[State, jax.Array]:
     """Up to `epochs` epochs of one head; metrics [epochs, 3], NaN where it had stopped."""
 
-    def go_on(carry):
-        done, state, _ = carry
-        return (done < epochs) & ~state.stopped
+    def epoch(state: State, _: None) -> tuple[State, jax.Array]:
+        return jax.lax.cond(
+            state.stopped,
+            lambda: (state, jnp.full(len(EPOCH_METRICS), jnp.nan, jnp.float32)),
+            lambda: _one_epoch(recipe, loop_steps, state, X, split, hyperparams),
+        )
 
-    def body(carry):
-        done, state, log = carry
-        state, metrics = _one_epoch(recipe, state, X, split, hyperparams)
-        return done + 1, state, log.at[done].set(metrics)
-
-    log = jnp.full((epochs, len(EPOCH_METRICS)), jnp.nan, jnp.float32)
-    _, state, log = jax.lax.while_loop(go_on, body, (0, state, log))
-    return state, log
+    return jax.lax.scan(epoch, state, length=epochs)
 
 
-@partial(jax.jit, static_argnames=("recipe", "epochs"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("recipe", "epochs", "loop_steps"), donate_argnames="state")
 def advance(
     state: State,
     X: jax.Array,
@@ -311,6 +334,7 @@ def advance(
     *,
     recipe: Recipe,
     epochs: int,
+    loop_steps: int,
 ) -> tuple[State, jax.Array]:
     """Up to `epochs` more epochs of every head that has not stopped, heads side by side.
 
@@ -321,11 +345,12 @@ def advance(
         hyperparams: `Hyperparams` with arrays [H].
         recipe: static.
         epochs: static; how many epochs this call may run.
+        loop_steps: static; at least the steps of an epoch of every head (`steps_per_epoch`).
 
     Returns:
         The new state and metrics [H, epochs, 3] in the order of `EPOCH_METRICS`.
     """
-    one = partial(_advance_one, recipe, epochs)
+    one = partial(_advance_one, recipe, epochs, loop_steps)
     if len(state.epoch) > 1:
         return jax.vmap(one, in_axes=(0, None, 0, 0))(state, X, split, hyperparams)
     only = partial(jax.tree.map, lambda a: a[0])

@@ -118,7 +118,9 @@ def _heads(target: str, objective: type, *, heads: int, batch: int) -> Program:
             lambda x: place.whole(np.shape(x), np.asarray(x).dtype),
             (loop.stack(starts), split, hyper),
         )
-        run = partial(steps.advance, recipe=steps.Recipe(objective(network), batch), epochs=1)
+        recipe = steps.Recipe(objective(network), batch)
+        own = loop.loop_steps(recipe, np.array([ROWS]))
+        run = partial(steps.advance, recipe=recipe, epochs=1, loop_steps=own)
         matrix = place.whole((2048, WIDTH), jnp.float32)
         return place.compile(run, state, matrix, split, hyper)
 

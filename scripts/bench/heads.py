@@ -60,10 +60,11 @@ def loopjax_epoch(X: np.ndarray, batch: int, stage: str) -> Callable[[], Any]:
 
     recipe, start, data, split, hyperparams = setting(X, batch, 1, stage, 10**6)
     state = training_loop.place(start, None)
+    options = {"epochs": 1, "loop_steps": training_loop.loop_steps(recipe, split.n_train)}
 
     def run() -> Any:
         nonlocal state
-        state, _ = training.advance(state, data, split, hyperparams, recipe=recipe, epochs=1)
+        state, _ = training.advance(state, data, split, hyperparams, recipe=recipe, **options)
         return state.epoch
 
     return run

@@ -335,7 +335,7 @@ class _Training:
 
 
 def _mesh(config: TrainingConfig) -> Mesh | None:
-    devices = jax.devices()
+    devices = jax.local_devices()
     if not config.data_parallel or len(devices) == 1:
         return None
     if config.batch_size % len(devices):
