@@ -79,9 +79,12 @@ class BatchEncoder(Generic[T]):
         self._sharding = parallel.batch_sharding(self._mesh)
         self._encoder = encoder.replicate(self._mesh)
         self._n_crops = space.n_crops
+        # A GPU that finds out itself whether a batch has clips to fuse makes the host wait for it.
+        self._sorts_long = encoder.fusion and backend != "cpu"
         self._compiled = False
         self._dispatched: deque[_Dispatched[T]] = deque()
-        self._pools: dict[int, FeaturePool[T]] = {}  # by number of draws
+        # By number of draws, and whether clips may be longer than the encoder's.
+        self._pools: dict[tuple[int, bool], FeaturePool[T]] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -93,7 +96,8 @@ class BatchEncoder(Generic[T]):
         if not self._compiled:
             self._compiled = True
             mel = np.zeros((self._size, *self._encoder.mel_shape), np.float32)
-            jax.block_until_ready(self._encode(mel, np.zeros(self._size, bool)))
+            longer = None if self._sorts_long else np.zeros(self._size, bool)
+            jax.block_until_ready(self._encode(mel, longer))
 
     def encode(self, batch: Batch[T] | None) -> Iterator[Encoded[T]]:
         """Sends a batch to the device and yields the rows of earlier ones that are finished.
@@ -110,29 +114,30 @@ class BatchEncoder(Generic[T]):
 
     def finish(self, *, leftovers: bool = True) -> Iterator[Encoded[T]]:
         """Yields all rows that are on the device; without `leftovers`, only of full batches."""
-        for pool in self._pools.values() if leftovers else ():
+        for (_, has_long), pool in self._pools.items() if leftovers else ():
             while len(pool):
-                self._encode_rows(*pool.take())
+                self._encode_rows(*pool.take(), has_long)
         while self._dispatched:
             yield from self._fetch()
 
     def _dispatch(self, batch: Batch[T]) -> None:
         """Sends a batch through the front end, and to the encoder once that has a full batch."""
         longest_s = float(batch.length_samples.max()) / batch.sample_rate_hz
+        has_long = longest_s > self._clip_s or not self._sorts_long
         n_draws = self._n_crops if self._n_crops and longest_s > self._clip_s else 1
         draws = [self._front_end(batch, draw) for draw in range(n_draws)]
         rows = batch.rows_by_part()
-        pool = self._pools.get(n_draws)
+        pool = self._pools.get((n_draws, has_long))
         if not pool and len(batch.rows) == self._size:
-            self._encode_rows(draws, rows)  # nothing waits, nothing is missing
+            self._encode_rows(draws, rows, has_long)  # nothing waits, nothing is missing
             return
         if pool is None:
             shape = self._encoder.mel_shape
             pool = FeaturePool(self._mesh, self._size, self._front_end_rows, shape, n_draws)
-            self._pools[n_draws] = pool
+            self._pools[n_draws, has_long] = pool
         pool.add(draws, rows)
         while pool.is_full:
-            self._encode_rows(*pool.take())
+            self._encode_rows(*pool.take(), has_long)
 
     def _front_end(self, batch: Batch[T], draw: int) -> Features:
         fractions = None
@@ -143,11 +148,13 @@ class BatchEncoder(Generic[T]):
             batch.samples, batch.length_samples, batch.sample_rate_hz, fractions
         )
 
-    def _encode_rows(self, draws: Sequence[Features], rows: list[list[T]]) -> None:
-        results = [self._encode(*draw) for draw in draws]
+    def _encode_rows(self, draws: Sequence[Features], rows: list[list[T]], has_long: bool) -> None:
+        results = [self._encode(mel, longer if has_long else None) for mel, longer in draws]
         self._dispatched.append(_Dispatched(results, rows))
 
-    def _encode(self, mel: jax.Array | np.ndarray, longer: jax.Array | np.ndarray) -> jax.Array:
+    def _encode(
+        self, mel: jax.Array | np.ndarray, longer: jax.Array | np.ndarray | None
+    ) -> jax.Array:
         """Runs the encoder; the same placement wherever the mel comes from keeps it one program."""
         result = self._encoder.encode(*jax.device_put((mel, longer), self._sharding))
         result.copy_to_host_async()  # so that fetching it later does not wait for the transfer

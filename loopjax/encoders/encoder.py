@@ -220,8 +220,14 @@ class HtsatEncoder:
             mesh=self._mesh,
         )
 
-    def encode(self, mel: jax.Array, longer: jax.Array) -> jax.Array:
-        """Mel views -> embeddings, float32 [B, embedding_dim]; not normalized."""
+    def encode(self, mel: jax.Array, longer: jax.Array | None) -> jax.Array:
+        """Mel views -> embeddings, float32 [B, embedding_dim]; not normalized.
+
+        Args:
+            mel: from `front_end`.
+            longer: from `front_end`; None where no row is longer than a clip, which on an
+                accelerator leaves the fusion's work out.
+        """
         return self._encode(self.params, mel, longer, mesh=self._mesh)
 
     def outputs(self, mel: jax.Array, longer: jax.Array) -> dict[str, jax.Array]:
@@ -229,7 +235,7 @@ class HtsatEncoder:
         return self._outputs(self.params, mel, longer)
 
     def apply(
-        self, params: Any, mel: jax.Array, longer: jax.Array, mesh: Mesh | None = None
+        self, params: Any, mel: jax.Array, longer: jax.Array | None, mesh: Mesh | None = None
     ) -> jax.Array:
         """What `encode` compiles, as a pure function of the weights.
 
@@ -246,7 +252,9 @@ class HtsatEncoder:
             check_vma=False,
         )(params, mel, longer)
 
-    def _apply(self, params: Any, mel: jax.Array, longer: jax.Array, everything: bool = False):
+    def _apply(
+        self, params: Any, mel: jax.Array, longer: jax.Array | None, everything: bool = False
+    ):
         with _matmul_precision(self.precision):
             model = nnx.merge(self._graphdef, params)
             return model.outputs(mel, longer) if everything else model(mel, longer)

@@ -103,8 +103,11 @@ class Encoder(Protocol):
         """
         ...
 
-    def encode(self, mel: jax.Array, longer: jax.Array) -> jax.Array:
-        """Features to embeddings, float32 [B, embedding_dim]; not normalized."""
+    def encode(self, mel: jax.Array, longer: jax.Array | None) -> jax.Array:
+        """Features to embeddings, float32 [B, embedding_dim]; not normalized.
+
+        `longer` may be None where no row exceeds the clip.
+        """
         ...
 
     def outputs(self, mel: jax.Array, longer: jax.Array) -> dict[str, jax.Array]:

@@ -190,10 +190,12 @@ class PatchEmbed(nnx.Module):
                 local = self._local(stretch_time(views[:, 1:], c.image_frames))
                 return jnp.where(longer[:, None, None], self.aff(x, local, longer), x)
 
-            # A batch of short clips, the common case, skips the branch; training always takes it
-            # because BatchNorm's statistics cannot change inside a conditional.
+            # On a CPU a batch of short clips, the common case, skips the branch. A GPU would make
+            # the host wait to learn what is in the batch: there the caller says so with None.
+            # Training always takes it: BatchNorm's statistics cannot change inside a conditional.
             training = not self.aff.local_path.bn1.use_running_average
-            x = fuse() if training else jax.lax.cond(longer.any(), fuse, lambda: x)
+            skips = jax.default_backend() == "cpu" and not training
+            x = jax.lax.cond(longer.any(), fuse, lambda: x) if skips else fuse()
         return self.norm(x)
 
 
@@ -288,7 +290,7 @@ class Htsat(nnx.Module):
         return x.reshape(x.shape[0], self._bands, c.quarters * side, -1)
 
     def __call__(
-        self, mel: jax.Array, longer: jax.Array, key: jax.Array | None = None
+        self, mel: jax.Array, longer: jax.Array | None, key: jax.Array | None = None
     ) -> jax.Array:
         """The un-normalized embedding, float32 [B, C] (LAION `embedding`, HF `pooler_output`)."""
         return self.latent(mel, longer, key=key).astype(jnp.float32).mean(axis=(1, 2))

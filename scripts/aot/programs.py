@@ -52,6 +52,7 @@ def programs() -> list[Program]:
     for size in SIZES:
         for precision in ("bf16", "bf16-fast", "bf16-fused"):
             found.append(_encoder("h100", size, precision, 128))
+    found.append(_encoder("h100", "nano", "bf16-fused", 128, long_clips=True))
     found.append(_encoder("h100", "tiny", "fp32", 128))
     found.append(_encoder("h100", "tiny", "tf32", 128))
     found.append(_encoder("h100x8", "tiny", "bf16-fused", 1024))
@@ -66,7 +67,11 @@ def programs() -> list[Program]:
     return found
 
 
-def _encoder(target: str, size: str, precision: Precision, batch: int) -> Program:
+def _encoder(
+    target: str, size: str, precision: Precision, batch: int, *, long_clips: bool = False
+) -> Program:
+    """An encoder; with `long_clips` the program for batches in which clips are fused."""
+
     def compile_() -> Any:
         place = _Place(target)
         config = SIZES[size]
@@ -76,10 +81,11 @@ def _encoder(target: str, size: str, precision: Precision, batch: int) -> Progra
         )
         params = jax.tree.map(lambda x: place.whole(x.shape, x.dtype), encoder.params)
         mel = place.split((batch, config.views, 1001, 64), jnp.float32)
-        longer = place.split((batch,), jnp.bool_)
+        longer = place.split((batch,), jnp.bool_) if long_clips else None
         return place.compile(partial(encoder.apply, mesh=place.mesh), params, mel, longer)
 
-    return Program(f"encoder {size} {precision}", target, batch, compile_)
+    name = f"encoder {size} {precision}" + ", long clips" * long_clips
+    return Program(name, target, batch, compile_)
 
 
 def _front_end(target: str, rate_hz: int, seconds: int, batch: int, *, fusion: bool) -> Program:

@@ -121,6 +121,36 @@ def test_little_more_is_computed_and_moved_than_the_files_hold(
     assert rows_waiting <= batch_size + front_end_rows  # one encoder batch and one front-end batch
 
 
+class Fusing(Counted):
+    """Notes for every encoder batch whether the caller left the long clips to the device."""
+
+    fusion = True
+
+    def encode(self, mel, longer):
+        self.told = [*getattr(self, "told", []), longer is None]
+        return super().encode(mel, longer)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_an_accelerator_is_told_which_batches_have_long_clips(backend, monkeypatch):
+    """So that no batch waits for the host to learn it; a CPU looks for itself."""
+    monkeypatch.setattr(encode_module.jax, "default_backend", lambda: backend)
+    encoder, config = Fusing(dim=4), EmbedConfig(batch_size=8)
+    engine = BatchEncoder[int](encoder, space_of(encoder, config), config)
+    engine.compile()
+    lengths = [100, 480_000, 480_001, 100, 700_000]
+    found = {}
+    for number, length in enumerate(lengths):
+        batch = Batch(
+            np.full((4, 720_000), number, np.float32), np.array([length, 0, 0, 0], np.int32),
+            np.array([True, False, False, False]), [number], ["0" * 64], 48_000, 720_000,
+        )  # fmt: skip
+        found |= {encoded.row: encoded.embedding for encoded in engine.encode(batch)}
+    found |= {encoded.row: encoded.embedding for encoded in engine.finish()}
+    assert sorted(found) == list(range(len(lengths)))
+    assert encoder.told == ([False, False] if backend == "cpu" else [True, True, False])
+
+
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 
 
