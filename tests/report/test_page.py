@@ -421,6 +421,63 @@ def test_browser_marks_and_exports(browser, page_path):
     assert browser.errors == []
 
 
+@needs_browser
+def test_browser_marks_the_judged_loop_whichever_neighbor_is_heard(browser, page_path):
+    browser.open(page_path)
+    browser.run("localStorage.clear()")
+    browser.open(page_path)
+    browser.press("n")
+    browser.wait("loopjaxReport.state().playing")
+    judged, near = (
+        0,
+        browser.run("JSON.parse(document.getElementById('data').textContent).loops[0].near"),
+    )
+    for key in ("1", "2", "3"):
+        browser.press(key)
+        wanted = near[int(key) - 1]
+        browser.wait(f"loopjaxReport.state().current === {wanted} && loopjaxReport.state().playing")
+        assert browser.run("loopjaxReport.state().judged") == judged
+    browser.press("r")
+    browser.wait("loopjaxReport.state().judged === 1")
+    assert marks(browser) == {0: "reject"}
+    browser.press("k")
+    browser.wait("loopjaxReport.state().judged === 2")
+    browser.press("z")
+    assert marks(browser) == {0: "reject"}
+    browser.press("z")
+    assert marks(browser) == {}
+    browser.press("z")  # nothing is left to undo
+    assert browser.errors == []
+
+
+@needs_browser
+def test_browser_imports_marks_and_keeps_them_for_other_pages(browser, page_path, tmp_path):
+    browser.open(page_path)
+    browser.run("localStorage.clear()")
+    browser.open(page_path)
+    content = f"{3:016x}"
+    lines = ["mark,id,note", f'reject,{content}-feedbeef,"too, ""thin"""', "keep,unknown,"]
+    assert browser.run(f"loopjaxReport.importMarks({json.dumps(chr(10).join(lines))})") == 1
+    run, _ = make_run(tmp_path, n=7)  # another page that holds the same loop
+    browser.open(report.write_report(run))
+    rows = csv.DictReader(io.StringIO(browser.run("loopjaxReport.csv()"), newline=""))
+    (marked,) = [row for row in rows if row["mark"]]
+    assert marked["id"].startswith(content)
+    assert (marked["mark"], marked["note"]) == ("reject", 'too, "thin"')
+    assert "no column 'mark'" in browser.run(
+        "(() => { try { loopjaxReport.importMarks('a,b') } catch (e) { return e.message } })()"
+    )
+    browser.run("localStorage.clear()")
+    assert browser.errors == []
+
+
+def marks(browser):
+    """Place in the ranked table -> mark."""
+    table = browser.run("loopjaxReport.csv()")
+    rows = list(csv.DictReader(io.StringIO(table, newline="")))
+    return {i: row["mark"] for i, row in enumerate(rows) if row["mark"]}
+
+
 CONTRAST = """
 (() => {
   const parse = (text) => {

@@ -37,7 +37,7 @@
   // ---- player ------------------------------------------------------------------------------
   // Embedded previews go through Web Audio, which closes a loop without a gap; linked files through
   // a media element, because a page opened from disk may not read other files itself.
-  const player = { current: null, playing: false, context: null, source: null, element: null, start: 0, duration: 0, token: 0 };
+  const player = { current: null, judged: null, playing: false, context: null, source: null, element: null, start: 0, duration: 0, token: 0 };
 
   function silence() {
     player.token += 1;
@@ -78,9 +78,10 @@
     player.duration = element.duration;
   }
 
-  async function play(i) {
+  // A neighbor is heard beside the loop under judgement, which stays the one that marks belong to.
+  async function play(i, isAside = false) {
     silence();
-    select(i);
+    select(i, isAside);
     const loop = loops[i];
     if (!loop.audio) return;
     const token = player.token;
@@ -98,23 +99,28 @@
   }
 
   function stop() { silence(); paint(); }
-  const toggle = (i) => (player.playing && player.current === i ? stop() : play(i));
+  const toggle = (i, isAside = false) => (player.playing && player.current === i ? stop() : play(i, isAside));
 
-  function select(i) {
+  function select(i, isAside) {
     player.current = i;
+    if (!isAside || player.judged === null) player.judged = i;
     const loop = loops[i];
+    const judged = loops[player.judged];
     $("dock").hidden = false;
     $("dock-error").hidden = true;
     $("dock-name").textContent = loop.name;
-    $("dock-info").textContent = [loop.rank ? `rank ${loop.rank}` : "", loop.group, loop.seconds ? `${loop.whole_s.toFixed(2)} s${loop.is_cut ? `, first ${loop.seconds.toFixed(0)} s` : ""}` : ""].filter(Boolean).join(" · ");
+    $("dock-info").textContent = [judged === loop ? "" : `beside ${judged.name}`, loop.rank ? `rank ${loop.rank}` : "", loop.group, loop.seconds ? `${loop.whole_s.toFixed(2)} s${loop.is_cut ? `, first ${loop.seconds.toFixed(0)} s` : ""}` : ""].filter(Boolean).join(" · ");
     $("dock-wave").firstElementChild.setAttribute("d", rowOf.get(i)?.querySelector(".wave path")?.getAttribute("d") ?? loop.wave ?? "");
-    const near = loop.near ?? [];
-    $("dock-near").replaceChildren(...(near.length ? [document.createTextNode("Nearest normal loops:")] : []), ...near.map((j) => {
+    $("note").value = noteOf(player.judged);
+    $("note").disabled = false;
+    const near = judged.near ?? [];
+    $("dock-near").replaceChildren(...(near.length ? [document.createTextNode("Nearest normal loops:")] : []), ...near.map((j, k) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.textContent = loops[j].name;
+      button.textContent = `${k + 1} ${loops[j].name}`;
       button.title = loops[j].path;
-      button.addEventListener("click", () => toggle(j));
+      button.setAttribute("aria-pressed", String(j === i));
+      button.addEventListener("click", () => toggle(j, true));
       return button;
     }));
     for (const dot of dots.values()) dot.classList.remove("current", "near");
@@ -130,9 +136,9 @@
       if ((button.getAttribute("aria-pressed") === "true") !== on) button.setAttribute("aria-pressed", String(on));
     }
     for (const row of rows) {
-      const here = Number(row.dataset.i) === player.current;
-      row.classList.toggle("current", here);
-      row.classList.toggle("playing", here && player.playing);
+      const i = Number(row.dataset.i);
+      row.classList.toggle("current", i === player.judged);
+      row.classList.toggle("playing", i === player.current && player.playing);
     }
     const dock = $("dock-play");
     dock.setAttribute("aria-pressed", String(player.playing));
@@ -149,8 +155,13 @@
   }
 
   // ---- filter and sort -----------------------------------------------------------------------
-  const marks = new Map(Object.entries(JSON.parse(store.get(data.key) ?? "{}")));
-  const markOf = (i) => marks.get(loops[i].id) ?? "";
+  // A mark belongs to a sound: it is kept under the hash of the file's content, with which ids of a
+  // store begin, so that it outlives other pages, new files and other names.
+  const keyOf = (i) => (/^[0-9a-f]{16}-/.test(loops[i].id) ? loops[i].id.slice(0, 16) : `${data.key}:${loops[i].id}`);
+  const marks = new Map(Object.entries(JSON.parse(store.get("loopjax-marks") ?? "{}")));
+  const markOf = (i) => marks.get(keyOf(i))?.mark ?? "";
+  const noteOf = (i) => marks.get(keyOf(i))?.note ?? "";
+  const undone = []; // what the last decisions replaced
   const filters = { search: $("search"), group: $("group"), marks: $("marks"), only: $("only") };
 
   function filter() {
@@ -198,13 +209,24 @@
     row.classList.toggle("rejected", mark === "reject");
     for (const button of row.querySelectorAll(".mark")) button.setAttribute("aria-pressed", String(button.dataset.mark === mark));
   }
-  function setMark(i, mark) {
-    if (!rowOf.has(i)) return;
-    if (mark) marks.set(loops[i].id, mark);
-    else marks.delete(loops[i].id);
-    store.set(data.key, JSON.stringify(Object.fromEntries(marks)));
-    showMark(rowOf.get(i));
+  function decide(i, change, isUndo = false) {
+    const key = keyOf(i);
+    const before = marks.get(key) ?? { mark: "", note: "" };
+    if (!isUndo) undone.push([i, before]);
+    const now = { ...before, ...change };
+    if (now.mark || now.note) marks.set(key, now);
+    else marks.delete(key);
+    store.set("loopjax-marks", JSON.stringify(Object.fromEntries(marks)));
+    for (const row of rows) if (keyOf(Number(row.dataset.i)) === key) showMark(row);
   }
+  const setMark = (i, mark) => decide(i, { mark });
+  function undo() {
+    const last = undone.pop();
+    if (!last) return;
+    decide(...last, true);
+    select(last[0], false);
+  }
+  $("note").addEventListener("change", () => decide(player.judged, { note: $("note").value }));
   rows.forEach(showMark);
 
   function download(name, type, text) {
@@ -215,9 +237,41 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
   const quote = (field) => `"${String(field ?? "").replaceAll('"', '""')}"`;
+  // Listed loops and all others that are marked.
+  const exported = () => [...rows.map((row) => Number(row.dataset.i)), ...[...loops.keys()].filter((i) => !rowOf.has(i) && (markOf(i) || noteOf(i)))];
   function csv() {
-    const lines = rows.map((row) => Number(row.dataset.i)).map((i) => [loops[i].id, loops[i].path, loops[i].rank, loops[i].score, loops[i].is_anomaly, markOf(i)].map(quote).join(","));
-    return ["id,path,rank,score,is_anomaly,mark", ...lines].join("\r\n") + "\r\n";
+    const lines = exported().map((i) => [loops[i].id, loops[i].path, loops[i].rank, loops[i].score, loops[i].is_anomaly, markOf(i), noteOf(i)].map(quote).join(","));
+    return ["id,path,rank,score,is_anomaly,mark,note", ...lines].join("\r\n") + "\r\n";
+  }
+  function cells(text) {
+    const table = [[""]];
+    let isQuoted = false;
+    for (let at = 0; at < text.length; at += 1) {
+      const char = text[at], line = table[table.length - 1];
+      if (isQuoted && char === '"' && text[at + 1] === '"') { line[line.length - 1] += '"'; at += 1; }
+      else if (char === '"') isQuoted = !isQuoted;
+      else if (!isQuoted && char === ",") line.push("");
+      else if (!isQuoted && char === "\n") table.push([""]);
+      else if (isQuoted || char !== "\r") line[line.length - 1] += char;
+    }
+    return table;
+  }
+  // Marks of another page or of `loopjax dedup`; returns how many loops of this page they decide.
+  function importMarks(text) {
+    const [head, ...lines] = cells(text.replace(/^\ufeff/, ""));
+    const place = Object.fromEntries(head.map((name, at) => [name.trim(), at]));
+    if (place.mark === undefined) throw new Error("the file has no column 'mark'");
+    const byKey = new Map(loops.flatMap((loop, i) => [[keyOf(i), i], [loop.id, i], [loop.path, i]]));
+    let count = 0;
+    for (const line of lines) {
+      const cell = (name) => line[place[name]] ?? "";
+      const i = byKey.get(cell("id")) ?? byKey.get((cell("sha256") || cell("id")).slice(0, 16)) ?? byKey.get(cell("path"));
+      if (i === undefined || !["keep", "reject"].includes(cell("mark"))) continue;
+      decide(i, { mark: cell("mark"), note: cell("note") });
+      count += 1;
+    }
+    filter();
+    return count;
   }
   // A playlist of what is kept; without any mark, of what is shown. One line per entry, so line
   // breaks in a name are percent-encoded.
@@ -229,12 +283,23 @@
     return ["#EXTM3U", ...entries].join("\n") + "\n";
   }
   $("csv").addEventListener("click", () => download("loopjax-marks.csv", "text/csv", csv()));
+  $("import").addEventListener("click", () => $("import-file").click());
+  $("import-file").addEventListener("change", async () => {
+    const [file] = $("import-file").files;
+    if (!file) return;
+    try {
+      $("import-result").textContent = `${importMarks(await file.text())} marks imported from ${file.name}`;
+    } catch (error) {
+      $("import-result").textContent = `${file.name}: ${error.message}`;
+    }
+    $("import-file").value = "";
+  });
   $("m3u").addEventListener("click", () => download("loopjax-kept.m3u8", "audio/x-mpegurl", m3u()));
 
   // ---- clicks, map, keys -----------------------------------------------------------------------
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button.play[data-i]");
-    if (button) toggle(Number(button.dataset.i));
+    if (button) toggle(Number(button.dataset.i), !rowOf.has(Number(button.dataset.i)));
     const mark = event.target.closest("button.mark");
     if (mark) {
       const i = Number(mark.closest("tr").dataset.i);
@@ -249,7 +314,7 @@
   function step(by) {
     const visible = rows.filter((row) => !row.hidden);
     if (!visible.length) return;
-    const at = visible.findIndex((row) => Number(row.dataset.i) === player.current);
+    const at = visible.findIndex((row) => Number(row.dataset.i) === player.judged);
     const row = visible[at < 0 ? 0 : (at + by + visible.length) % visible.length];
     row.scrollIntoView({ block: "nearest" });
     play(Number(row.dataset.i));
@@ -286,17 +351,20 @@
       if (event.key === "Escape") target.blur();
       return;
     }
-    const mark = (name) => { setMark(player.current, name); step(1); };
-    const ready = player.current !== null;
+    const mark = (name) => { setMark(player.judged, name); step(1); };
+    const ready = player.judged !== null;
+    const near = ready ? loops[player.judged].near ?? [] : [];
     const actions = {
       n: () => step(1),
       p: () => step(-1),
       k: ready && (() => mark("keep")),
       r: ready && (() => mark("reject")),
-      u: ready && (() => setMark(player.current, "")),
+      u: ready && (() => setMark(player.judged, "")),
+      z: undone.length > 0 && undo,
+      ...Object.fromEntries(near.map((j, k) => [String(k + 1), () => toggle(j, true)])),
       "/": () => filters.search.focus(),
       Escape: () => { stop(); $("dock").hidden = true; },
-      " ": !target.matches("button, a, summary") && (() => (ready ? toggle(player.current) : step(1))),
+      " ": !target.matches("button, a, summary") && (() => (ready ? toggle(player.judged) : step(1))),
     };
     const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!action) return;
@@ -306,5 +374,5 @@
 
   filter();
   // For tests and for the curious: what is playing, and the two exports as text.
-  window.loopjaxReport = { state: () => ({ current: player.current, playing: player.playing, position_s: position(), duration_s: player.duration }), csv, m3u };
+  window.loopjaxReport = { state: () => ({ current: player.current, judged: player.judged, playing: player.playing, position_s: position(), duration_s: player.duration }), csv, m3u, importMarks };
 })();
