@@ -1,4 +1,4 @@
-"""`loopjax report`: the HTML report of a run folder again."""
+"""`loopjax report`: the HTML report of a run folder again, or of any scores."""
 
 import argparse
 from pathlib import Path
@@ -7,10 +7,13 @@ from loopjax.cli.options import add_settings, given_settings
 from loopjax.cli.terminal import printable
 from loopjax.cli.verb import DONE, Verb
 from loopjax.config import ReportConfig
+from loopjax.errors import UserError
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("run", metavar="RUN|SCORES", help="run folder, or a file of scores")
+    parser.add_argument("--store", metavar="STORE", help="embeddings of the loops in SCORES")
+    parser.add_argument("-o", "--out", metavar="HTML", help="file to write for SCORES")
     add_settings(parser, ReportConfig)
 
 
@@ -19,6 +22,15 @@ def _act(args: argparse.Namespace) -> int:
     from loopjax.experiment.run import report_run
 
     folder = Path(args.run)
+    if folder.is_file():
+        from loopjax.report.page import write_report
+
+        config = given_settings(args, ReportConfig())
+        page = write_report(folder, args.out, config, store=args.store)
+        print(printable(str(page)))  # noqa: T201
+        return DONE
+    if args.store or args.out:
+        raise UserError(f"{folder} is no file of scores: a run has its own store and page")
     config = given_settings(args, read_record(folder).config.report)
     print(printable(str(report_run(folder, config))))  # noqa: T201
     return DONE
@@ -26,8 +38,8 @@ def _act(args: argparse.Namespace) -> int:
 
 VERB = Verb(
     name="report",
-    summary="write the one-file HTML report of a run again",
-    example="loopjax report out/demo --audio link",
+    summary="write the one-file HTML report of a run again, or of any scores",
+    example="loopjax report out/demo --audio link; loopjax report scores.parquet --store out/emb",
     add_options=_add_options,
     act=_act,
 )

@@ -170,7 +170,7 @@ def page_content(
         histogram=histogram(ranking.scores, ranking.threshold),
         sections=tuple(Section(key, title) for key, title, is_there in sections if is_there),
         n_loops=n,
-        groups=tuple(sorted({page.loops[i].group for i in listed if page.loops[i].group})),
+        groups=tuple(sorted({loop.group for loop in page.loops if loop.group})),
         columns=_columns(ranking),
         rows=tuple(_row(page, i, bar) for i in listed),
         typical=tuple(_row(page, i, bar) for i in typical),
@@ -265,7 +265,14 @@ def _lede(facts: RunFacts, ranking: Ranking, n_listed: int) -> str:
     if detector:
         on = f" on {facts.encoder} embeddings" if facts.encoder else ""
         parts.append(f"Ranked by {detector}{on}.")
-    if ranking.threshold is not None and ranking.is_anomaly.any():
+    percentiles = ranking.percentiles or ()
+    flagged = [p for p, is_it in zip(percentiles, ranking.is_anomaly, strict=False) if is_it]
+    if flagged and None not in flagged:
+        lowest = min(p for p in flagged if p is not None)
+        parts.append(
+            f"Flagged ones score higher than {lowest:.0f} % of the training loops or more."
+        )
+    elif ranking.threshold is not None and ranking.is_anomaly.any():
         parts.append(f"A loop is flagged from a score of {number(ranking.threshold)}.")
     if n_listed < len(ranking.ids):
         parts.append(f"The {n_listed} most anomalous are listed below.")

@@ -27,6 +27,7 @@ from loopjax.store.read import Embeddings, read_embeddings
 from loopjax.store.schema import FAILURE_SCHEMA
 
 ASSETS = Path(__file__).parent / "assets"
+MAX_SEARCHED = 20_000  # loops that search and filters of a page know: some 6 MB
 
 
 def write_report(
@@ -34,19 +35,23 @@ def write_report(
     out_html: str | Path | None = None,
     config: ReportConfig | None = None,
     *,
+    store: str | Path | None = None,
     embeddings: Embeddings | None = None,
     audio_roots: Sequence[str | Path] = (),
 ) -> Path:
-    """Writes the report of one run folder.
+    """Writes the report of one run folder, or of a file of scores.
 
     Args:
-        run_dir: folder with `scores.parquet` (id, path, score; optional percentile, p_value,
-            is_anomaly, rank, group, flags, path_bytes, is_labeled) and, each optional, `run.json`,
-            `evaluation.json`, `figures/*.svg` and `embeddings/`.
-        out_html: file to write; default `run_dir/report/index.html`.
+        run_dir: a file that `loopjax score` wrote, or a folder with `scores.parquet` (id, path,
+            score; optional percentile, p_value, is_anomaly, rank, group, flags, path_bytes,
+            is_labeled) and, each optional, `run.json`, `evaluation.json`, `figures/*.svg` and
+            `embeddings/`.
+        out_html: file to write; default `run_dir/report/index.html`, or beside a file of scores
+            under its name.
         config: how many rows (`top`), audio policy and title.
-        embeddings: for the map, the nearest normal loops and the rejected inputs; default: what
-            run.json names, or the store in `run_dir/embeddings`.
+        store: for the map, the nearest normal loops and the rejected inputs; default: what run.json
+            names, or the store in `run_dir/embeddings`.
+        embeddings: these instead of the store's.
         audio_roots: folders that relative paths of the scores table are looked up in.
 
     Returns:
@@ -57,17 +62,22 @@ def write_report(
         WriteError: the page cannot be written.
     """
     require_report_extra()
-    run_dir, config = Path(run_dir), config or ReportConfig()
-    out = Path(out_html) if out_html else run_dir / "report" / "index.html"
-    if not (run_dir / "scores.parquet").is_file():
-        raise UserError(
-            f"{run_dir} holds no scores.parquet; make one with `loopjax run` or `score`"
-        )
+    config, scores = config or ReportConfig(), Path(run_dir)
+    out, name = scores.with_suffix(".html"), scores.stem
+    if scores.is_dir():
+        out, name = scores / "report" / "index.html", scores.resolve().name
+        scores = scores / "scores.parquet"
+    out = Path(out_html) if out_html else out
+    run_dir = scores.parent
+    if not scores.is_file():
+        raise UserError(f"{run_dir} holds no {scores.name}; make one with `loopjax run` or `score`")
     facts = read_facts(run_dir / "run.json")
     evaluation_file = run_dir / "evaluation.json"
     evaluation = Evaluation.from_json(read_object(evaluation_file), str(evaluation_file))
-    ranking = read_ranking(run_dir / "scores.parquet")
-    store = Path(facts.embeddings) if facts.embeddings else run_dir / "embeddings"
+    ranking = read_ranking(scores)
+    if store is not None and not Path(store).exists():
+        raise UserError(f"{store}: no such store")
+    store = Path(store or facts.embeddings or run_dir / "embeddings")
     failures = read_failures(store) if store.is_dir() else FAILURE_SCHEMA.empty_table()
     notes: list[str] = []
     if embeddings is None and store.exists():
@@ -76,7 +86,7 @@ def write_report(
         else:
             embeddings = read_embeddings(store)
     elif embeddings is None:
-        notes.append("No embeddings in this run folder: no map and no nearest loops.")
+        notes.append("No embeddings beside these scores: no map and no nearest loops.")
     else:
         failures = embeddings.failures
     matrix = None if embeddings is None else matrix_of(ranking, embeddings)
@@ -88,6 +98,10 @@ def write_report(
     typical = loops.add(loops.typical_rows()) if matrix is not None else []
     nearest = loops.add_neighbors(listed)
     loops.add_map_points()
+    n_known = min(MAX_SEARCHED, len(ranking.ids))
+    loops.add(range(n_known))
+    if n_known < len(ranking.ids):
+        notes.append(f"Search and filters know the {n_known} most anomalous loops.")
     loops.add_audio([*listed, *typical, *nearest], len(listed), config.audio, out.parent)
     page = page_content(
         loops,
@@ -97,7 +111,7 @@ def write_report(
         evaluation,
         failures,
         read_figures(run_dir / "figures") if (run_dir / "figures").is_dir() else [],
-        config.title or facts.name or run_dir.resolve().name,
+        config.title or facts.name or name,
         [*notes, *loops.notes],
     )
     write_text(out, _render(page, _data(loops, listed)))
@@ -151,6 +165,7 @@ def _data(page: PageLoops, listed: Sequence[int]) -> Json:
             "p": loop.p_value,
             "label": loop.label,
             "is_anomaly": loop.is_anomaly,
+            "flags": list(loop.flags),
             "audio": loop.audio,
         }
         if loop.file:

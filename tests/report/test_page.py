@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
+from loopjax.cli import main
 from loopjax.config import ReportConfig
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Estimate, Table
@@ -171,7 +172,7 @@ def test_bare_scores_are_enough_and_gaps_are_named(tmp_path):
         path.unlink()
     page = read(report.write_report(run))
     text = " ".join(data for _, _, data in page.texts)
-    assert "No embeddings in this run folder" in text
+    assert "No embeddings beside these scores" in text
     assert "audio of 14 listed loops was not found" in text
     assert "no run.json" in text
     assert not [attrs for _, attrs in page.tags if attrs.get("id") in ("map", "figures")]
@@ -213,6 +214,27 @@ def test_embeddings_are_found_where_run_json_names_them(tmp_path):
     (run / "run.json").write_text(json.dumps({"config": {"data": {"embeddings": str(store)}}}))
     page = read(report.write_report(run))
     assert len([tag for tag, attrs in page.tags if tag == "circle" and "data-i" in attrs]) == 14
+
+
+def test_any_scores_and_any_store_make_a_page(tmp_path):
+    run, embeddings = make_run(tmp_path, parts=False)
+    store = tmp_path / "store"
+    store.mkdir()
+    column = pa.array(list(embeddings.matrix), pa.list_(pa.float32(), 8))
+    table = embeddings.table.append_column("embedding", column)
+    pq.write_table(table, store / "part-00000.parquet")
+    pq.write_table(embeddings.failures, store / "failures.parquet")
+    scores = (run / "scores.parquet").rename(tmp_path / "mine.parquet")
+    out = report.write_report(scores, store=store)
+    assert out == tmp_path / "mine.html"
+    page = read(out)
+    assert len([tag for tag, attrs in page.tags if tag == "circle" and "data-i" in attrs]) == 14
+    assert "1 inputs were rejected" in " ".join(data for _, _, data in page.texts)
+    other = tmp_path / "other.html"
+    assert main(["report", str(scores), "--store", str(store), "-o", str(other), "--top", "3"]) == 0
+    assert len(read(other).data()["loops"]) == 14
+    with pytest.raises(UserError, match="nowhere: no such store"):
+        report.write_report(scores, store=tmp_path / "nowhere")
 
 
 def test_rows_without_a_score_are_left_out(tmp_path):
@@ -476,6 +498,27 @@ def marks(browser):
     table = browser.run("loopjaxReport.csv()")
     rows = list(csv.DictReader(io.StringIO(table, newline="")))
     return {i: row["mark"] for i, row in enumerate(rows) if row["mark"]}
+
+
+@needs_browser
+def test_browser_finds_loops_that_are_not_listed(browser, tmp_path):
+    run, embeddings = make_run(tmp_path, n=320, seconds=0.05)
+    browser.open(report.write_report(run, config=ReportConfig(top=5), embeddings=embeddings))
+    browser.run("localStorage.clear()")
+    assert len(shown(browser)) == 5
+    assert browser.run("document.getElementById('more-text').textContent").startswith("315 more")
+    search = "document.getElementById('search')"
+    browser.run(f"{search}.value = 'tone 007'; {search}.dispatchEvent(new Event('input'))")
+    assert shown(browser) == ["tone 007.wav"]
+    assert "1 of 320" in browser.run("document.getElementById('count').textContent")
+    browser.click(".ranked tbody tr:not([hidden]) .mark.reject")
+    browser.run(f"{search}.value = ''; {search}.dispatchEvent(new Event('input'))")
+    kinds = browser.run("loopjaxReport.csv()").splitlines()
+    assert len([line for line in kinds if '"reject"' in line and "tone 007" in line]) == 1
+    browser.click("#more-button")
+    assert len(shown(browser)) == 5 + 1 + 100
+    browser.run("localStorage.clear()")
+    assert browser.errors == []
 
 
 CONTRAST = """

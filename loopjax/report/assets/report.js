@@ -164,25 +164,69 @@
   const undone = []; // what the last decisions replaced
   const filters = { search: $("search"), group: $("group"), marks: $("marks"), only: $("only") };
 
-  function filter() {
+  const number = (value, digits) => (value === null || value === undefined ? "" : String(Number(value.toPrecision(digits))));
+
+  // A row for a loop that the page was not written with: all that the table shows but pictures.
+  function addRow(i) {
+    const loop = loops[i];
+    const row = rows[0].cloneNode(true);
+    row.id = `r${i}`;
+    row.dataset.i = i;
+    row.className = "";
+    const text = (selector, value) => { const found = row.querySelector(selector); if (found) found.textContent = value; };
+    text(".c-rank", loop.rank);
+    text(".name", loop.name);
+    row.querySelector(".name").title = loop.path;
+    const chip = (words, kind) => Object.assign(document.createElement("em"), { className: kind, textContent: words });
+    row.querySelector(".under").replaceChildren(
+      ...(loop.is_anomaly ? [chip("anomaly", "chip")] : []),
+      ...loop.flags.map((flag) => chip(flag, "chip flag")),
+      Object.assign(document.createElement("span"), { className: "group", textContent: loop.group }),
+    );
+    row.querySelector(".c-thumb").replaceChildren();
+    text(".c-score .value", number(loop.score, 3));
+    row.querySelector(".c-score .bar").hidden = true;
+    text(".c-percentile", loop.percentile === null ? "" : loop.percentile.toFixed(1));
+    text(".c-p", number(loop.p, 2));
+    text(".c-label", loop.label === null ? "" : loop.label ? "anomaly" : "normal");
+    const button = row.querySelector(".play");
+    button.dataset.i = i;
+    button.disabled = !loop.audio;
+    button.setAttribute("aria-label", `Play ${loop.name}`);
+    row.querySelector(".c-mark span").setAttribute("aria-label", `Mark ${loop.name}`);
+    rows.push(row);
+    rowOf.set(i, row);
+    body.append(row);
+    showMark(row);
+  }
+
+  const AT_ONCE = 100; // rows added by a filter, and by each click on "Show more"
+  function filter(extra = 0) {
     const words = filters.search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
-    for (const row of rows) {
-      const i = Number(row.dataset.i);
+    const isFiltered = words.length > 0 || filters.group?.value || filters.marks.value || filters.only.checked;
+    let shown = 0, fitting = 0, room = extra + (isFiltered ? AT_ONCE : 0);
+    for (const i of byRank) {
       const loop = loops[i];
       const text = `${loop.path} ${loop.group}`.toLowerCase();
       const fits = words.every((word) => text.includes(word))
         && (!filters.group?.value || loop.group === filters.group.value)
         && (!filters.marks.value || (markOf(i) || "none") === filters.marks.value)
         && (!filters.only.checked || loop.is_anomaly);
-      row.hidden = !fits;
       dots.get(i)?.classList.toggle("dim", !fits);
-      shown += fits;
+      fitting += fits;
+      if (fits && !rowOf.has(i) && room > 0) { addRow(i); room -= 1; }
+      const row = rowOf.get(i);
+      if (row) row.hidden = !fits;
+      shown += fits && row !== undefined;
     }
     $("count").textContent = `${shown} of ${data.total} loops`;
-    $("empty").hidden = shown > 0;
+    $("empty").hidden = fitting > 0;
+    $("more").hidden = shown === fitting;
+    $("more-text").textContent = `${fitting - shown} more ${isFiltered ? "fit these filters" : "are less anomalous"}`;
   }
-  for (const input of Object.values(filters)) input?.addEventListener("input", filter);
+  const byRank = [...loops.keys()].sort((a, b) => loops[a].rank - loops[b].rank);
+  $("more-button").addEventListener("click", () => filter(AT_ONCE));
+  for (const input of Object.values(filters)) input?.addEventListener("input", () => filter());
 
   const order = { rank: "rank", name: "name", score: "score", percentile: "percentile", p: "p", label: "label", mark: "mark" };
   const value = (i, key) => (key === "mark" ? { keep: 0, reject: 1 }[markOf(i)] ?? 2 : loops[i][order[key]]);
