@@ -14,8 +14,9 @@ import numpy as np
 from loopjax.embedding.read import read_samples
 from loopjax.embedding.samples import as_float, embed_arrays, features_of
 from loopjax.encoders.protocol import Encoder
-from loopjax.model import Model
+from loopjax.model import Model, rows_of
 from loopjax.store.read import Embeddings
+from loopjax.store.stream import StoredEmbeddings
 
 N_SEGMENTS = 8
 N_BANDS = 8
@@ -143,7 +144,7 @@ def explain(
     model: Model,
     file: str | Path,
     encoder: Encoder | str | Path | None = None,
-    neighbors_from: Embeddings | None = None,
+    neighbors_from: Embeddings | StoredEmbeddings | None = None,
 ) -> Explanation:
     """Explains one loop's score.
 
@@ -279,25 +280,31 @@ def _tokens(model: Model, steps: Any, clip_s: float, duration_s: float) -> tuple
 
 
 def _neighbors(
-    model: Model, embedding: np.ndarray, sha256: str, known: Embeddings | None
+    model: Model, embedding: np.ndarray, sha256: str, known: Embeddings | StoredEmbeddings | None
 ) -> tuple[Neighbor, ...]:
-    if known is None or not len(known.matrix):
+    if known is None or not len(known):
         return ()
-    normal = model.score_rows(known.matrix).scores <= model.detector.threshold_
-    table = known.table
-    if "sha256" in table.column_names:
-        normal &= np.array([value != sha256 for value in table["sha256"].to_pylist()])
-    unit = known.matrix / np.maximum(np.linalg.norm(known.matrix, axis=1, keepdims=True), 1e-12)
-    cosine = unit @ (embedding / max(float(np.linalg.norm(embedding)), 1e-12))
-    order = np.argsort(-np.where(normal, cosine, -np.inf), kind="stable")
+    rows = rows_of(known)
+    normal = model.score_rows(rows).scores <= model.detector.threshold_
+    hashes = known.columns(["sha256"])
+    if hashes.num_columns:
+        normal &= np.array([value != sha256 for value in hashes["sha256"].to_pylist()])
+    target = embedding / max(float(np.linalg.norm(embedding)), 1e-12)
+    cosine = np.concatenate([
+        block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12) @ target
+        for block in ([rows] if isinstance(rows, np.ndarray) else rows)
+    ])  # fmt: skip
+    order = np.argsort(-np.where(normal, cosine, -np.inf), kind="stable")[:N_NEAREST]
+    order = order[normal[order]]
+    nearest = known.only(np.isin(np.arange(len(known)), order)).load()
+    table = nearest.table
     return tuple(
         Neighbor(
-            id=table["id"][row].as_py(),
-            path=table["path"][row].as_py(),
-            group=table["group"][row].as_py() if "group" in table.column_names else None,
+            id=table["id"][place].as_py(),
+            path=table["path"][place].as_py(),
+            group=table["group"][place].as_py() if "group" in table.column_names else None,
             cosine=float(cosine[row]),
-            distance=float(np.linalg.norm(known.matrix[row] - embedding)),
+            distance=float(np.linalg.norm(nearest.matrix[place] - embedding)),
         )
-        for row in map(int, order[:N_NEAREST])
-        if normal[row]
+        for row, place in zip(order, np.searchsorted(np.sort(order), order), strict=True)
     )

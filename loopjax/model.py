@@ -7,18 +7,22 @@ is to know. A detector saved on its own is a model of an unknown space.
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from loopjax.config import DetectorConfig, EmbedConfig, nearest
-from loopjax.detectors import detector_class, make_detector
-from loopjax.detectors.base import Detector
-from loopjax.detectors.crossfit import fit_and_cross_fit
+from loopjax.config import EmbedConfig
+from loopjax.detectors.base import (
+    SCORED_ROWS,
+    Detector,
+    RowBlocks,
+    iter_blocks,
+)
 from loopjax.detectors.known_rows import KnownRows
 from loopjax.detectors.storage import load_detector, read_detector_config, save_detector
 from loopjax.embedding.chain import embed
@@ -28,8 +32,15 @@ from loopjax.encoders.space import Space
 from loopjax.errors import UserError
 from loopjax.evaluation.conformal import adjusted_p_values, require_attainable
 from loopjax.store.foreign import SUFFIXES
-from loopjax.store.read import Embeddings, part_files, read_embeddings
-from loopjax.store.scores import Scores
+from loopjax.store.read import Embeddings, part_files
+from loopjax.store.scores import SCORED_COLUMNS, Scores, score_table
+from loopjax.store.stream import StoredEmbeddings, open_embeddings
+from loopjax.store.training import (
+    TRAINING_NAME,
+    TrainingRows,
+    read_training_rows,
+    write_training_rows,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +70,7 @@ class Model:
         detector: fitted; calibrated where loops were held out.
         name: what its maker called it.
         space: of the embeddings it was fitted on; None where nobody knows.
-        training_ids: ids of the rows it was fitted on.
+        training_ids: ids of the rows it was fitted on, text.
         embeddings_path: the store or file that held them, for nearest neighbors.
         known_rows: the rows it was fitted on, in the order of the detector's training scores; None
             where those are not cross-fitted.
@@ -68,7 +79,7 @@ class Model:
     detector: Detector
     name: str
     space: Space | None = None
-    training_ids: tuple[str, ...] = ()
+    training_ids: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
     embeddings_path: str | None = None
     known_rows: KnownRows | None = field(default=None, compare=False, repr=False)
 
@@ -92,11 +103,17 @@ class Model:
         section = {
             "name": self.name,
             "space": None if self.space is None else self.space.to_metadata(),
-            "training_ids": list(self.training_ids),
             "embeddings_path": self.embeddings_path,
-            "known_rows": self.known_rows.to_text() if self.known_rows else None,
+            "training_rows": TRAINING_NAME if len(self.training_ids) else None,
         }
-        return save_detector(self.detector, Path(folder), {"model": section})
+        marks = None if self.known_rows is None else self.known_rows.marks
+        rows = TrainingRows(self.training_ids, self.detector.decision_scores_, marks)
+
+        def write(temporary: Path) -> None:
+            if len(rows.ids):
+                write_training_rows(rows, temporary)
+
+        return save_detector(self.detector, Path(folder), {"model": section}, write)
 
     def load_encoder(self, encoder: Encoder | str | Path | None = None) -> Encoder:
         """The encoder whose embeddings the model scores.
@@ -139,8 +156,10 @@ class Model:
         return embed(sources, self.load_encoder(encoder), self.embed_config)
 
     def embeddings_of(
-        self, data: Embeddings | np.ndarray | Paths, encoder: Encoder | str | Path | None = None
-    ) -> Embeddings:
+        self,
+        data: Embeddings | StoredEmbeddings | np.ndarray | Paths,
+        encoder: Encoder | str | Path | None = None,
+    ) -> Embeddings | StoredEmbeddings:
         """The embeddings of what is given: stores are read, audio is embedded.
 
         Args:
@@ -151,7 +170,7 @@ class Model:
         Raises:
             UserError: unreadable, or of another space.
         """
-        if isinstance(data, Embeddings):
+        if isinstance(data, Embeddings | StoredEmbeddings):
             self.check_space(Space.from_metadata(data.metadata), "the embeddings")
             return data
         if isinstance(data, np.ndarray):
@@ -160,12 +179,12 @@ class Model:
             return Embeddings(data, table, {})
         paths = [data] if isinstance(data, str | os.PathLike) else data
         if len(paths) == 1 and _holds_embeddings(Path(paths[0])):
-            return self.embeddings_of(read_embeddings(Path(paths[0])))
+            return self.embeddings_of(open_embeddings(Path(paths[0])))
         return self.embed(paths, encoder)
 
     def score(
         self,
-        data: Embeddings | np.ndarray | Paths,
+        data: Embeddings | StoredEmbeddings | np.ndarray | Paths,
         encoder: Encoder | str | Path | None = None,
         target_fpr: float | None = None,
         target_fdr: float | None = None,
@@ -187,37 +206,75 @@ class Model:
         """
         self.check_targets(target_fpr, target_fdr)
         embeddings = self.embeddings_of(data, encoder)
-        scored = self.score_rows(embeddings.matrix)
+        rows = embeddings.columns(SCORED_COLUMNS)
+        scored = self.score_rows(rows_of(embeddings))
+        table = score_table(rows, self.columns_of(rows["id"], scored, target_fpr, target_fdr))
+        return Scores(table.take(np.argsort(table["rank"])), self.score_metadata())
+
+    def score_metadata(self) -> dict[str, str]:
+        """What a scores file says of the model."""
+        return {
+            "detector": self.name,
+            "kind": self.detector.kind,
+            "score_convention": "higher_is_anomalous",
+            "threshold": repr(float(self.detector.threshold_)),
+        }
+
+    def score_rows(self, X: np.ndarray | RowBlocks) -> ScoredRows:
+        """Scores rows [N, D]; those that the model was fitted on keep their cross-fitted scores."""
+        blocks = iter_blocks(X, SCORED_ROWS) if isinstance(X, RowBlocks) else [X]
+        scores, known = map(np.concatenate, zip(*map(self._scored, blocks), strict=True))
+        return self.with_p_values(scores, known)
+
+    def _scored(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scores [N], and which rows the model was fitted on."""
+        scores = self.detector.decision_function(X)
+        known = np.full(len(X), -1) if self.known_rows is None else self.known_rows.find(X)
+        scores[known >= 0] = self.detector.decision_scores_[known[known >= 0]]
+        return scores, known >= 0
+
+    def with_p_values(self, scores: np.ndarray, is_known: np.ndarray) -> ScoredRows:
+        """Scores [N] beside their p-values; `is_known` says which rows the model was fitted on."""
+        p_values = np.full(len(scores), np.nan)
+        if self.is_calibrated:
+            p_values = self.detector.p_value(scores)
+            # A row that calibrates counts once: p = (1 + others at least as high) / (others + 1).
+            n = len(self.detector.calibration_scores_)
+            p_values[is_known] = (p_values[is_known] * (n + 1) - 1) / n
+        return ScoredRows(scores, p_values, is_known)
+
+    def columns_of(
+        self,
+        ids: pa.ChunkedArray,
+        scored: ScoredRows,
+        target_fpr: float | None = None,
+        target_fdr: float | None = None,
+    ) -> pa.Table:
+        """What follows from scores of N rows, in their order: see `score_table`."""
+        scores = scored.scores
         q_values = adjusted_p_values(scored.p_values)
-        flagged = scored.scores > self.detector.threshold_
+        flagged = scores > self.detector.threshold_
         if target_fpr is not None:
             flagged = scored.p_values <= target_fpr
         elif target_fdr is not None:
             flagged = q_values <= target_fdr
-        return Scores(
-            self._score_table(embeddings.table, scored, q_values, flagged),
-            {
-                "detector": self.name,
-                "kind": self.detector.kind,
-                "score_convention": "higher_is_anomalous",
-                "threshold": repr(float(self.detector.threshold_)),
-            },
-        )
-
-    def score_rows(self, X: np.ndarray) -> ScoredRows:
-        """Scores rows [N, D]; those that the model was fitted on keep their cross-fitted scores."""
-        detector = self.detector
-        known = np.full(len(X), -1) if self.known_rows is None else self.known_rows.find(X)
-        is_known, scores = known >= 0, detector.decision_function(X)
-        if is_known.any():
-            scores[is_known] = detector.decision_scores_[known[is_known]]
-        p_values = np.full(len(scores), np.nan)
-        if self.is_calibrated:
-            p_values = detector.p_value(scores)
-            # A row that calibrates counts once: p = (1 + others at least as high) / (others + 1).
-            n = len(detector.calibration_scores_)
-            p_values[is_known] = (p_values[is_known] * (n + 1) - 1) / n
-        return ScoredRows(scores, p_values, is_known)
+        keys = [("score", "descending"), ("id", "ascending")]
+        options = pc.SortOptions(sort_keys=keys)
+        pairs = pa.table({"score": scores, "id": ids})
+        order = pc.call_function("sort_indices", [pairs], options)
+        rank = np.empty(len(scores), np.int64)
+        rank[np.asarray(order)] = np.arange(1, len(scores) + 1)
+        words = pa.array(["new", "cross_fitted"])
+        said = pa.DictionaryArray.from_arrays(scored.is_cross_fitted.astype(np.int8), words)
+        return pa.table({
+            "score": scores,
+            "percentile": self.detector.percentile(scores),
+            "p_value": pa.array(scored.p_values, from_pandas=True),
+            "q_value": pa.array(q_values, from_pandas=True),
+            "is_anomaly": flagged,
+            "rank": rank,
+            "scored_as": said.cast(pa.string()),
+        })  # fmt: skip
 
     def check_targets(self, target_fpr: float | None, target_fdr: float | None) -> None:
         """Refuses rates that cannot be kept: `UserError` names the number of loops one needs."""
@@ -273,30 +330,6 @@ class Model:
             )
         return self.space.location
 
-    def _score_table(
-        self, rows: pa.Table, scored: ScoredRows, q_values: np.ndarray, flagged: np.ndarray
-    ) -> pa.Table:
-        scores = scored.scores
-        ids = np.asarray(rows["id"].to_pylist(), object)
-        order = np.lexsort((ids.astype(str), -scores))
-        rank = np.empty(len(scores), np.int64)
-        rank[order] = np.arange(1, len(scores) + 1)
-        columns: dict[str, Any] = {
-            "id": ids,
-            "path": rows["path"].to_pylist(),
-            "score": scores,
-            "percentile": self.detector.percentile(scores),
-            "p_value": pa.array(scored.p_values, from_pandas=True),
-            "q_value": pa.array(q_values, from_pandas=True),
-            "is_anomaly": flagged,
-            "rank": rank,
-            "scored_as": ["cross_fitted" if known else "new" for known in scored.is_cross_fitted],
-        }
-        for name in ("group", "flags", "duration_s"):
-            if name in rows.column_names:
-                columns[name] = rows[name]
-        return pa.table(columns).take(pa.array(order))
-
 
 def load_model(folder: str | Path) -> Model:
     """Reads a model written by `Model.save`, or a detector saved on its own.
@@ -315,82 +348,37 @@ def load_model(folder: str | Path) -> Model:
     if section is None:
         return Model(detector, detector.kind)
     try:
-        space, known = section["space"], section.get("known_rows")
+        space = section["space"]
+        ids, known = _training_rows(folder, section)
         return Model(
             detector,
             section["name"],
             None if space is None else Space.from_metadata(space),
-            tuple(section["training_ids"]),
+            ids,
             section["embeddings_path"],
-            KnownRows.from_text(known) if known else None,
+            known,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: the model is damaged ({error!r}); fit it again") from None
 
 
-def check_params(config: DetectorConfig) -> None:
-    """Refuses hyper-parameters that the detector does not have, before any work is done.
-
-    Raises:
-        UserError: names the key and the nearest known one.
-    """
-    known = detector_class(config.kind)().get_params()
-    for key in config.params:
-        if key not in known:
-            raise UserError(
-                f"detectors.{config.name}.params.{key}: {config.kind} has no such parameter"
-                f"{nearest(key, known)}; it has {', '.join(known)}"
-            )
+def _training_rows(folder: Path, section: dict[str, Any]) -> tuple[pa.Array, KnownRows | None]:
+    """Ids and marks of the rows that a saved model was fitted on."""
+    if "training_ids" in section:  # as version 0.2 saved them
+        marks = section.get("known_rows")
+        ids = pa.array(section["training_ids"], pa.string())
+        return ids, KnownRows.from_text(marks) if marks else None
+    if section["training_rows"] is None:
+        return pa.array([], pa.string()), None
+    rows = read_training_rows(folder)
+    return rows.ids, None if rows.marks is None else KnownRows(rows.marks)
 
 
-def fit_models(
-    embeddings: Embeddings,
-    train: np.ndarray,
-    config: DetectorConfig,
-    seeds: Sequence[int] = (0,),
-    *,
-    folds: np.ndarray | None = None,
-    threshold: Callable[[np.ndarray], float] | None = None,
-    embeddings_path: str | None = None,
-    extra: dict[str, Any] | None = None,
-) -> list[Model]:
-    """Fits one detector per seed; threshold, percentiles and p-values come from unseen scores.
-
-    Deep SVDD heads of all seeds train together.
-
-    Args:
-        embeddings: the matrix and its row table.
-        train: bool [N], the rows to fit on.
-        config: kind and hyper-parameters.
-        seeds: become `random_state` where the detector has one.
-        folds: int [N], the folds of cross-fitting; None: training scores are those of the fitted
-            detector itself, and the rows that do not train calibrate it.
-        threshold: from the training scores; default: the detector's `contamination`.
-        embeddings_path: where the embeddings are, for `explain`.
-        extra: run-time arguments of the constructor (callbacks, checkpoint folder).
-    """
-    check_params(config)
-    known = detector_class(config.kind)().get_params()
-    detectors = []
-    for seed in seeds:
-        params = {"random_state": seed} | config.params | (extra or {})
-        params = {key: value for key, value in params.items() if key in known}
-        detectors.append(make_detector(config.kind, **params))
-    rows = embeddings.matrix[train]
-    if folds is not None:
-        fit_and_cross_fit(detectors, rows, folds[train], len(np.unique(folds[train])))
-    else:
-        for detector in detectors:
-            detector.fit(rows)
-            if not train.all():
-                detector.calibrate(embeddings.matrix[~train])
-    if threshold is not None:
-        for detector in detectors:
-            detector.set_fitted({"threshold_": threshold(detector.decision_scores_)})
-    space = Space.from_metadata(embeddings.metadata)
-    ids = tuple(np.asarray(embeddings.table["id"].to_pylist(), object)[train])
-    known_rows = None if folds is None else KnownRows.of(rows)
-    return [Model(d, config.name, space, ids, embeddings_path, known_rows) for d in detectors]
+def rows_of(embeddings: Embeddings | StoredEmbeddings) -> np.ndarray | RowBlocks:
+    """The embeddings [N, D] as detectors take them."""
+    if isinstance(embeddings, Embeddings):
+        return embeddings.matrix
+    return RowBlocks(embeddings.read, embeddings.sizes, embeddings.n_features)
 
 
 def _holds_embeddings(path: Path) -> bool:

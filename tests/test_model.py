@@ -22,10 +22,11 @@ from loopjax.encoders.load import load_encoder
 from loopjax.encoders.space import Space
 from loopjax.encoders.storage import save_encoder
 from loopjax.errors import UserError
+from loopjax.experiment.fit import fit_models
 from loopjax.explanation import explain
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
-from loopjax.model import Model, fit_models, load_model
+from loopjax.model import Model, load_model
 from loopjax.store.read import Embeddings, read_embeddings
 from tests.audio_files import write_corpus
 from tests.fake_encoder import FakeEncoder
@@ -218,7 +219,7 @@ def test_folders_that_hold_no_model_are_named(tmp_path, left_model):
     with pytest.raises(UserError, match="cut"):
         load_model(folder)
     record = json.loads(text)
-    del record["model"]["training_ids"]
+    del record["model"]["training_rows"]
     (folder / "config.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="fit it again"):
         load_model(folder)

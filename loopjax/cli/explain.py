@@ -27,13 +27,13 @@ def _act(args: argparse.Namespace) -> int:
     from loopjax.explanation import explain
     from loopjax.io import locked, write_json
     from loopjax.model import load_model
-    from loopjax.store.read import read_embeddings
+    from loopjax.store.stream import open_embeddings
 
     model = load_model(args.model)
     if not Path(args.file).is_file():
         raise UserError(f"{args.file}: no such audio file")
     store = args.embeddings or model.embeddings_path
-    known = read_embeddings(store) if store and Path(store).exists() else None
+    known = open_embeddings(store) if store and Path(store).exists() else None
     explanation = explain(model, args.file, args.encoder, known)
     result = explanation.to_dict()
     out = Path(args.out)

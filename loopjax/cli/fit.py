@@ -9,6 +9,7 @@ from pathlib import Path
 
 from loopjax.cli.options import add_set_option
 from loopjax.cli.seeds import parse_seeds
+from loopjax.cli.terminal import say
 from loopjax.cli.verb import DONE, Verb
 from loopjax.config import DetectorConfig, SplitConfig
 from loopjax.detectors import DEFAULT_KIND, detector_kinds
@@ -36,6 +37,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="of --detector deep-svdd, which it implies; spheres implies sphere-svdd",
     )
     parser.add_argument("--seeds", metavar="A..B", help="several seeds trained together, e.g. 0..9")
+    parser.add_argument(
+        "--max-rows",
+        type=_count,
+        metavar="N",
+        help="fit on at most so many loops, drawn from all (default 1000000)",
+    )
     parser.add_argument("--config", help="take the detector of this experiment file")
     parser.add_argument(
         "--marks", metavar="FILE", help="marks, .csv or .parquet: rejected loops do not train"
@@ -43,23 +50,34 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_set_option(parser, "params.n_neighbors=3, or 'params.hidden_dims=[512,256,128]'")
 
 
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
+    return int(text)
+
+
 def _act(args: argparse.Namespace) -> int:
     import numpy as np
 
+    from loopjax.experiment.fit import fit_models
     from loopjax.experiment.splits import split_rows
     from loopjax.library.marks import KEEP, REJECT, marks_of_rows, read_marks
-    from loopjax.model import fit_models
-    from loopjax.store.read import read_embeddings
+    from loopjax.store.stream import open_embeddings
 
     numbers = parse_seeds(args.seeds)
     config, split = _detector_config(args.detector, args.network, args.config, args.set)
-    embeddings = read_embeddings(args.embeddings)
+    if args.max_rows is not None:
+        split = dataclasses.replace(split, max_rows=args.max_rows)
+    embeddings = open_embeddings(args.embeddings)
     labels = None
     if args.marks is not None:
-        words = marks_of_rows(read_marks(args.marks), embeddings.table)
+        table = embeddings.columns(["id", "path", "path_bytes"])
+        words = marks_of_rows(read_marks(args.marks), table)
         labels = np.where(words == REJECT, 1, np.where(words == KEEP, 0, -1))
         split = dataclasses.replace(split, train_on="normal")
     rows = split_rows(embeddings, split, labels)
+    if len(embeddings) > split.max_rows:
+        say(f"fitting on {split.max_rows} of {len(embeddings)} loops, drawn with seed {split.seed}")
     path = str(Path(args.embeddings).absolute())
     with _epoch_progress() as on_epoch:
         models = fit_models(
@@ -78,6 +96,7 @@ def _act(args: argparse.Namespace) -> int:
             "model": str(folder),
             "detector": config.kind,
             "seed": seed,
+            "n_rows": len(embeddings),
             "n_train": int(rows.train.sum()),
             "n_held_out": int(rows.held_out.sum()),
             "n_alike": rows.n_alike,

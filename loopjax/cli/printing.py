@@ -10,7 +10,6 @@ from rich.table import Table
 
 from loopjax.cli.terminal import printable, say
 from loopjax.evaluation.tables import Evaluation
-from loopjax.store.scores import Scores
 
 PRINTED_TABLES = 3  # the rest is in evaluation.json and the report
 
@@ -26,15 +25,15 @@ def cell(value: object) -> str:
     return "" if value is None else escape(printable(str(value)))
 
 
-def print_ranking(scores: Scores, top: int) -> None:
-    """Prints the most anomalous loops, most anomalous first."""
+def print_ranking(rows: pa.Table, top: int, n_rows: int) -> None:
+    """Prints the first `top` of ranked loops; `n_rows` is how many there are at all."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("rank", justify="right")
     for name in ("score", "percentile", "p-value"):
         table.add_column(name, justify="right")
     table.add_column("anomaly")
     table.add_column("loop", overflow="fold")
-    for row in scores.table.slice(0, top).to_pylist():
+    for row in rows.slice(0, top).to_pylist():
         p_value = "" if row["p_value"] is None else f"{row['p_value']:.3g}"
         table.add_row(
             str(row["rank"]),
@@ -45,7 +44,7 @@ def print_ranking(scores: Scores, top: int) -> None:
             cell(row["path"]),
         )
     stdout().print(table)
-    hidden = len(scores.table) - top
+    hidden = n_rows - top
     if hidden > 0:
         say(f"{hidden} more loops are less anomalous")
 

@@ -50,7 +50,8 @@ def run_experiment(config: ExperimentConfig, out: Path, *, restart: bool = False
 
     result = run_experiment(config, out, restart=restart, log=say)
     if result.scores is not None:
-        print_ranking(result.scores, min(config.report.top, 20))
+        table = result.scores.table
+        print_ranking(table, min(config.report.top, 20), len(table))
     print_evaluation(result.evaluation)
     return SOME_REJECTED if result.n_rejected else DONE
 

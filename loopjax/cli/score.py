@@ -12,7 +12,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "sources", nargs="+", metavar="SRC|EMB", help="audio, or an embedding store"
     )
-    parser.add_argument("-o", "--out", help="scores.parquet to write")
+    parser.add_argument("-o", "--out", help="scores.parquet to write, or a folder")
     parser.add_argument("--csv", help="also write CSV here")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument(
@@ -30,18 +30,29 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _act(args: argparse.Namespace) -> int:
     from loopjax.cli.printing import print_ranking
+    from loopjax.experiment.scoring import most_anomalous, scores_of_store
     from loopjax.model import load_model
-    from loopjax.store.scores import write_csv, write_scores
+    from loopjax.store.parquet import read_parquet
+    from loopjax.store.scores import score_files, write_csv, write_csv_tables, write_scores
+    from loopjax.store.stream import StoredEmbeddings
 
     model = load_model(args.model)
     model.check_targets(args.target_fpr, args.target_fdr)
     embeddings = model.embeddings_of(args.sources, args.encoder)
-    scores = model.score(embeddings, target_fpr=args.target_fpr, target_fdr=args.target_fdr)
-    if args.out is not None:
-        write_scores(scores, Path(args.out), csv=args.csv)
-    elif args.csv is not None:
-        write_csv(scores.table, Path(args.csv))
-    print_ranking(scores, args.top)
+    if isinstance(embeddings, StoredEmbeddings):
+        out, csv = (None if name is None else Path(name) for name in (args.out, args.csv))
+        targets = (args.target_fpr, args.target_fdr)
+        with scores_of_store(model, Path(args.model), embeddings, out, *targets) as found:
+            if csv is not None:
+                write_csv_tables(map(read_parquet, score_files(found)), csv)
+            print_ranking(most_anomalous(found, args.top), args.top, len(embeddings))
+    else:
+        scores = model.score(embeddings, target_fpr=args.target_fpr, target_fdr=args.target_fdr)
+        if args.out is not None:
+            write_scores(scores, Path(args.out), csv=args.csv)
+        elif args.csv is not None:
+            write_csv(scores.table, Path(args.csv))
+        print_ranking(scores.table, args.top, len(scores.table))
     for failure in embeddings.failures.to_pylist():
         say(f"rejected {failure['path']}: {failure['reason']} ({failure['message']})")
     return SOME_REJECTED if len(embeddings.failures) else DONE

@@ -113,6 +113,9 @@ class EmbedConfig:
 class SplitConfig:
     """Which loops fit the detectors, and the folds in which they are scored unseen."""
 
+    max_rows: Annotated[
+        int, Setting("at most this many loops, drawn from all, fit; the rest is scored", at_least=1)
+    ] = 1_000_000
     train_fraction: Annotated[
         float, Setting("fraction that fits; the rest only measures", above=0, at_most=1)
     ] = 1.0

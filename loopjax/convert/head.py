@@ -122,7 +122,7 @@ def convert_head(
         threshold=threshold,
         network="residual" if head.residual else "standard",
     )
-    section = {"name": source.stem, "space": None, "training_ids": [], "embeddings_path": None}
+    section = {"name": source.stem, "space": None, "training_rows": None, "embeddings_path": None}
     save_detector(detector, out, {"model": section})
     kernels = [head.encoder[f"layers/{i}/linear/kernel"] for i in range(len(detector.hidden_dims))]
     widths = (kernels[0].shape[0], *(kernel.shape[1] for kernel in kernels))

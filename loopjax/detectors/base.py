@@ -2,7 +2,7 @@
 
 import json
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -25,34 +25,64 @@ class RowBlocks:
     """Rows that are read block by block because the whole matrix does not fit into memory.
 
     Attributes:
-        open: called once per pass; returns blocks, float [n, n_features], in a fixed order.
-        n_rows: number of rows over all blocks.
+        read: blocks by their numbers, int [n], in that order: float [sizes[number], n_features];
+            called once or more per pass.
+        sizes: int [B], rows of each block.
         n_features: width of every block.
         origin: [n_features], what is subtracted from every row; None for nothing.
     """
 
-    open: Callable[[], Iterable[np.ndarray]]
-    n_rows: int
+    read: Callable[[np.ndarray], Iterable[np.ndarray]]
+    sizes: np.ndarray
     n_features: int
     origin: np.ndarray | None = None
 
+    @property
+    def n_rows(self) -> int:
+        """Rows over all blocks."""
+        return int(np.sum(self.sizes))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Number of the first row of each block, int [B]."""
+        return np.cumsum(self.sizes) - self.sizes
+
     def __iter__(self) -> Iterator[np.ndarray]:
-        """One pass over the blocks as float32, refusing NaN, infinity and wrong widths."""
-        seen = 0
-        for block in self.open():
+        """One pass over all blocks."""
+        return self.some(np.arange(len(self.sizes)))
+
+    def some(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
+        """Some blocks as float32, refusing NaN, infinity and wrong shapes."""
+        starts = self.starts
+        for number, block in zip(numbers, self.read(numbers), strict=True):
             rows = np.asarray(block)
             rows = rows.astype(np.result_type(rows, np.float32), copy=False)
-            if rows.ndim != 2 or rows.shape[1] != self.n_features:
+            if rows.shape != (self.sizes[number], self.n_features):
                 raise DataError(
-                    f"a block has shape {rows.shape}; {self.n_features} features are expected"
+                    f"block {number} has shape {rows.shape}; {self.sizes[number]} rows of "
+                    f"{self.n_features} features are expected"
                 )
-            check_finite(rows, first_row=seen)
-            seen += len(rows)
+            check_finite(rows, first_row=int(starts[number]))
             yield narrowed(rows, self.origin)
-        if seen != self.n_rows:
-            raise DataError(f"the blocks held {seen} rows; {self.n_rows} were announced")
+
+    def only(self, keep: np.ndarray) -> "RowBlocks":
+        """The rows where `keep`, bool [n_rows], is true."""
+        return self.picked(np.arange(len(self.sizes)), np.split(keep, np.cumsum(self.sizes)[:-1]))
+
+    def picked(self, numbers: np.ndarray, masks: Sequence[np.ndarray]) -> "RowBlocks":
+        """Of some blocks, by their numbers, the rows where the block's mask is true."""
+        counts = np.array([np.count_nonzero(mask) for mask in masks])
+        filled = np.flatnonzero(counts)
+
+        def read(wanted: np.ndarray) -> Iterator[np.ndarray]:
+            places = filled[wanted]
+            for place, block in zip(places, self.read(numbers[places]), strict=True):
+                yield block[masks[place]]
+
+        return replace(self, read=read, sizes=counts[filled])
 
 
+SCORED_ROWS = 8192  # of `RowBlocks`, at once
 # Squares of larger values, summed over a row, may leave float32.
 LARGEST = 1e15
 
@@ -108,8 +138,7 @@ class Detector(OutlierMixin, BaseEstimator):
     scores rise with anomaly here, as in PyOD, and fall there.
 
     A subclass sets `kind`, annotates its fitted attributes in the class body (names ending in `_`;
-    these are saved), and implements `_fit(rows) -> training scores` and `_score(rows) -> scores`
-    on float32 [N, D].
+    these are saved), and implements `_learn(rows)` and `_score(rows) -> scores` on float32 [N, D].
 
     Fitted attributes: `n_features_in_`; `feature_names_in_` after fitting on a table with named
     columns; `origin_` [D], the mean row of float64 rows too far from zero for float32, which is
@@ -148,14 +177,18 @@ class Detector(OutlierMixin, BaseEstimator):
             ParameterError: a hyper-parameter is out of range.
             ModelCheckError: the fitted model cannot tell rows apart (collapse).
         """
-        self.check_params()
-        rows = self._validate(X, reset=True)
-        if len_rows(rows) < self.min_rows:
-            raise DataError(
-                f"{type(self).__name__} needs at least {self.min_rows} rows; "
-                f"got n_samples = {len_rows(rows)}"
-            )
-        return self._keep_scores(self._fit(rows))
+        rows = self._check_training(X)
+        self._learn(rows)
+        return self._keep_scores(self._training_scores(rows, np.arange(len_rows(rows))))
+
+    def fit_for(self, X: Any, numbers: np.ndarray) -> Self:
+        """`fit`, but with the training scores of some rows alone, by their ascending numbers.
+
+        Where training scores are only an intermediate, as in cross-fitting, a sample of them does.
+        """
+        rows = self._check_training(X)
+        self._learn(rows)
+        return self.calibrate_by(self._training_scores(take_rows(rows, numbers), numbers))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Anomaly score of every row of [N, D] as float64 [N]; higher = more anomalous."""
@@ -181,7 +214,6 @@ class Detector(OutlierMixin, BaseEstimator):
         Args:
             scores: of the training rows, by models that never saw them; see `crossfit`.
         """
-        check_is_fitted(self, "decision_scores_")
         self.decision_scores_ = np.asarray(scores, np.float64)
         self.threshold_ = self._quantile(self.decision_scores_)
         self.calibration_scores_ = np.sort(self.decision_scores_)
@@ -240,8 +272,33 @@ class Detector(OutlierMixin, BaseEstimator):
             setattr(self, name, value)
         return self
 
-    def _fit(self, rows: Any) -> np.ndarray:
+    @property
+    def streams(self) -> bool:
+        """Whether it can be fitted on `RowBlocks`."""
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: without what lies on the device."""
+        state: Any = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_placed"}
+
+    def _check_training(self, X: Any) -> Any:
+        """Parameters and rows checked, before anything is learned."""
+        self.check_params()
+        rows = self._validate(X, reset=True)
+        if len_rows(rows) < self.min_rows:
+            raise DataError(
+                f"{type(self).__name__} needs at least {self.min_rows} rows; "
+                f"got n_samples = {len_rows(rows)}"
+            )
+        return rows
+
+    def _learn(self, rows: Any) -> None:
         raise NotImplementedError
+
+    def _training_scores(self, rows: Any, numbers: np.ndarray) -> np.ndarray:
+        """Scores of rows [n, D] that were trained on; `numbers` [n] says which these are."""
+        return self._score_all(rows)
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
         raise NotImplementedError
@@ -255,7 +312,7 @@ class Detector(OutlierMixin, BaseEstimator):
         return self
 
     def _score_all(self, rows: np.ndarray | RowBlocks) -> np.ndarray:
-        parts = rows if isinstance(rows, RowBlocks) else (rows,)
+        parts = iter_blocks(rows, SCORED_ROWS) if isinstance(rows, RowBlocks) else (rows,)
         return np.concatenate([np.asarray(self._score(part), np.float64) for part in parts])
 
     def _threshold_from(self, scores: np.ndarray) -> float:
@@ -282,7 +339,7 @@ class Detector(OutlierMixin, BaseEstimator):
         if isinstance(X, RowBlocks):
             if reset:
                 self.n_features_in_ = X.n_features
-                self.origin_ = self._origin_of(np.asarray(next(iter(X.open()))))
+                self.origin_ = self._origin_of(np.asarray(next(iter(X.read(np.arange(1))))))
             elif X.n_features != self.n_features_in_:
                 raise DataError(
                     f"X has {X.n_features} features, but {type(self).__name__} "
@@ -356,22 +413,44 @@ def len_rows(rows: np.ndarray | RowBlocks) -> int:
 
 
 def iter_blocks(rows: np.ndarray | RowBlocks, block_rows: int) -> Iterator[np.ndarray]:
-    """Consecutive pieces of at most `block_rows` rows of a matrix or of `RowBlocks`."""
-    for part in rows if isinstance(rows, RowBlocks) else (rows,):
-        for start in range(0, len(part), block_rows):
-            yield part[start : start + block_rows]
+    """Consecutive pieces of `block_rows` rows, the last one fewer, of a matrix or `RowBlocks`."""
+    if isinstance(rows, np.ndarray):
+        yield from (rows[i : i + block_rows] for i in range(0, len(rows), block_rows))
+        return
+    waiting: list[np.ndarray] = []
+    for block in rows:
+        waiting.append(block)
+        if sum(map(len, waiting)) >= block_rows:
+            joined = np.concatenate(waiting) if waiting[1:] else block
+            whole = len(joined) - len(joined) % block_rows
+            yield from (joined[i : i + block_rows] for i in range(0, whole, block_rows))
+            waiting = [joined[whole:]] if whole < len(joined) else []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def only_rows(rows: np.ndarray | RowBlocks, keep: np.ndarray) -> Any:
+    """The rows where `keep`, bool [N], is true."""
+    return rows[keep] if isinstance(rows, np.ndarray) else rows.only(keep)
 
 
 def take_rows(rows: np.ndarray | RowBlocks, wanted: np.ndarray) -> np.ndarray:
-    """The rows of ascending indices out of a matrix or of `RowBlocks`."""
+    """The rows of ascending numbers out of a matrix or of `RowBlocks`; reads no other blocks."""
     if isinstance(rows, np.ndarray):
         return rows[wanted]
-    taken, start = [], 0
-    for block in rows:
-        inside = wanted[(wanted >= start) & (wanted < start + len(block))]
-        taken.append(block[inside - start])
-        start += len(block)
-    return np.concatenate(taken)
+    taken = np.empty((len(wanted), rows.n_features), np.float32)
+    place = np.searchsorted(np.cumsum(rows.sizes), wanted, side="right")
+    numbers, firsts = np.unique(place, return_index=True)
+    starts, ends = rows.starts, [*firsts[1:], len(wanted)]
+    for number, block, first, end in zip(numbers, rows.some(numbers), firsts, ends, strict=True):
+        taken[first:end] = block[wanted[first:end] - starts[number]]
+    return taken
+
+
+def places_among(kept: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Where each of numbers [n] stands among ascending `kept`, -1 where it does not; int [n]."""
+    place = np.minimum(np.searchsorted(kept, numbers), len(kept) - 1)
+    return np.where(kept[place] == numbers, place, -1)
 
 
 def score_in_blocks(

@@ -135,7 +135,7 @@ def fit_and_cross_fit(
     n_moved = len(groups) - len(np.unique(groups))
     everything = np.arange(len(rows))
     subsets = [np.flatnonzero(folds != fold) for fold in range(n_folds)]
-    models = [[_unfitted(detector) for _ in subsets] for detector in detectors]
+    models = [[unfitted(detector) for _ in subsets] for detector in detectors]
     heads = [
         head
         for detector, folded in zip(detectors, models, strict=True)
@@ -162,7 +162,7 @@ def fit_and_cross_fit(
     return found
 
 
-def _unfitted(detector: Detector) -> Detector:
+def unfitted(detector: Detector) -> Detector:
     """Another detector of the same parameters, without progress and checkpoints of its own."""
     params = detector.get_params(deep=False)
     own = {name: params[name] for name in params if name not in detector.run_time_params}

@@ -125,7 +125,7 @@ class Ensemble(Detector):
             member.set_params(random_state=self.random_state)
         return member
 
-    def _fit(self, rows: np.ndarray | RowBlocks) -> np.ndarray:
+    def _learn(self, rows: np.ndarray | RowBlocks) -> None:
         members, total, seed = self._make_members(), len_rows(rows), self._seed()
         drawn = np.arange(total)
         if total > _MAX_STANDARDIZING_ROWS:
@@ -148,7 +148,6 @@ class Ensemble(Detector):
         self.members_ = members
         self.means_ = np.array([found.scores.mean() for found in crossed])
         self.sds_ = np.where(sds > 0, sds, 1.0)
-        return self._score_all(rows)
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
         return self._fuse(np.stack([member.decision_function(rows) for member in self.members_]))

@@ -76,7 +76,7 @@ class IsolationForest(Detector):
                     f"{name} must be a count or a fraction in (0, 1]; got {value!r}"
                 )
 
-    def _fit(self, rows: Any) -> np.ndarray:
+    def _learn(self, rows: Any) -> None:
         total, width = len_rows(rows), self.n_features_in_
         psi = min(256, total) if self.max_samples == "auto" else _count(self.max_samples, total)
         if psi < 2:
@@ -109,7 +109,6 @@ class IsolationForest(Detector):
             raise DataError("all rows are identical: no cut separates them")
         inside = np.take_along_axis(columns, np.maximum(feature, 0), axis=1)
         self.feature_ = np.where(feature < 0, -1, inside).astype(np.int32)
-        return self._score_all(rows)
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
         total = path_lengths(self.feature_, self.cut_, self.path_, rows)

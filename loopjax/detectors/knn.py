@@ -9,6 +9,7 @@ from loopjax.detectors.base import (
     Detector,
     iter_blocks,
     len_rows,
+    places_among,
     take_rows,
 )
 from loopjax.detectors.known_rows import KnownRows
@@ -49,6 +50,8 @@ class KNN(Detector):
     radii_: np.ndarray | None
     mean_: np.ndarray | None
     scale_: np.ndarray | None
+    _kept: np.ndarray
+    _placed: tuple[NearestRows, KnownRows] | None = None
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class KNN(Detector):
                 f"density_exponent must lie in [0, 1]; got {self.density_exponent!r}"
             )
 
-    def _fit(self, rows: Any) -> np.ndarray:
+    def _learn(self, rows: Any) -> None:
         total = len_rows(rows)
         kept = np.arange(total)
         if self.max_reference is not None and self.max_reference < total:
@@ -111,23 +114,28 @@ class KNN(Detector):
             plain = NearestRows(self.reference_)
             near, _ = plain.search(self.reference_, self.n_neighbors, np.arange(len(kept)))
             self.radii_ = local_radii(near, RADIUS_FLOOR, self.density_exponent)
-        own = np.full(total, -1)
-        own[kept] = np.arange(len(kept))
-        nearest, scores, start = self._nearest(), [], 0
+        self._kept = kept
+
+    def _training_scores(self, rows: Any, numbers: np.ndarray) -> np.ndarray:
+        own, scores, start = places_among(self._kept, numbers), [], 0
         for block in iter_blocks(rows, 4096):
             mine = own[start : start + len(block)]
-            found, _ = nearest.search(self._prepare(block), self.n_neighbors, mine)
+            found, _ = self._nearest()[0].search(self._prepare(block), self.n_neighbors, mine)
             scores.append(self._aggregate(found))
             start += len(block)
         return np.concatenate(scores)
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
         rows = self._prepare(rows)
-        own = KnownRows.of(self.reference_).find(rows)
-        return self._aggregate(self._nearest().search(rows, self.n_neighbors, own)[0])
+        nearest, known = self._nearest()
+        return self._aggregate(nearest.search(rows, self.n_neighbors, known.find(rows))[0])
 
-    def _nearest(self) -> NearestRows:
-        return NearestRows(self.reference_, self.radii_)
+    def _nearest(self) -> tuple[NearestRows, KnownRows]:
+        """The reference rows to search, which stay on the device, and to know again."""
+        if self._placed is None or self._placed[0].rows is not self.reference_:
+            nearest = NearestRows(self.reference_, self.radii_)
+            self._placed = nearest, KnownRows.of(self.reference_)
+        return self._placed
 
     def _aggregate(self, distances: np.ndarray) -> np.ndarray:
         return distances.mean(axis=1) if self.aggregate == "mean" else distances[:, -1]

@@ -2,9 +2,12 @@
 
 import base64
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.spatial import KDTree
+
+from loopjax.detectors.base import SCORED_ROWS, RowBlocks, iter_blocks
 
 WIDTH = 8
 
@@ -23,26 +26,28 @@ class KnownRows:
     marks: np.ndarray
 
     @classmethod
-    def of(cls, X: np.ndarray) -> "KnownRows":
+    def of(cls, X: np.ndarray | RowBlocks) -> "KnownRows":
         """Marks the rows of X [n, D]."""
-        return cls(_project(X).astype(np.float32))
+        parts = iter_blocks(X, SCORED_ROWS) if isinstance(X, RowBlocks) else [X]
+        return cls(np.concatenate([_project(part).astype(np.float32) for part in parts]))
 
     def find(self, X: np.ndarray) -> np.ndarray:
         """Number of the training row that each row of [N, D] is, -1 if none; int [N]."""
         if not len(X):
             return np.zeros(0, np.int64)
-        marks = self.marks.astype(np.float64)
-        tolerance = 1e-4 * marks.std() + 1e-6 * np.sqrt(np.mean(marks**2))
-        distance, row = KDTree(marks).query(_project(X), distance_upper_bound=tolerance)
+        tree, tolerance = self._index
+        distance, row = tree.query(_project(X), distance_upper_bound=tolerance)
         return np.where(np.isfinite(distance), row, -1)
 
-    def to_text(self) -> str:
-        """The marks as text, for JSON."""
-        return base64.b64encode(self.marks.astype("<f4").tobytes()).decode()
+    @cached_property
+    def _index(self) -> tuple[KDTree, float]:
+        """The marks to search in, and the distance up to which they count as equal."""
+        marks = self.marks.astype(np.float64)
+        return KDTree(marks), 1e-4 * marks.std() + 1e-6 * np.sqrt(np.mean(marks**2))
 
     @classmethod
     def from_text(cls, text: str) -> "KnownRows":
-        """What `to_text` wrote.
+        """Marks as the JSON of models holds them that were saved before version 0.3.
 
         Raises:
             ValueError: something else.

@@ -53,7 +53,7 @@ class Mahalanobis(Detector):
                 f'shrinkage must be "ledoit-wolf" or lie in [0, 1]; got {self.shrinkage!r}'
             )
 
-    def _fit(self, rows: Any) -> np.ndarray:
+    def _learn(self, rows: Any) -> None:
         found = compute_spectrum(rows, standardize=False)
         if found.total_variance <= 0.0:
             raise DataError("all rows are identical: there is no variance to learn from")
@@ -74,7 +74,6 @@ class Mahalanobis(Detector):
         self.mean_ = found.mean
         self.axes_ = np.ascontiguousarray(found.axes[:, keep])
         self.variances_ = (1.0 - shrinkage) * found.eigenvalues[keep] + floor
-        return self._score_all(rows)
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
         with double_precision():

@@ -25,7 +25,7 @@ class MeanCosine(Detector):
         """Angles do."""
         return True
 
-    def _fit(self, rows: Any) -> np.ndarray:
+    def _learn(self, rows: Any) -> None:
         parts = [rows] if isinstance(rows, np.ndarray) else rows
         total = np.zeros(self.n_features_in_)
         for part in parts:
@@ -33,6 +33,8 @@ class MeanCosine(Detector):
         self.mean_ = total / len_rows(rows)
         if not np.any(self.mean_):
             raise DataError("the mean of the rows is zero, so no direction is normal")
+
+    def _training_scores(self, rows: Any, numbers: np.ndarray) -> np.ndarray:
         scores = self._score_all(rows)
         if scores.max() <= 1e-12:
             raise DataError(

@@ -66,7 +66,7 @@ class PCA(Detector):
         if self.max_components < 1:
             raise ParameterError(f"max_components must be at least 1; got {self.max_components!r}")
 
-    def _fit(self, rows: Any) -> np.ndarray:
+    def _learn(self, rows: Any) -> None:
         width = self.n_features_in_
         iterate = self.solver == "randomized" or (self.solver == "auto" and width > 4096)
         by_fraction = isinstance(self.n_components, float)
@@ -97,7 +97,6 @@ class PCA(Detector):
         self.mean_, self.scale_ = found.mean, found.scale
         self.components_ = np.ascontiguousarray(found.axes[:, :k].T)
         self.explained_variance_ = variances[:k] * (found.n_rows / (found.n_rows - 1))
-        return self._score_all(rows)
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
         with double_precision():

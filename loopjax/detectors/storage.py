@@ -8,7 +8,7 @@ adds, such as `model`, where `loopjax fit` keeps the embedding space.
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,7 +58,10 @@ _MEMBERS = TypeAdapter(list[_Description])
 
 
 def save_detector(
-    detector: Detector, folder: str | Path, extra: Mapping[str, object] | None = None
+    detector: Detector,
+    folder: str | Path,
+    extra: Mapping[str, object] | None = None,
+    write_more: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a fitted detector, complete or not at all; returns the folder's absolute path.
 
@@ -68,6 +71,7 @@ def save_detector(
         detector: fitted.
         folder: where to.
         extra: further sections of `config.json`, JSON-serializable, for `read_detector_config`.
+        write_more: adds files to the folder before it appears under its name.
 
     Raises:
         UserError: something else is there.
@@ -98,6 +102,8 @@ def save_detector(
         # Orbax refuses empty arrays; their description says all there is to know.
         filled = {_on_disk(name): a for name, a in arrays.items() if a.size}
         write_arrays(temporary / "arrays", filled)
+        if write_more is not None:
+            write_more(temporary)
         (temporary / "config.json").write_text(text, "utf-8")
 
     write_folder(folder, write)

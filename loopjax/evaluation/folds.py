@@ -36,13 +36,10 @@ def near_duplicates(X: np.ndarray, cosine: float) -> np.ndarray:
     """
     if len(X) < 2:
         return np.empty((0, 2), np.int64)
-    unit = np.asarray(X, np.float32)
-    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-30)
-    sample = unit[:: max(1, len(unit) // SAMPLE)][:SAMPLE]
-    _, _, directions = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)
-    projected = unit @ directions[:PROJECTED].T
+    unit = unit_rows(np.asarray(X, np.float32))
+    projected = unit @ leading_directions(unit[:: max(1, len(unit) // SAMPLE)][:SAMPLE]).T
     tree = KDTree(projected)
-    radius = np.sqrt(max(2 - 2 * cosine, 0.0)) + ROUNDING
+    radius = reach_of(cosine)
     found = []
     for start in range(0, len(unit), BLOCK):
         near = tree.query_ball_point(projected[start : start + BLOCK], radius)
@@ -54,19 +51,43 @@ def near_duplicates(X: np.ndarray, cosine: float) -> np.ndarray:
     return np.concatenate(found) if found else np.empty((0, 2), np.int64)
 
 
-def linked_groups(n_rows: int, pairs: np.ndarray, keys: Iterable[Sequence[str]] = ()) -> np.ndarray:
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows [N, D] of length 1; zero rows stay."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+
+
+def leading_directions(sample: np.ndarray) -> np.ndarray:
+    """The directions along which a sample of unit rows [n, D] varies most, [PROJECTED, D]."""
+    _, _, directions = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)
+    return directions[:PROJECTED]
+
+
+def reach_of(cosine: float) -> float:
+    """How far unit vectors of a cosine can be from one another."""
+    return np.sqrt(max(2 - 2 * cosine, 0.0)) + ROUNDING
+
+
+def linked_groups(
+    n_rows: int, pairs: np.ndarray, keys: Iterable[Sequence[str] | np.ndarray] = ()
+) -> np.ndarray:
     """Groups of rows that belong together, directly or through others.
 
     Args:
         n_rows: N.
         pairs: int [P, 2] rows that belong together.
-        keys: columns [N] of texts; rows with an equal, non-empty text belong together.
+        keys: columns [N] of texts, or of numbers instead; rows with an equal text, which is not
+            empty, or an equal number from 0 on belong together.
 
     Returns:
         int [N], the first row of each row's group.
     """
     links = [np.asarray(pairs, np.int64).reshape(-1, 2)]
     for column in keys:
+        if isinstance(column, np.ndarray):
+            (known,) = np.nonzero(column >= 0)
+            _, at, which = np.unique(column[known], return_index=True, return_inverse=True)
+            links.append(np.column_stack([known[at][which], known]))
+            continue
         first: dict[str, int] = {}
         equal = [(first.setdefault(key, i), i) for i, key in enumerate(column) if key]
         links.append(np.asarray(equal, np.int64).reshape(-1, 2))
@@ -98,17 +119,18 @@ def fold_numbers(
     groups = np.asarray(groups)
     members, inverse = np.unique(groups, return_inverse=True)
     size = np.bincount(inverse, weights=eligible, minlength=len(members)).astype(int)
-    order = sorted(
-        range(len(members)),
-        key=lambda g: (-size[g], hashlib.sha256(f"{seed}:{names[members[g]]}".encode()).digest()),
+    digests = b"".join(
+        hashlib.sha256(f"{seed}:{names[first]}".encode()).digest() for first in members
     )
-    load = np.zeros((2, folds), int)  # eligible rows, then groups of the others
+    words = np.frombuffer(digests, ">u8").reshape(-1, 4)
+    order = np.lexsort((*words.T[::-1], -size))
     chosen = np.empty(len(members), int)
-    for group in order:
-        counted = 0 if size[group] else 1
-        fold = int(np.argmin(load[counted]))
-        chosen[group] = fold
-        load[counted, fold] += max(size[group], 1)
+    loads = ([0] * folds, [0] * folds)  # eligible rows, then groups of the others
+    for group, own in zip(order.tolist(), size[order].tolist(), strict=True):
+        load = loads[0 if own else 1]
+        chosen[group] = fold = load.index(min(load))
+        load[fold] += max(own, 1)
+    load = np.array(loads)
     if (load[0] == 0).any() or load[0].max() > 0.5 * load[0].sum():
         raise UserError(
             f"one group of equal or nearly equal loops holds {int(size.max(initial=0))} of "

@@ -23,9 +23,10 @@ from loopjax.evaluation.statistics import seed_interval, welch_tests
 from loopjax.evaluation.tables import Evaluation, Row, Table
 from loopjax.evaluation.thresholds import score_threshold
 from loopjax.experiment.figures import draw_curves, draw_run
+from loopjax.experiment.fit import fit_models
 from loopjax.experiment.splits import Split
 from loopjax.io import write_json
-from loopjax.model import Model, ScoredRows, fit_models
+from loopjax.model import Model, ScoredRows
 from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings, read_embeddings
 

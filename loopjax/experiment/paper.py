@@ -22,11 +22,12 @@ from loopjax.evaluation.published import (
 from loopjax.evaluation.tables import Estimate, Evaluation, Row, Table
 from loopjax.experiment.evaluate import Log
 from loopjax.experiment.figures import draw_run
+from loopjax.experiment.fit import check_params, fit_models
 from loopjax.experiment.groups import cut_groups
 from loopjax.experiment.protocols import ProtocolRow, run_protocols
 from loopjax.experiment.splits import split_rows
 from loopjax.io import write_json
-from loopjax.model import Model, check_params, fit_models
+from loopjax.model import Model
 from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings, read_embeddings
 

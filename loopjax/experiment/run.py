@@ -16,6 +16,7 @@ from loopjax.detectors import detector_class
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Evaluation
 from loopjax.experiment.evaluate import FittedRun, evaluate_fitted, threshold_rule
+from loopjax.experiment.fit import check_params, fit_models
 from loopjax.experiment.groups import cut_groups
 from loopjax.experiment.interrupt import stoppable
 from loopjax.experiment.labels import (
@@ -31,7 +32,7 @@ from loopjax.experiment.paper import reproduce
 from loopjax.experiment.record import claim, read_record, require_run_or_empty
 from loopjax.experiment.splits import Split, split_rows
 from loopjax.io import locked
-from loopjax.model import Model, check_params, fit_models, load_model
+from loopjax.model import Model, load_model
 from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings, read_embeddings
 from loopjax.store.scores import Scores, write_scores

@@ -3,18 +3,25 @@
 Equal and nearly equal loops are never parted: a copy on the other side of a split would look known.
 """
 
+import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from loopjax.config import SplitConfig
+from loopjax.detectors.base import SCORED_ROWS, RowBlocks, iter_blocks, take_rows
 from loopjax.errors import UserError
 from loopjax.evaluation.folds import fold_numbers, linked_groups, near_duplicates
+from loopjax.evaluation.folds_blocks import near_duplicates_in_blocks
 from loopjax.evaluation.splits import MIN_TRAIN
+from loopjax.model import rows_of
 from loopjax.store.read import Embeddings
+from loopjax.store.stream import StoredEmbeddings
 
 STRICTEST = 1e-5  # below lie rounding errors
 
@@ -42,9 +49,12 @@ class Split:
 
 
 def split_rows(
-    embeddings: Embeddings, split: SplitConfig, labels: np.ndarray | None = None
+    embeddings: Embeddings | StoredEmbeddings, split: SplitConfig, labels: np.ndarray | None = None
 ) -> Split:
     """Divides loops into those that fit and those that are held out, and all of them into folds.
+
+    Of more loops than `max_rows`, so many are drawn and divided; the rest neither fits nor counts
+    as normal.
 
     The side of a loop follows from its id (or folder) alone, so it survives additions to the
     corpus, unless one of its like comes first. Loops flagged as silence never fit: a corpus with
@@ -61,7 +71,22 @@ def split_rows(
     """
     if split.train_on == "normal" and labels is None:
         raise UserError("split.train_on: normal needs labels; give data.labels")
-    table = embeddings.table
+    n = len(embeddings)
+    if n <= split.max_rows:
+        return _split(embeddings, split, labels)
+    drawn = np.zeros(n, bool)
+    rng = np.random.default_rng([split.seed, 7])
+    drawn[rng.choice(n, split.max_rows, replace=False)] = True
+    own = _split(embeddings.only(drawn), split, None if labels is None else labels[drawn])
+    train, held_out, folds = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, int)
+    train[drawn], held_out[drawn], folds[drawn] = own.train, own.held_out, own.folds
+    return dataclasses.replace(own, train=train, held_out=held_out, folds=folds)
+
+
+def _split(
+    embeddings: Embeddings | StoredEmbeddings, split: SplitConfig, labels: np.ndarray | None
+) -> Split:
+    table = embeddings.columns(["id", "group", "flags"])
     ids = _texts(table, "id")
     alike, cosine = _alike(embeddings, split)
     by_folder = split.by == "group" and "group" in table.column_names
@@ -92,16 +117,37 @@ def split_rows(
     )
 
 
-def _alike(embeddings: Embeddings, split: SplitConfig) -> tuple[np.ndarray, float]:
+def _alike(
+    embeddings: Embeddings | StoredEmbeddings, split: SplitConfig
+) -> tuple[np.ndarray, float]:
     """Groups of loops that are alike, int [N], and the cosine that makes them so."""
-    n, content = len(embeddings), [_texts(embeddings.table, "sha256")]
+    n, content = len(embeddings), _codes(embeddings.columns(["sha256"]))
     cosine = split.near_duplicate_cosine
     while True:
-        groups = linked_groups(n, near_duplicates(embeddings.matrix, cosine), content)
+        groups = linked_groups(n, _near_duplicates(rows_of(embeddings), cosine), content)
         largest = np.unique(groups, return_counts=True)[1].max()
         if largest <= max(n / split.folds, 2) or 1 - cosine < STRICTEST:
             return groups, cosine
         cosine = 1 - (1 - cosine) / 4
+
+
+def _near_duplicates(rows: np.ndarray | RowBlocks, cosine: float) -> np.ndarray:
+    """Pairs of rows that are alike, int [P, 2], or pairs that link the same rows."""
+    if isinstance(rows, np.ndarray):
+        return near_duplicates(rows, cosine)
+    passes, take = partial(iter_blocks, rows, SCORED_ROWS), partial(take_rows, rows)
+    return near_duplicates_in_blocks(passes, take, rows.n_rows, cosine)
+
+
+def _codes(table: pa.Table) -> list[np.ndarray]:
+    """Per column of texts a number for every text, int [N]; -1 where it is missing or empty."""
+    found = []
+    for column in table.columns:
+        encoded = pc.fill_null(column, "").combine_chunks().dictionary_encode()
+        codes = np.asarray(encoded.indices, np.int64)
+        empty = encoded.dictionary.index("").as_py()
+        found.append(np.where(codes == empty, -1, codes))
+    return found
 
 
 def _texts(table: pa.Table, column: str) -> list[str]:

@@ -32,28 +32,50 @@ def split_table(table: pa.Table, where: str) -> tuple[np.ndarray, pa.Table]:
         UserError: no embeddings, or a column that cannot be used; names it.
     """
     table = table.replace_schema_metadata(None)
-    repeated = {name for name in table.schema.names if table.schema.names.count(name) > 1}
+    names = embedding_columns(table.schema, where)
+    matrix = matrix_of_columns(table.select(names), where)
+    return matrix, row_table(table.drop_columns(names), where, len(matrix))
+
+
+def embedding_columns(schema: pa.Schema, where: str) -> list[str]:
+    """Names of the columns that hold the embeddings: one of lists, or several of numbers.
+
+    Raises:
+        UserError: there are none, or several columns of one name.
+    """
+    repeated = {name for name in schema.names if schema.names.count(name) > 1}
     if repeated:
         raise UserError(f"{where}: several columns are called {sorted(repeated)[0]!r}")
-    if EMBEDDING in table.schema.names:
-        matrix = as_matrix(table[EMBEDDING], where)
-        rest = table.drop_columns([EMBEDDING])
-    else:
-        names = _counted_columns(table.schema)
-        if not names:
-            raise UserError(
-                f"{where} has no column {EMBEDDING!r} and no columns of numbers that are counted "
-                f"through (e0, e1, ...); columns: {', '.join(table.schema.names)}"
-            )
-        matrix = np.empty((len(table), len(names)), np.float32)
-        for i, name in enumerate(names):
-            _require_no_nulls(table[name], name, where)
-            matrix[:, i] = table[name].to_numpy()
-        rest = table.drop_columns(names)
-    return matrix, row_table(rest, where, len(matrix))
+    names = [EMBEDDING] if EMBEDDING in schema.names else _counted_columns(schema)
+    if not names:
+        raise UserError(
+            f"{where} has no column {EMBEDDING!r} and no columns of numbers that are counted "
+            f"through (e0, e1, ...); columns: {', '.join(schema.names)}"
+        )
+    return names
 
 
-def as_matrix(column: pa.ChunkedArray, where: str) -> np.ndarray:
+def matrix_of_columns(table: pa.Table, where: str, first_row: int = 0) -> np.ndarray:
+    """The columns that `embedding_columns` names, float32 [N, D].
+
+    Args:
+        table: N rows of these columns alone.
+        where: the file, for messages.
+        first_row: number of the first row in that file.
+
+    Raises:
+        UserError: see `as_matrix`.
+    """
+    if table.schema.names == [EMBEDDING]:
+        return as_matrix(table[EMBEDDING], where, first_row)
+    matrix = np.empty((len(table), table.num_columns), np.float32)
+    for i, name in enumerate(table.schema.names):
+        _require_no_nulls(table[name], name, where, first_row)
+        matrix[:, i] = table[name].to_numpy()
+    return matrix
+
+
+def as_matrix(column: pa.ChunkedArray, where: str, first_row: int = 0) -> np.ndarray:
     """A column of equally long lists of numbers as float32 [N, D].
 
     Raises:
@@ -68,16 +90,18 @@ def as_matrix(column: pa.ChunkedArray, where: str) -> np.ndarray:
     if not is_list or not _is_number(kind.value_type):
         raise UserError(f"{where}: column {EMBEDDING!r} is {kind}, expected lists of numbers")
     if array.null_count:
-        row = int(np.argmax(np.asarray(array.is_null())))
+        row = first_row + int(np.argmax(np.asarray(array.is_null())))
         raise UserError(f"{where}: row {row} has no value in column {EMBEDDING!r}")
     lengths = np.full(len(array), kind.list_size) if fixed else np.asarray(array.value_lengths())
     width = int(lengths[0]) if len(lengths) else 0
     if (lengths != width).any():
         row = int(np.argmax(lengths != width))
-        raise UserError(f"{where}: row {row} has {lengths[row]} values, the others {width}")
+        raise UserError(
+            f"{where}: row {first_row + row} has {lengths[row]} values, the others {width}"
+        )
     values = array.flatten()
     if values.null_count:
-        row = int(np.argmax(np.asarray(values.is_null()))) // width
+        row = first_row + int(np.argmax(np.asarray(values.is_null()))) // width
         raise UserError(f"{where}: row {row} has a null in column {EMBEDDING!r}")
     with np.errstate(over="ignore"):  # numbers beyond float32 are refused as infinity later
         numbers = np.asarray(values.to_numpy(zero_copy_only=False), np.float32)
@@ -181,7 +205,7 @@ def repeated_values(column: pa.ChunkedArray) -> list[str]:
     return values.filter(pa.array(counts > 1)).to_pylist()
 
 
-def _require_no_nulls(column: pa.ChunkedArray, name: str, where: str) -> None:
+def _require_no_nulls(column: pa.ChunkedArray, name: str, where: str, first_row: int = 0) -> None:
     if column.null_count:
-        row = int(np.argmax(np.asarray(column.is_null())))
+        row = first_row + int(np.argmax(np.asarray(column.is_null())))
         raise UserError(f"{where}: row {row} has no value in column {name!r}")

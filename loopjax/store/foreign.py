@@ -62,11 +62,27 @@ def read_tables(paths: Sequence[Path], where: str) -> tuple[np.ndarray, pa.Table
         UserError: damaged, of different columns, or without embeddings.
     """
     tables = [open_parquet(path, "get it again from where it was made").read() for path in paths]
+    return _sorted(*split_table(_joined(tables, where), where))
+
+
+def read_without(paths: Sequence[Path], names: Sequence[str], where: str) -> pa.Table:
+    """All columns but `names` of Parquet files of other origin, as one table in their order.
+
+    Raises:
+        UserError: damaged, or of different columns.
+    """
+    tables = []
+    for path in paths:
+        file = open_parquet(path, "get it again from where it was made")
+        tables.append(file.read([name for name in file.schema.names if name not in names]))
+    return _joined(tables, where)
+
+
+def _joined(tables: Sequence[pa.Table], where: str) -> pa.Table:
     try:
-        whole = pa.concat_tables(tables, promote_options="default") if tables[1:] else tables[0]
+        return pa.concat_tables(tables, promote_options="default") if tables[1:] else tables[0]
     except pa.ArrowException as error:
         raise UserError(f"{where}: the files do not fit together: {first_line(error)}") from None
-    return _sorted(*split_table(whole, where))
 
 
 def _sorted(matrix: np.ndarray, table: pa.Table) -> tuple[np.ndarray, pa.Table]:

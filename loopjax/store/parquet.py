@@ -13,7 +13,8 @@ import os
 import re
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,18 +49,37 @@ def write_parquet(table: pa.Table, path: Path, notes: dict[bytes, bytes] | None 
     Raises:
         WriteError: disk full, no permission and the like; nothing is left behind.
     """
-    has_embedding = EMBEDDING in table.schema.names
+    write_parquet_tables([table], path, notes)
+
+
+def write_parquet_tables(
+    tables: Iterable[pa.Table], path: Path, notes: dict[bytes, bytes] | None = None
+) -> None:
+    """Writes tables one after the other into one file, atomically, sealed.
+
+    Args:
+        tables: at least one; the others in the types of the first.
+        path: where.
+        notes: further keys and values of the footer.
+
+    Raises:
+        WriteError: see `write_parquet`.
+    """
+    waiting = iter(tables)
+    first = next(waiting)
+    has_embedding = EMBEDDING in first.schema.names
     encodings: dict[str, Any] = {  # random mantissas compress as byte planes, not as a dictionary
-        "use_dictionary": [name for name in table.schema.names if name != EMBEDDING],
+        "use_dictionary": [name for name in first.schema.names if name != EMBEDDING],
         "use_byte_stream_split": [f"{EMBEDDING}.list.element"] if has_embedding else False,
     }
 
     def write(temporary: Path) -> None:
         with pq.ParquetWriter(
-            temporary, table.schema, compression="zstd", write_page_checksum=True, **encodings
+            temporary, first.schema, compression="zstd", write_page_checksum=True, **encodings
         ) as writer:
-            if len(table):  # a row group without rows is one that Hugging Face datasets refuses
-                writer.write_table(table, row_group_size=_ROW_GROUP)
+            for table in chain([first], waiting):
+                if len(table):  # a row group without rows is one that Hugging Face refuses
+                    writer.write_table(table.cast(first.schema), row_group_size=_ROW_GROUP)
             writer.add_key_value_metadata({**(notes or {}), _SEAL: _UNSEALED})
         _seal(temporary)
 
@@ -121,6 +141,8 @@ class CheckedFile:
                 path,
                 page_checksum_verification=True,
                 thrift_string_size_limit=_MAX_FOOTER_STRING,
+                pre_buffer=False,  # else a row group is in memory before its first batch
+                buffer_size=_CHUNK_BYTES,
             )
             self.schema = self._file.schema_arrow
             self.notes: dict[bytes, bytes] = self._file.metadata.metadata or {}
@@ -168,8 +190,15 @@ class CheckedFile:
             raise UserError(f"{self.path} does not fit into memory") from None
         return table.replace_schema_metadata(self.schema.metadata)
 
-    def blocks(self, columns: list[str], n_rows: int) -> Iterator[pa.Table]:
-        """Reads some columns, at most so many rows at a time.
+    def row_groups(self) -> list[int]:
+        """Rows of each row group."""
+        meta = self._file.metadata
+        return [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
+
+    def blocks(
+        self, columns: list[str], n_rows: int, row_groups: list[int] | None = None
+    ) -> Iterator[pa.Table]:
+        """Reads some columns, at most so many rows at a time, of all row groups or of some.
 
         Raises:
             UserError: the file is damaged.
@@ -178,7 +207,7 @@ class CheckedFile:
         if missing:
             raise self.damaged(f"column {missing[0]!r} is not there")
         try:
-            for batch in self._file.iter_batches(n_rows, columns=columns, use_threads=False):
+            for batch in self._file.iter_batches(n_rows, row_groups, columns, use_threads=False):
                 yield pa.Table.from_batches([batch]).replace_schema_metadata(None)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise self.damaged(first_line(error)) from None
@@ -205,12 +234,12 @@ def damaged(path: Path, reason: str, repair: str, touched: bool = False) -> User
     return UserError(f"{path} is damaged: {reason}; {repair}")
 
 
-def require_finite(matrix: np.ndarray, where: str) -> None:
+def require_finite(matrix: np.ndarray, where: str, first_row: int = 0) -> None:
     """Refuses NaN and infinity, naming the first bad row."""
     bad = ~np.isfinite(matrix).all(axis=1)
     if bad.any():
         raise UserError(
-            f"{where}: row {int(np.argmax(bad))} holds NaN or infinity "
+            f"{where}: row {first_row + int(np.argmax(bad))} holds NaN or infinity "
             f"({int(bad.sum())} such rows); embed these loops again"
         )
 

@@ -48,6 +48,19 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.matrix)
 
+    def load(self) -> "Embeddings":
+        """Itself, as all of it is in memory; see `StoredEmbeddings.load`."""
+        return self
+
+    def only(self, keep: np.ndarray) -> "Embeddings":
+        """The rows where `keep`, bool [N], is true."""
+        rows = self.table.filter(pa.array(keep))
+        return Embeddings(self.matrix[keep], rows, self.metadata, self.failures)
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Some columns of the row table, N rows; those that it lacks are left out."""
+        return self.table.select([name for name in names if name in self.table.column_names])
+
     def similar(self, queries: np.ndarray | Sequence[str], k: int = 10) -> pa.Table:
         """The rows most similar to each query by cosine, exact, most similar first.
 
@@ -146,13 +159,17 @@ def _read_file(path: Path) -> Embeddings:
 
 def _of_other_origin(matrix: np.ndarray, table: pa.Table, path: Path) -> Embeddings:
     require_finite(matrix, str(path))
-    metadata = {
+    return Embeddings(matrix, table, metadata_of_other_origin(path, matrix.shape[1]))
+
+
+def metadata_of_other_origin(path: Path, n_features: int) -> dict[str, str]:
+    """What is known of embeddings that another tool made."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "encoder": "external",
         "source": path.name,
-        "embedding_dim": str(matrix.shape[1]),
+        "embedding_dim": str(n_features),
     }
-    return Embeddings(matrix, table, metadata)
 
 
 def _read_parts(parts: Sequence[Path], failures: pa.Table) -> Embeddings:
@@ -192,14 +209,20 @@ def _require_distinct(table: pa.Table, parts: Sequence[Path], tables: Sequence[p
     repeated = repeated_values(table["id"])
     if repeated:
         holders = [
-            part.name
+            part
             for part, rows in zip(parts, tables, strict=True)
             if rows["id"].index(repeated[0]).as_py() >= 0
         ]
-        raise UserError(
-            f"{parts[0].parent} holds loop {repeated[0]} more than once (in {', '.join(holders)}; "
-            f"{len(repeated)} such loops); remove the shard that does not belong there"
-        )
+        raise repeated_error(repeated[0], len(repeated), holders)
+
+
+def repeated_error(row_id: str, count: int, holders: Sequence[Path]) -> UserError:
+    """The error for a store in which `count` loops, such as `row_id`, occur more than once."""
+    names = ", ".join(part.name for part in holders)
+    return UserError(
+        f"{holders[0].parent} holds loop {row_id} more than once (in {names}; "
+        f"{count} such loops); remove the shard that does not belong there"
+    )
 
 
 def require_same(

@@ -1,6 +1,7 @@
 """Scores of a detector as Parquet and CSV files."""
 
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -12,6 +13,7 @@ from loopjax.io import write_atomically
 from loopjax.store.parquet import open_parquet, write_parquet
 from loopjax.store.schema import read_metadata, with_prefix
 
+SCORED_COLUMNS = ("id", "path", "group", "flags", "duration_s")  # of the row table, where there
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
 
 
@@ -26,6 +28,21 @@ class Scores:
 
     table: pa.Table
     metadata: dict[str, str]
+
+
+def score_table(rows: pa.Table, columns: pa.Table) -> pa.Table:
+    """What a scores file says of N rows: who they are, what was computed, what else is known.
+
+    Args:
+        rows: columns of a store's row table (`SCORED_COLUMNS`).
+        columns: score, percentile, p_value, q_value, is_anomaly, rank, scored_as.
+    """
+    names = [name for name in SCORED_COLUMNS if name in rows.column_names]
+    table = rows.select(names[:2])
+    for source, chosen in ((columns, columns.column_names), (rows, names[2:])):
+        for name in chosen:
+            table = table.append_column(name, source[name])
+    return table.replace_schema_metadata(None)
 
 
 def write_scores(scores: Scores, path: str | Path, csv: str | Path | None = None) -> None:
@@ -47,14 +64,26 @@ def read_scores(path: str | Path) -> Scores:
         UserError: no such file, a damaged one, or one without a score column.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / "scores.parquet"
-    if not path.is_file():
-        raise UserError(f"{path}: no such score file; make one with `loopjax score`")
-    table = open_parquet(path, repair="score again").read()
-    if "score" not in table.schema.names:
-        raise UserError(f"{path} has no column 'score'; columns: {table.schema.names}")
-    return Scores(table.replace_schema_metadata(None), read_metadata(table.schema))
+    files = score_files(path)
+    if not files:
+        missing = path / "scores.parquet" if path.is_dir() else path
+        raise UserError(f"{missing}: no such score file; make one with `loopjax score`")
+    tables = []
+    for file in files:
+        tables.append(open_parquet(file, repair="score again").read())
+        if "score" not in tables[-1].schema.names:
+            raise UserError(f"{file} has no column 'score'; columns: {tables[-1].schema.names}")
+    metadata = read_metadata(tables[0].schema)
+    whole = pa.concat_tables(tables, promote_options="default") if tables[1:] else tables[0]
+    return Scores(whole.replace_schema_metadata(None), metadata)
+
+
+def score_files(path: Path) -> list[Path]:
+    """The files of scores at a path: itself, one in a run folder, or the parts of a folder."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    whole = path / "scores.parquet"
+    return [whole] if whole.is_file() else sorted(path.glob("part-*.parquet"))
 
 
 def write_csv(table: pa.Table, path: Path) -> None:
@@ -63,15 +92,25 @@ def write_csv(table: pa.Table, path: Path) -> None:
     Raises:
         WriteError: the file could not be written.
     """
+    write_csv_tables([table], path)
+
+
+def write_csv_tables(tables: Iterable[pa.Table], path: Path) -> None:
+    """Writes tables of the same columns below one another as UTF-8 CSV, see `write_rows`.
+
+    Raises:
+        WriteError: the file could not be written.
+    """
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8", newline="") as file:
-            write_rows(table, file)
+            for number, table in enumerate(tables):
+                write_rows(table, file, with_names=number == 0)
 
     write_atomically(path, write)
 
 
-def write_rows(table: pa.Table, file: TextIO) -> None:
+def write_rows(table: pa.Table, file: TextIO, with_names: bool = True) -> None:
     """Writes a table as CSV without its binary columns; lists are joined by semicolons.
 
     Quotes, newlines and separators in names are safe, and a text that a spreadsheet would take for
@@ -79,7 +118,8 @@ def write_rows(table: pa.Table, file: TextIO) -> None:
     """
     names = [f.name for f in table.schema if not pa.types.is_binary(f.type)]
     writer = csv.writer(file)
-    writer.writerow(names)
+    if with_names:
+        writer.writerow(names)
     for batch in table.select(names).to_batches(max_chunksize=4096):
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             writer.writerow([_cell(value) for value in row])

@@ -10,7 +10,6 @@ from loopjax.cli import main
 from loopjax.cli.printing import print_evaluation, print_ranking
 from loopjax.cli.terminal import prepare_streams, printable
 from loopjax.evaluation.tables import Evaluation, Table
-from loopjax.store.scores import Scores
 
 HOSTILE = "a\x1b[2J\x9b1m\u202egpj\u2066\x07\n\r\tb\u2028\x7f\ud800[bold]"
 SHOWN = r"a\x1b[2J\x9b1m\u202egpj\u2066\x07\n\r\tb\u2028\x7f\ud800[bold]"
@@ -34,7 +33,7 @@ def test_what_is_no_letter_is_written_out(text, shown):
 def test_tables_messages_warnings_and_errors_all_escape(capsys, tmp_path):
     columns = {"rank": [1], "score": [1.0], "percentile": [9.0], "p_value": [0.5]}
     columns |= {"is_anomaly": [True], "path": [HOSTILE.replace("\ud800", "")]}
-    print_ranking(Scores(pa.table(columns), {}), 5)
+    print_ranking(pa.table(columns), 5, 1)
     table = Table(HOSTILE, "", ({HOSTILE: HOSTILE, "mean": np.float64(1.0)},))
     print_evaluation(Evaluation((table,)))
     prepare_streams()

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from loopjax.detectors.base import RowBlocks
 from loopjax.detectors.ensemble import Ensemble
 from loopjax.detectors.isolation_forest import IsolationForest
 from loopjax.detectors.knn import KNN, LocalKNN
@@ -44,3 +45,12 @@ def rows(count: int = 60, width: int = 16, seed: int = 0) -> np.ndarray:
 def odd_rows(count: int = 12, width: int = 16) -> np.ndarray:
     """Rows far from those of `rows`, in other directions; float32 [count, width]."""
     return (-8.0 * np.random.default_rng(5).normal(size=(count, width)) - 10.0).astype(np.float32)
+
+
+def blocks_of(x: np.ndarray, size: int = 13) -> RowBlocks:
+    """The rows of a matrix as blocks of `size` rows."""
+    starts = range(0, len(x), size)
+    sizes = np.array([len(x[start : start + size]) for start in starts])
+    return RowBlocks(
+        lambda numbers: (x[starts[n] : starts[n] + size] for n in numbers), sizes, x.shape[1]
+    )

@@ -7,7 +7,7 @@ from loopjax.detectors.isolation_forest import IsolationForest
 from loopjax.detectors.knn import KNN
 from loopjax.detectors.pca import PCA
 from loopjax.errors import ModelCheckError, UserError
-from tests.detectors.small import DETECTORS, odd_rows, rows
+from tests.detectors.small import DETECTORS, blocks_of, odd_rows, rows
 
 SAME_ROWS = r"identical|point the same way|collapsed"
 
@@ -191,10 +191,6 @@ def test_make_detector():
         make_detector("knn", k=3)
 
 
-def blocks_of(x: np.ndarray, size: int = 13) -> RowBlocks:
-    return RowBlocks(lambda: (x[i : i + size] for i in range(0, len(x), size)), len(x), x.shape[1])
-
-
 def test_row_blocks_give_what_the_matrix_gives(kind):
     if kind == "deep-svdd":
         pytest.skip("streams its batches in another order; see test_streaming.py")
@@ -213,10 +209,10 @@ def test_row_blocks_are_checked():
     x[25, 1] = np.nan
     with pytest.raises(DataError, match="row 25"):
         PCA().fit(blocks_of(x))
-    with pytest.raises(DataError, match="30 rows; 31"):
-        PCA().fit(RowBlocks(lambda: [rows(30)], 31, 16))
+    with pytest.raises(DataError, match=r"\(30, 16\); 31 rows"):
+        PCA().fit(RowBlocks(lambda numbers: [rows(30)], np.array([31]), 16))
     with pytest.raises(DataError, match="16 features"):
-        PCA().fit(RowBlocks(lambda: [rows(30, 8)], 30, 16))
+        PCA().fit(RowBlocks(lambda numbers: [rows(30, 8)], np.array([30]), 16))
 
 
 def test_unfitted_detector_cannot_score():

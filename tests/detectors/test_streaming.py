@@ -1,16 +1,15 @@
 import numpy as np
 import pytest
 
-from loopjax.detectors.base import RowBlocks
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.errors import UserError
-from tests.detectors.small import TINY, odd_rows, rows
+from tests.detectors.small import TINY, blocks_of, odd_rows, rows
 
 X = rows(160)
 
 
 def blocks(size=50):
-    return RowBlocks(lambda: (X[i : i + size] for i in range(0, len(X), size)), len(X), 16)
+    return blocks_of(X, size)
 
 
 def test_streamed_head_learns_and_scores_like_a_resident_one():

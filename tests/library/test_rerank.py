@@ -41,7 +41,7 @@ def test_rejected_loops_leave_training(corpus, tmp_path, capsys):
     assert main([*command, str(tmp_path / "all")]) == 0
     assert main([*command, str(tmp_path / "kept"), "--marks", str(marks)]) == 0
     everything, kept = (
-        loopjax.load_model(tmp_path / name).training_ids for name in ("all", "kept")
+        loopjax.load_model(tmp_path / name).training_ids.to_pylist() for name in ("all", "kept")
     )
     ids = loopjax.read_embeddings(store).table["id"].to_pylist()
     rejected = {ids[i] for i in range(40) if is_bad[i]}

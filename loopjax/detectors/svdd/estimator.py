@@ -242,7 +242,9 @@ class DeepSVDD(Detector):
         """
         self._validate(X, reset=True)
         self.origin_ = fitted.origin
-        return self._keep_scores(self._scores_after(fitted, self._validate(X, reset=False)))
+        rows = self._validate(X, reset=False)
+        self._take(fitted)
+        return self._keep_scores(self._training_scores(rows, np.arange(len_rows(rows))))
 
     def latents(self, X: Any) -> np.ndarray:
         """The encoder's outputs for rows [N, D]; float32 [N, Z]."""
@@ -311,6 +313,12 @@ class DeepSVDD(Detector):
         folder = None if self.checkpoint_dir is None else Path(self.checkpoint_dir)
         return RunOptions(self.on_epoch, folder, self.checkpoint_every_epochs)
 
+    @property
+    def streams(self) -> bool:
+        """Whether it can be fitted on `RowBlocks`; see `train_streamed`."""
+        whole = self.objective == "soft-boundary" or self.compat == "reference"
+        return not (whole or self.data_parallel)
+
     def check_params(self) -> None:
         """Check every hyper-parameter; see `Detector.check_params`."""
         if str(self.network) == "spheres":
@@ -344,26 +352,25 @@ class DeepSVDD(Detector):
             raise ParameterError(f"nu must lie in (0, 1); got {self.nu!r}")
         self.network_config(n_features=1)  # refuses impossible widths and dropout
 
-    def _fit(self, rows: np.ndarray | RowBlocks) -> np.ndarray:
+    def _learn(self, rows: np.ndarray | RowBlocks) -> None:
         config = self.training_config(self.n_features_in_, len_rows(rows))
         head, options = self.head_config(), self.run_options()
         if isinstance(rows, RowBlocks):
             fitted = train_streamed(config, head, rows, options)
         else:
             (fitted,) = train_heads(config, [head], rows, [np.arange(len(rows))], options)
-        return self._scores_after(fitted, rows)
+        self._take(fitted)
+
+    def _training_scores(self, rows: Any, numbers: np.ndarray) -> np.ndarray:
+        """Scores of training rows, refused when the head collapsed."""
+        scores = self._score_all(rows)
+        check_spread(self.best_epochs_, self.latent_shrinkage_, scores)
+        return scores
 
     def _take(self, fitted: FittedHead) -> None:
         self.encoder_, self.center_, self.radius_ = fitted.encoder, fitted.center, fitted.radius
         self.history_, self.best_epochs_ = fitted.history, fitted.best_epochs
         self.train_rows_, self.latent_shrinkage_ = fitted.train_rows, fitted.latent_shrinkage
-
-    def _scores_after(self, fitted: FittedHead, rows: np.ndarray | RowBlocks) -> np.ndarray:
-        """Scores of the training rows [N, D], refused when the head collapsed."""
-        self._take(fitted)
-        scores = self._score_all(rows)
-        check_spread(fitted, scores)
-        return scores
 
     def _threshold_from(self, scores: np.ndarray) -> float:
         rows = slice(None) if self.compat is None else self.train_rows_

@@ -3,7 +3,7 @@
 One head or many at once: seeds, learning rates, subsets of rows. Nothing here knows the estimator.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -164,7 +164,9 @@ def train_streamed(
     return fitted
 
 
-def check_spread(fitted: FittedHead, scores: np.ndarray) -> None:
+def check_spread(
+    best_epochs: Mapping[str, int], latent_shrinkage: float, scores: np.ndarray
+) -> None:
     """Refuse a head whose training scores [N] no longer tell rows apart.
 
     Hypersphere collapse (Ruff et al. 2018, section 3.3) is silent: every row is mapped to the
@@ -176,14 +178,14 @@ def check_spread(fitted: FittedHead, scores: np.ndarray) -> None:
         ModelCheckError: names what is wrong and what helps.
     """
     advice = "train less, or set bn_shift=False and bias=False"
-    if min(fitted.best_epochs.values(), default=0) < 0 or not np.all(np.isfinite(scores)):
+    if min(best_epochs.values(), default=0) < 0 or not np.all(np.isfinite(scores)):
         raise ModelCheckError("Deep SVDD diverged: not finite; lower the learning rates")
     if scores.mean() < 1e-12:
         raise ModelCheckError(f"Deep SVDD collapsed: mean score {scores.mean():.1e}; {advice}")
-    if fitted.latent_shrinkage < 1e-5:
+    if latent_shrinkage < 1e-5:
         raise ModelCheckError(
             "Deep SVDD collapsed: the latents kept "
-            f"{fitted.latent_shrinkage:.1e} of their variance; {advice}"
+            f"{latent_shrinkage:.1e} of their variance; {advice}"
         )
     if scores.std() < 1e-4 * scores.mean():
         spread = scores.std() / scores.mean()

@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from loopjax.detectors.base import RowBlocks
+from loopjax.detectors.base import RowBlocks, iter_blocks
 from loopjax.detectors.svdd.network import Arrays, NetworkConfig, encode_rows
 from loopjax.training import loop as training_loop
 from loopjax.training import steps as training
 from loopjax.training.checkpoints import Checkpoints
+
+_GATHERED_ROWS = 32_768  # of a stream, mixed and on the device at a time: 100 MB of 768 numbers
+_SPREAD = 4  # a sampled epoch reads this many times the rows that it trains on
 
 
 class Moments(NamedTuple):
@@ -94,12 +97,15 @@ class ResidentRows:
 class StreamedRows:
     """Blocks that pass through the device one after another; one head.
 
+    Rows of a block may be neighbors in the corpus and alike, so what is trained on is mixed: every
+    epoch takes blocks in a new random order and gathers the rows of several at a time.
+
     Args:
         blocks: all rows.
         val_rows: ascending numbers of the rows that stop the training.
         val: those rows; they stay on the device.
-        rows_per_epoch: train on about this many rows, drawn anew every epoch; None for all.
-        seed: of that draw.
+        rows_per_epoch: train on this many rows, drawn anew every epoch; None for all.
+        seed: of that draw and of the order of the blocks.
 
     Attributes:
         train_rows: one array, the numbers of the rows that are trained on.
@@ -113,10 +119,13 @@ class StreamedRows:
         rows_per_epoch: int | None,
         seed: int,
     ):
-        self._blocks, self._val_rows, self._val = blocks, val_rows, val
-        self.train_rows = [np.setdiff1d(np.arange(blocks.n_rows), val_rows)]
-        wanted = len(self.train_rows[0]) if rows_per_epoch is None else rows_per_epoch
-        self._fraction, self._seed = wanted / len(self.train_rows[0]), seed
+        trained = np.ones(blocks.n_rows, bool)
+        trained[val_rows] = False
+        self._blocks = blocks.only(trained)
+        self._val_rows, self._val = val_rows, val
+        self.train_rows = [np.flatnonzero(trained)]
+        self._per_epoch = min(rows_per_epoch or blocks.n_rows, self._blocks.n_rows)
+        self._seed = seed
 
     def fingerprint(self) -> str:
         """Hash of the held-out rows and of the size of the stream."""
@@ -129,11 +138,11 @@ class StreamedRows:
     ) -> Arrays:
         """BatchNorm statistics, stacked, averaged over passes that change no weight.
 
-        The first block stands for all: statistics only have to be of the right size.
+        The first rows of an epoch stand for all: statistics only have to be of the right size.
         """
-        block, rows = next(self._parts())
-        split = training_loop.pad_split([rows], [rows[:0]], recipe.batch_size)
-        data = jnp.asarray(training_loop.pad_rows(block))
+        rows, numbers = next(self._drawn(0))
+        split = training_loop.pad_split([numbers], [numbers[:0]], recipe.batch_size)
+        data = jnp.asarray(training_loop.pad_rows(rows))
         return training_loop.settle(recipe, starts, data, split, passes)
 
     def train(
@@ -159,8 +168,8 @@ class StreamedRows:
         """Moments of the latents of the training rows, in a list of one."""
         own = training_loop.unstack(arrays, 0)
         total, squares = np.zeros(network.hidden_dims[-1]), 0.0
-        for block, rows in self._parts():
-            latents = encode_rows(network, own, block[rows]).astype(np.float64)
+        for rows in iter_blocks(self._blocks, _GATHERED_ROWS):
+            latents = encode_rows(network, own, rows).astype(np.float64)
             total += latents.sum(axis=0)
             squares += float((latents**2).sum())
         mean = total / len(self.train_rows[0])
@@ -168,22 +177,19 @@ class StreamedRows:
         return [Moments(mean.astype(np.float32), max(variance, 0.0))]
 
     def _drawn(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The parts of one epoch."""
+        """The rows of one epoch in equal pieces, and their numbers in the piece."""
         rng = np.random.default_rng([self._seed, 5, epoch])
-        for block, rows in self._parts():
-            drawn = rows if self._fraction >= 1 else rows[rng.random(len(rows)) < self._fraction]
-            if len(drawn):
-                yield block, drawn
-
-    def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Blocks and the numbers of their rows that are trained on; empty ones are left out."""
-        start = 0
-        for block in self._blocks:
-            inside = (self._val_rows >= start) & (self._val_rows < start + len(block))
-            rows = np.setdiff1d(np.arange(len(block)), self._val_rows[inside] - start)
-            start += len(block)
-            if len(rows):
-                yield block, rows.astype(np.int32)
+        sizes = self._blocks.sizes
+        order = rng.permutation(len(sizes))
+        # Enough blocks to draw a part of each, so that an epoch is no handful of neighborhoods.
+        held = np.cumsum(sizes[order])
+        order = order[: int(np.searchsorted(held, _SPREAD * self._per_epoch)) + 1]
+        kept = np.zeros(int(sizes[order].sum()), bool)
+        kept[rng.choice(len(kept), self._per_epoch, replace=False)] = True
+        masks = np.split(kept, np.cumsum(sizes[order])[:-1])
+        n_pieces = -(-self._per_epoch // _GATHERED_ROWS)
+        for rows in iter_blocks(self._blocks.picked(order, masks), -(-self._per_epoch // n_pieces)):
+            yield rows, np.arange(len(rows), dtype=np.int32)
 
 
 def duplicating_shuffle(count: int, seed: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from loopjax.detectors.base import (
     RowBlocks,
     iter_blocks,
     len_rows,
+    places_among,
     score_in_blocks,
     take_rows,
 )
@@ -70,6 +71,8 @@ class SphereSVDD(Detector):
     radii_: np.ndarray
     map_: dict[str, np.ndarray]
     losses_: np.ndarray
+    _kept: np.ndarray
+    _placed: tuple[NearestRows, KnownRows] | None = None
 
     def __init__(
         self,
@@ -118,9 +121,9 @@ class SphereSVDD(Detector):
         if not self.learning_rate > 0:
             raise ParameterError(f"learning_rate must be positive; got {self.learning_rate!r}")
 
-    def _fit(self, rows: Any) -> np.ndarray:
+    def _learn(self, rows: Any) -> None:
         seed = self._seed()
-        kept = self._place_spheres(rows, seed)
+        self._place_spheres(rows, seed)
         recipe = SphereRecipe(
             self.steps, self.batch_size, self.learning_rate, self.weight_decay, self.hidden_width
         )
@@ -136,12 +139,12 @@ class SphereSVDD(Detector):
         self.losses_ = losses[0]
         if not np.isfinite(self.losses_).all():
             raise ModelCheckError("SphereSVDD diverged: not finite; lower the learning rate")
-        own = np.full(len_rows(rows), -1)
-        own[kept] = np.arange(len(kept))
-        return self._scores(rows, own)
 
-    def _place_spheres(self, rows: np.ndarray | RowBlocks, seed: int) -> np.ndarray:
-        """Sets what is fixed before training; the rows that became centers, ascending."""
+    def _training_scores(self, rows: Any, numbers: np.ndarray) -> np.ndarray:
+        return self._scores(rows, places_among(self._kept, numbers))
+
+    def _place_spheres(self, rows: np.ndarray | RowBlocks, seed: int) -> None:
+        """Sets what is fixed before training."""
         total = len_rows(rows)
         found = compute_spectrum(rows, standardize=True)
         if found.total_variance <= 0.0:
@@ -166,18 +169,25 @@ class SphereSVDD(Detector):
         self.radii_ = local_radii(near, RADIUS_FLOOR, 1.0)
         if not self.radii_.min() > 0:
             raise DataError("more than half of the rows are copies of others; drop the copies")
-        return kept
+        self._kept = kept
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
-        return self._scores(rows, KnownRows.of(self.centers_).find(self._project(rows)[0]))
+        return self._scores(rows, self._spheres()[1].find(self._project(rows)[0]))
+
+    def _spheres(self) -> tuple[NearestRows, KnownRows]:
+        """The centers to search, which stay on the device, and to know again."""
+        if self._placed is None or self._placed[0].rows is not self.centers_:
+            nearest = NearestRows(self.centers_, self.radii_**self.density_exponent)
+            self._placed = nearest, KnownRows.of(self.centers_)
+        return self._placed
 
     def _scores(self, rows: np.ndarray | RowBlocks, own: np.ndarray) -> np.ndarray:
         """Scores [N]; `own[i]` is the center that row i must not find, -1 for none."""
-        spheres = NearestRows(self.centers_, self.radii_**self.density_exponent)
-        scores, start = [], 0
+        spheres, scores, start = self._spheres()[0], [], 0
         for points, rest in self._mapped(rows):
             mine = own[start : start + len(points)]
-            scores.append(spheres.search(points, self.n_neighbors, mine, rest)[0].mean(axis=1))
+            found, _ = spheres.search(points, self.n_neighbors, mine, rest)
+            scores.append(found.mean(axis=1))
             start += len(points)
         return np.concatenate(scores)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from loopjax.detectors.base import RowBlocks
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.detectors.svdd.fit import batch_size_for
+from tests.detectors.small import blocks_of
 
 WIDTH = 32
 SMALL = {"hidden_dims": (64, 32, 16)}
@@ -48,7 +48,7 @@ def test_an_epoch_of_a_large_corpus_is_a_sample_of_it(monkeypatch):
     monkeypatch.setattr("loopjax.detectors.svdd.estimator._ONE_PASS", 100)
     x = corpus(2000)
     recipe = {"hidden_dims": (8, 4), "pretrain_epochs": 3, "epochs": 3}
-    blocks = RowBlocks(lambda: (x[i : i + 300] for i in range(0, 2000, 300)), 2000, WIDTH)
+    blocks = blocks_of(x, 300)
     for data in (x, blocks):
         history = DeepSVDD(**recipe).fit(data).history_["pretrain"]
         assert history["train_loss"][-1] < history["train_loss"][0]
