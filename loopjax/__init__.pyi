@@ -1,5 +1,4 @@
 # The public names and their homes: read by type checkers, and at run time by `lazy_loader`.
-from .detectors.base import DataError as DataError
 from .detectors.base import Detector as Detector
 from .detectors.ensemble import Ensemble as Ensemble
 from .detectors.isolation_forest import IsolationForest as IsolationForest
@@ -8,6 +7,7 @@ from .detectors.knn import LocalKNN as LocalKNN
 from .detectors.mahalanobis import Mahalanobis as Mahalanobis
 from .detectors.mean_cosine import MeanCosine as MeanCosine
 from .detectors.pca import PCA as PCA
+from .detectors.rows import DataError as DataError
 from .detectors.storage import load_detector as load_detector
 from .detectors.storage import save_detector as save_detector
 from .detectors.svdd.estimator import DeepSVDD as DeepSVDD

@@ -17,13 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from loopjax.config import EmbedConfig
-from loopjax.detectors.base import (
-    SCORED_ROWS,
-    Detector,
-    RowBlocks,
-    iter_blocks,
-)
+from loopjax.detectors.base import Detector
 from loopjax.detectors.known_rows import KnownRows
+from loopjax.detectors.rows import SCORED_ROWS, RowBlocks, iter_blocks
 from loopjax.detectors.storage import load_detector, read_detector_config, save_detector
 from loopjax.embedding.chain import embed
 from loopjax.embedding.settings import as_encoder, config_of, space_of

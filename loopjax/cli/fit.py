@@ -71,7 +71,7 @@ def _act(args: argparse.Namespace) -> int:
     embeddings = open_embeddings(args.embeddings)
     labels = None
     if args.marks is not None:
-        table = embeddings.columns(["id", "path", "path_bytes"])
+        table = embeddings.columns(["id", "sha256"])
         words = marks_of_rows(read_marks(args.marks), table)
         labels = np.where(words == REJECT, 1, np.where(words == KEEP, 0, -1))
         split = dataclasses.replace(split, train_on="normal")

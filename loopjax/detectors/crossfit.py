@@ -13,7 +13,8 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from loopjax.detectors.base import DataError, Detector, as_rows
+from loopjax.detectors.base import Detector
+from loopjax.detectors.rows import DataError, as_rows
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.detectors.svdd.together import fit_heads
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from loopjax.detectors.base import Detector, RowBlocks
+from loopjax.detectors.base import Detector
 from loopjax.detectors.crossfit import unfitted
+from loopjax.detectors.rows import RowBlocks
 
 # Training rows whose scores give a model its unit: a median of so many is right within a percent.
 UNIT_ROWS = 32_768

@@ -5,20 +5,14 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from loopjax.detectors.base import (
-    CONTAMINATION,
-    DataError,
-    Detector,
-    RowBlocks,
-    len_rows,
-    take_rows,
-)
+from loopjax.detectors.base import CONTAMINATION, Detector
 from loopjax.detectors.crossfit import fit_and_cross_fit
 from loopjax.detectors.isolation_forest import IsolationForest
 from loopjax.detectors.knn import KNN, LocalKNN
 from loopjax.detectors.mahalanobis import Mahalanobis
 from loopjax.detectors.mean_cosine import MeanCosine
 from loopjax.detectors.pca import PCA
+from loopjax.detectors.rows import DataError, RowBlocks, len_rows, take_rows
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.detectors.svdd.sphere_svdd import SphereSVDD
 from loopjax.errors import ParameterError

@@ -8,13 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax.detectors.base import (
-    DataError,
-    Detector,
-    RowBlocks,
-    len_rows,
-    score_in_blocks,
-)
+from loopjax.detectors.base import Detector
+from loopjax.detectors.rows import DataError, RowBlocks, len_rows, score_in_blocks
 from loopjax.errors import ParameterError
 
 # Rows scored together; small enough for their transposed copy to stay in cache.

@@ -4,16 +4,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from loopjax.detectors.base import (
-    DataError,
-    Detector,
-    iter_blocks,
-    len_rows,
-    places_among,
-    take_rows,
-)
+from loopjax.detectors.base import Detector
 from loopjax.detectors.known_rows import KnownRows
 from loopjax.detectors.nearest import NearestRows, local_radii
+from loopjax.detectors.rows import DataError, iter_blocks, len_rows, places_among, take_rows
 from loopjax.detectors.spectrum import column_moments
 from loopjax.errors import ParameterError
 

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from scipy.spatial import KDTree
 
-from loopjax.detectors.base import SCORED_ROWS, RowBlocks, iter_blocks
+from loopjax.detectors.rows import SCORED_ROWS, RowBlocks, iter_blocks
 
 WIDTH = 8
 

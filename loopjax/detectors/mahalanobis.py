@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax.detectors.base import DataError, Detector, score_in_blocks
+from loopjax.detectors.base import Detector
+from loopjax.detectors.rows import DataError, score_in_blocks
 from loopjax.detectors.spectrum import (
     HIGHEST,
     Spectrum,

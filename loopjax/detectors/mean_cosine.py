@@ -4,7 +4,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from loopjax.detectors.base import DataError, Detector, len_rows
+from loopjax.detectors.base import Detector
+from loopjax.detectors.rows import DataError, len_rows
 
 
 class MeanCosine(Detector):

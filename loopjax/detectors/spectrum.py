@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax.detectors.base import RowBlocks, iter_blocks, len_rows
+from loopjax.detectors.rows import RowBlocks, iter_blocks, len_rows
 
 BLOCK_ROWS = 8192
 _SLICE_ROWS = 512

@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from loopjax.config import DetectorConfig, nearest
 from loopjax.detectors import detector_class, make_detector
-from loopjax.detectors.base import RowBlocks, only_rows, take_rows
 from loopjax.detectors.crossfit import fit_and_cross_fit
 from loopjax.detectors.crossfit_blocks import cross_fit_blocks
 from loopjax.detectors.known_rows import KnownRows
+from loopjax.detectors.rows import RowBlocks, only_rows, take_rows
 from loopjax.encoders.space import Space
 from loopjax.errors import UserError
 from loopjax.model import Model, rows_of

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from loopjax.config import SplitConfig
-from loopjax.detectors.base import SCORED_ROWS, RowBlocks, iter_blocks, take_rows
+from loopjax.detectors.rows import SCORED_ROWS, RowBlocks, iter_blocks, take_rows
 from loopjax.errors import UserError
 from loopjax.evaluation.folds import fold_numbers, linked_groups, near_duplicates
 from loopjax.evaluation.folds_blocks import near_duplicates_in_blocks

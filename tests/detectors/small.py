@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from loopjax.detectors.base import RowBlocks
 from loopjax.detectors.ensemble import Ensemble
 from loopjax.detectors.isolation_forest import IsolationForest
 from loopjax.detectors.knn import KNN, LocalKNN
 from loopjax.detectors.mahalanobis import Mahalanobis
 from loopjax.detectors.mean_cosine import MeanCosine
 from loopjax.detectors.pca import PCA
+from loopjax.detectors.rows import RowBlocks
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.detectors.svdd.sphere_svdd import SphereSVDD
 

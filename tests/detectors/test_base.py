@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from loopjax.detectors import detector_kinds, make_detector
-from loopjax.detectors.base import DataError, RowBlocks
 from loopjax.detectors.isolation_forest import IsolationForest
 from loopjax.detectors.knn import KNN
 from loopjax.detectors.pca import PCA
+from loopjax.detectors.rows import DataError, RowBlocks
 from loopjax.errors import ModelCheckError, UserError
 from tests.detectors.small import DETECTORS, blocks_of, odd_rows, rows
 

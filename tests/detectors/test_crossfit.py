@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from loopjax.detectors import make_detector
-from loopjax.detectors.base import DataError
 from loopjax.detectors.crossfit import copy_groups, deal_folds, fit_and_cross_fit
+from loopjax.detectors.rows import DataError
 from loopjax.errors import UserError
 from loopjax.evaluation.conformal import (
     conformal_p_values,

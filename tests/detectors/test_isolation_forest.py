@@ -7,8 +7,8 @@ from sklearn.ensemble import IsolationForest as SkForest
 from sklearn.ensemble._iforest import _average_path_length
 from sklearn.metrics import roc_auc_score
 
-from loopjax.detectors.base import DataError
 from loopjax.detectors.isolation_forest import IsolationForest, average_path, path_lengths
+from loopjax.detectors.rows import DataError
 from loopjax.errors import UserError
 from tests.detectors.small import odd_rows, rows
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from loopjax.detectors.base import DataError
 from loopjax.detectors.knn import KNN, LocalKNN
+from loopjax.detectors.rows import DataError
 from loopjax.errors import UserError
 from tests.detectors.small import rows
 

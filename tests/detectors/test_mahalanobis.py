@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.covariance import EmpiricalCovariance, LedoitWolf, ShrunkCovariance
 
-from loopjax.detectors.base import DataError
 from loopjax.detectors.mahalanobis import Mahalanobis
+from loopjax.detectors.rows import DataError
 from loopjax.errors import UserError
 from tests.detectors.small import rows
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics.pairwise import cosine_distances
 
-from loopjax.detectors.base import DataError
 from loopjax.detectors.mean_cosine import MeanCosine
+from loopjax.detectors.rows import DataError
 from tests.detectors.small import rows
 
 

@@ -3,8 +3,8 @@ import pytest
 from sklearn.decomposition import PCA as SkPCA
 from sklearn.preprocessing import StandardScaler
 
-from loopjax.detectors.base import DataError
 from loopjax.detectors.pca import PCA
+from loopjax.detectors.rows import DataError
 from loopjax.errors import UserError
 from tests.detectors.small import odd_rows, rows
 

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from loopjax.detectors.base import Detector, RowBlocks, len_rows
+from loopjax.detectors.base import Detector
+from loopjax.detectors.rows import RowBlocks, len_rows
 from loopjax.detectors.svdd.fit import (
     LARGEST_BATCH,
     SMALLEST_BATCH,

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from loopjax.detectors.base import RowBlocks, take_rows
+from loopjax.detectors.rows import RowBlocks, take_rows
 from loopjax.detectors.svdd.network import (
     Arrays,
     NetworkConfig,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from loopjax.detectors.base import score_in_blocks
+from loopjax.detectors.rows import score_in_blocks
 from loopjax.errors import ParameterError
 
 HIDDEN_DIMS = {"exp1": (512, 256, 128), "exp2_deeper": (512, 256, 128, 64, 32)}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from loopjax.detectors.base import RowBlocks, iter_blocks
+from loopjax.detectors.rows import RowBlocks, iter_blocks
 from loopjax.detectors.svdd.network import Arrays, NetworkConfig, encode_rows
 from loopjax.training import loop as training_loop
 from loopjax.training import steps as training

@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopjax.detectors.base import (
+from loopjax.detectors.base import Detector
+from loopjax.detectors.knn import RADIUS_FLOOR
+from loopjax.detectors.known_rows import KnownRows
+from loopjax.detectors.nearest import HIGHEST, NearestRows, local_radii
+from loopjax.detectors.rows import (
     DataError,
-    Detector,
     RowBlocks,
     iter_blocks,
     len_rows,
@@ -18,9 +21,6 @@ from loopjax.detectors.base import (
     score_in_blocks,
     take_rows,
 )
-from loopjax.detectors.knn import RADIUS_FLOOR
-from loopjax.detectors.known_rows import KnownRows
-from loopjax.detectors.nearest import HIGHEST, NearestRows, local_radii
 from loopjax.detectors.spectrum import compute_spectrum, double_precision
 from loopjax.detectors.svdd.spheres import ResidualMap, SphereRecipe, apply_map, train_maps
 from loopjax.errors import ModelCheckError, ParameterError

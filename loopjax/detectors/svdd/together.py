@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from loopjax.detectors.base import DataError, as_rows, far_origin, narrowed
+from loopjax.detectors.rows import DataError, as_rows, far_origin, narrowed
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.detectors.svdd.fit import FittedHead, train_heads
 from loopjax.errors import ParameterError

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from loopjax.detectors.base import DataError
 from loopjax.detectors.knn import LocalKNN
+from loopjax.detectors.rows import DataError
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.detectors.svdd.sphere_svdd import SphereSVDD
 from loopjax.detectors.svdd.spheres import SphereRecipe, train_maps
