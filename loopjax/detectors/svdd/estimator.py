@@ -85,7 +85,7 @@ class DeepSVDD(Detector):
             warmup, BatchNorm scale 1, center and stage 2 from the last weights instead of the
             best, threshold from the training part; "reference-true-split" is the same with a real
             permutation. The numbers that go with it are in `REFERENCE`.
-        data_parallel: spread every batch over all devices.
+        data_parallel: spread every batch over all devices of this process.
         contamination: fraction of training rows above `threshold_`; "auto" is 0.05.
         random_state: seed of split, initialization, batches and dropout.
         checkpoint_dir: folder from which a killed `fit` resumes.

@@ -54,13 +54,13 @@ def window_attention(
             source = qkv_ref.at[clip, token, part * width + head * dim + channel]
             return triton.load(source, mask=inside, other=0.0)
 
-        scores = triton.dot(load(0), load(1).T) * dim**-0.5 + bias_ref[head]
+        scores = _dot(load(0), load(1).T) * dim**-0.5 + bias_ref[head]
         if shift:
             region = 3 * _border(row, side, window, shift) + _border(column, side, window, shift)
             scores += jnp.where(region[:, None] == region[None, :], 0.0, -100.0)
         weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
         weights /= jnp.sum(weights, axis=1, keepdims=True)
-        mixed = triton.dot(weights.astype(qkv.dtype), load(2))
+        mixed = _dot(weights.astype(qkv.dtype), load(2))
         target = out_ref.at[clip, token, head * dim + channel]
         triton.store(target, mixed.astype(qkv.dtype), mask=inside)
 
@@ -73,6 +73,11 @@ def window_attention(
         interpret=interpret,
         name="window_attention",
     )(qkv, bias)
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Matrix product of two tiles, summed in float32."""
+    return jax.lax.dot(a, b, preferred_element_type=jnp.float32)
 
 
 def _border(position: jax.Array, side: int, window: int, shift: int) -> jax.Array:
