@@ -27,6 +27,7 @@ from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
 from loopjax.errors import UserError
 from loopjax.evaluation.conformal import adjusted_p_values, require_attainable
+from loopjax.notebook import html_facts
 from loopjax.store.foreign import SUFFIXES
 from loopjax.store.read import Embeddings, part_files
 from loopjax.store.scores import SCORED_COLUMNS, Scores, score_table
@@ -78,6 +79,18 @@ class Model:
     training_ids: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
     embeddings_path: str | None = None
     known_rows: KnownRows | None = field(default=None, compare=False, repr=False)
+
+    def _repr_html_(self) -> str:
+        """What the model is, for notebooks."""
+        facts = {
+            "detector": self.detector.kind,
+            "encoder": self.space.encoder if self.space else "unknown",
+            "fitted on": f"{len(self.training_ids)} loops" if self.training_ids else None,
+            "threshold": float(self.detector.threshold_),
+            "p-values": "yes" if self.is_calibrated else "no",
+            "embeddings": self.embeddings_path,
+        }
+        return html_facts(f"Model {self.name}", facts)
 
     @property
     def is_calibrated(self) -> bool:

@@ -21,6 +21,7 @@ from loopjax.htsat.fusion import crop_starts as default_crop_starts
 from loopjax.htsat.fusion import front_end, prepare_lengths, waveform_starts
 from loopjax.htsat.kernels import kernels_available
 from loopjax.htsat.model import Htsat, HtsatConfig
+from loopjax.notebook import html_facts
 
 FUSION_VIEWS = 4
 
@@ -142,6 +143,18 @@ class HtsatEncoder:
         self._mesh: Mesh | None = None
         self._encode = jax.jit(self.apply, static_argnames="mesh")
         self._outputs = jax.jit(partial(self._apply, everything=True))
+
+    def _repr_html_(self) -> str:
+        """What the encoder is, for notebooks."""
+        facts = {
+            "embedding": f"{self.embedding_dim} numbers",
+            "clip": f"{self.clip_samples / self.sample_rate_hz:g} s at {self.sample_rate_hz} Hz",
+            "longer clips": "fused" if self.fusion else "cropped",
+            "precision": self.precision,
+            "weights": self.weights_sha256[:16],
+            "assumed": "; ".join(self.assumptions),
+        }
+        return html_facts(f"Encoder {self.id}", facts)
 
     @property
     def sample_rate_hz(self) -> int:

@@ -7,8 +7,10 @@ an `Estimate` (a number with its interval). JSON holds an estimate as three keys
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 
 from loopjax.errors import UserError
+from loopjax.notebook import html_table
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
@@ -69,6 +71,16 @@ class Evaluation:
     tables: tuple[Table, ...]
     headline: dict[str, float] = field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        """All tables, for notebooks."""
+        return "".join(
+            f"<b>{escape(table.title)}</b><p>{escape(table.note)}</p>"
+            + html_table(
+                table.columns, ([_text(row.get(c)) for c in table.columns] for row in table.rows)
+            )
+            for table in self.tables
+        )
+
     def to_json(self) -> dict[str, Json]:
         """Plain containers for `json.dumps`."""
         headline: dict[str, Json] = dict(self.headline)
@@ -92,6 +104,14 @@ class Evaluation:
                 raise UserError(f"{where}: headline {label!r} is no number")
             numbers[label] = float(number)
         return cls(tuple(Table.from_json(table, where) for table in tables), numbers)
+
+
+def _text(cell: Cell) -> str | int | float | bool | None:
+    if not isinstance(cell, Estimate):
+        return cell
+    if cell.low is None or cell.high is None:
+        return cell.value
+    return f"{cell.value:.3g} [{cell.low:.3g}, {cell.high:.3g}]"
 
 
 def _flat(row: Mapping[str, Cell]) -> dict[str, Json]:

@@ -8,12 +8,14 @@ mix.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from loopjax.errors import UserError
 from loopjax.store.columns import as_matrix, repeated_values, row_order
+from loopjax.store.display import embeddings_html, require_package
 from loopjax.store.failures import read_failures
 from loopjax.store.foreign import SUFFIXES, read_foreign_file, read_tables
 from loopjax.store.parquet import open_footer, open_parquet, require_finite
@@ -24,6 +26,10 @@ from loopjax.store.schema import (
     SCHEMA_VERSION,
     read_metadata,
 )
+
+if TYPE_CHECKING:  # neither is needed to read a store
+    import pandas
+    import polars
 
 BLOCK_ROWS = 8192  # handled at once where a store is too large for memory
 
@@ -60,6 +66,36 @@ class Embeddings:
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Some columns of the row table, N rows; those that it lacks are left out."""
         return self.table.select([name for name in names if name in self.table.column_names])
+
+    def to_arrow(self) -> pa.Table:
+        """The row table with a column `embedding`, which pandas, Polars and DuckDB take."""
+        width = self.matrix.shape[1] if self.matrix.ndim == 2 else 0
+        values = pa.array(np.ascontiguousarray(self.matrix, np.float32).ravel())
+        return self.table.append_column(EMBEDDING, pa.FixedSizeListArray.from_arrays(values, width))
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """The rows as a pandas frame, embeddings as arrays in the column `embedding`.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        require_package("pandas")
+        return self.to_arrow().to_pandas()
+
+    def to_polars(self) -> "polars.DataFrame":
+        """The rows as a Polars frame, embeddings in the column `embedding`.
+
+        Raises:
+            UserError: Polars is not installed.
+        """
+        require_package("polars")
+        import polars
+
+        return polars.DataFrame(self.to_arrow())
+
+    def _repr_html_(self) -> str:
+        """The first rows with players, for notebooks."""
+        return embeddings_html(self.table, self.matrix.shape, self.metadata.get("encoder", ""))
 
     def similar(self, queries: np.ndarray | Sequence[str], k: int = 10) -> pa.Table:
         """The rows most similar to each query by cosine, exact, most similar first.
