@@ -24,6 +24,7 @@ from loopjax.evaluation.tables import Evaluation, Row, Table
 from loopjax.evaluation.thresholds import score_threshold
 from loopjax.experiment.figures import draw_curves, draw_run
 from loopjax.experiment.fit import fit_models
+from loopjax.experiment.gain import gain_rows
 from loopjax.experiment.splits import Split
 from loopjax.io import write_json
 from loopjax.model import Model, ScoredRows
@@ -38,6 +39,8 @@ SEPARATION_COLUMNS = (
     "dynamic_range_log10",
     "ks_train_held_out",
 )
+# Columns of the table of detectors that depend on each score's unit or on its own threshold.
+OWN_UNITS = ("threshold", "flagged", "flagged_held_out")
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,8 @@ def _detectors(run: FittedRun) -> Table:
             truth = run.labels[run.measured]
             row |= _labeled_cells(truth, [s[run.measured] for s in seeds], settings)
         rows.append(row)
+    measured = [{k: v for k, v in row.items() if k not in OWN_UNITS} for row in rows]
+    rows += gain_rows(measured, run.config.detectors)
     where = "of the held-out loops" if run.split.held_out.any() else "of each fold by the others"
     note = (
         f"No loop is scored by a detector that was fitted on it. Threshold: {settings.threshold}; "

@@ -23,6 +23,7 @@ from loopjax.evaluation.tables import Estimate, Evaluation, Row, Table
 from loopjax.experiment.evaluate import Log
 from loopjax.experiment.figures import draw_run
 from loopjax.experiment.fit import check_params, fit_models
+from loopjax.experiment.gain import gain_rows
 from loopjax.experiment.groups import cut_groups
 from loopjax.experiment.protocols import ProtocolRow, run_protocols
 from loopjax.experiment.splits import split_rows
@@ -88,12 +89,15 @@ def reproduce(config: ExperimentConfig, out: Path, log: Log) -> Evaluation:
             log=lambda line, name=set_name: log(f"{name}: {line}"),
         )
         rows_by_set[set_name] = rows
-        tables += _labeled_tables(rows, set_name)
+        tables += _labeled_tables(rows, set_name, config.detectors)
         tables += _unlabeled_table(rows, set_name)
         tables += _collapsed(rows, set_name)
         measured += _measurements(rows, set_name)
         _draw(config, embeddings, set_name, out, log)
-    tables[:0] = [*_means(measured), *_heads_beside_cheap(rows_by_set, config.detectors)]
+    tables[:0] = [
+        *_means(measured, config.detectors),
+        *_heads_beside_cheap(rows_by_set, config.detectors),
+    ]
     if published is not None:
         tables.insert(0, compare_with_published(measured, published))
     evaluation = Evaluation(tuple(tables))
@@ -119,7 +123,9 @@ def _finished(rows: Sequence[ProtocolRow], protocol: str) -> list[ProtocolRow]:
     return [row for row in rows if row.protocol == protocol and not row.collapsed]
 
 
-def _labeled_tables(rows: Sequence[ProtocolRow], set_name: str) -> Iterator[Table]:
+def _labeled_tables(
+    rows: Sequence[ProtocolRow], set_name: str, detectors: Sequence[DetectorConfig]
+) -> Iterator[Table]:
     """Per protocol: one row per method, AUROC by folder and on average."""
     for protocol in _labeled(rows):
         own = _finished(rows, protocol)
@@ -135,17 +141,18 @@ def _labeled_tables(rows: Sequence[ProtocolRow], set_name: str) -> Iterator[Tabl
             line |= {folder: by_folder.get(folder) for folder in folders}
             lines.append((mean.value, line))
         lines.sort(key=lambda pair: -pair[0])
+        ordered = [line for _, line in lines]
         role = "normal" if protocol == "P1" else "anomalous"
         percent = protocol.partition("-")[2]
         hidden = f", {percent} % of it in training" if percent else ""
         yield Table(
             f"{protocol} on {set_name}: one folder {role}{hidden}",
             f"AUROC by the {role} folder; mean over folders with its range over seeds.",
-            tuple(line for _, line in lines),
+            (*ordered, *gain_rows(ordered, detectors)),
         )
 
 
-def _means(measured: Sequence[Measurement]) -> Iterator[Table]:
+def _means(measured: Sequence[Measurement], detectors: Sequence[DetectorConfig]) -> Iterator[Table]:
     """One row per detector: its mean AUROC on every set and protocol."""
     rows: dict[str, Row] = {}
     for own in measured:
@@ -154,7 +161,8 @@ def _means(measured: Sequence[Measurement]) -> Iterator[Table]:
             row[f"{own.embeddings} {own.measure.removeprefix('auroc_')}"] = own.value
     if rows:
         note = "Mean over folders with its range over seeds."
-        yield Table("AUROC by detector", note, tuple(rows.values()))
+        ordered = tuple(rows.values())
+        yield Table("AUROC by detector", note, (*ordered, *gain_rows(ordered, detectors)))
 
 
 def _heads_beside_cheap(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -33,6 +34,8 @@ from loopjax.evaluation.splits import protocol_splits
 from loopjax.json_files import parse_json
 
 CACHE_FORMAT = 2  # of its rows; raised when they change
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -162,12 +165,25 @@ def _run(
     if isinstance(detector, DeepSVDD):
         yield from _run_heads(detector, X, tasks)
         return
-    for task in tasks:
+
+    def fit(task: _Task) -> ProtocolRow:
         params = detector.get_params()
         if "random_state" in params:
             params["random_state"] = task.seed
         fitted = type(detector)(**params).fit(X[task.train])
-        yield task, _measure(task, fitted, X, fitted.decision_scores_, X[task.test])
+        return _measure(task, fitted, X, fitted.decision_scores_, X[task.test])
+
+    yield from zip(tasks, _side_by_side(fit, tasks), strict=True)
+
+
+def _side_by_side(work: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
+    """Results in order; small fits keep about one core busy, so cores take one each."""
+    workers = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _run_heads(
@@ -179,11 +195,9 @@ def _run_heads(
     heads = [DeepSVDD(**{**params, "random_state": task.seed}) for task in tasks]
     if not heads:
         return
-    if jax.default_backend() == "cpu":
-        # Small steps keep about one core busy: cores train single heads side by side.
-        workers, size = os.cpu_count() or 1, 1
-    else:
-        workers, size = 1, group_size(heads[0].network_config(X.shape[1]))
+    # On a CPU every head is a program of its own, see `_side_by_side`.
+    on_cpu = jax.default_backend() == "cpu"
+    size = 1 if on_cpu else group_size(heads[0].network_config(X.shape[1]))
     # Tasks of similar size together: every program is compiled for its largest member.
     order = sorted(range(len(tasks)), key=lambda i: len(tasks[i].train))
     groups = [order[start : start + size] for start in range(0, len(order), size)]
@@ -191,13 +205,9 @@ def _run_heads(
     def train(group: list[int]) -> list[FittedHead]:
         return train_together([heads[i] for i in group], X, [tasks[i].train for i in group])
 
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for group, trained in zip(groups, pool.map(train, groups), strict=True):
-            for i, fitted in zip(group, trained, strict=True):
-                yield tasks[i], _test_head(tasks[i], heads[i], fitted, X)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for group, trained in zip(groups, _side_by_side(train, groups), strict=True):
+        for i, fitted in zip(group, trained, strict=True):
+            yield tasks[i], _test_head(tasks[i], heads[i], fitted, X)
 
 
 def _test_head(task: _Task, head: DeepSVDD, fitted: FittedHead, X: np.ndarray) -> ProtocolRow:

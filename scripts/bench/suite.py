@@ -30,6 +30,7 @@ COMMANDS: dict[str, list[str]] = {
     "baselines": [],
     "decoding": [],
     "growth": [],
+    "large": [],
     "startup": [],
 }
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from loopjax.cli import main
+from loopjax.config import DetectorConfig
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Estimate, Evaluation
+from loopjax.experiment.gain import gain_rows
 from loopjax.experiment.load import load_config
 from loopjax.experiment.paper import reproduce
 from tests.detectors.small import TINY, odd_rows, rows
@@ -75,6 +77,17 @@ def test_every_head_stands_beside_every_cheap_method(evaluation):
         assert row["folders_won"].endswith(" of 3")
 
 
+def test_what_training_adds_is_a_row_of_every_table():
+    detectors = [DetectorConfig("s", "sphere-svdd"), DetectorConfig("l", "local-knn")]
+    rows = [
+        {"detector": "s", "x P1": Estimate(0.9, 0.8, 1.0), "mean": 0.75, "note": "a"},
+        {"detector": "l", "x P1": Estimate(0.5, 0.4, 0.6), "mean": 0.5, "note": "b"},
+    ]
+    (row,) = gain_rows(rows, detectors)
+    assert row == {"detector": "s minus l", "x P1": pytest.approx(0.4), "mean": 0.25}
+    assert gain_rows(rows[:1], detectors) == gain_rows(rows, detectors[:1]) == ()
+
+
 def test_seeds_of_the_command_line_hold_whatever_a_detector_asks_for(tmp_path):
     matrix = np.concatenate([rows(30), odd_rows(20)])
     np.savez(tmp_path / "set.npz", embeddings=matrix, group=np.repeat(["a", "b"], [30, 20]))
@@ -96,3 +109,11 @@ def test_sets_are_needed(tmp_path):
     path.write_text(json.dumps(CONFIG), "utf-8")
     with pytest.raises(UserError, match=r"data\.sets"):
         reproduce(load_config(path, []), tmp_path / "out", log=lambda line: None)
+
+
+def test_a_set_that_is_not_there_is_named(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(CONFIG), "utf-8")
+    config = load_config(path, ["data.sets.ff=nowhere/ff.npz", "evaluate.reference=null"])
+    with pytest.raises(UserError, match=r"data\.sets\.ff: nowhere/ff\.npz does not exist.*--set"):
+        reproduce(config, tmp_path / "out", log=lambda line: None)
