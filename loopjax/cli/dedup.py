@@ -2,9 +2,9 @@
 
 import argparse
 
+from loopjax.cli.options import add_settings, given_settings
 from loopjax.cli.verb import DONE, Verb
-
-MAX_HEARD = 20_000
+from loopjax.config.library import DedupConfig
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -12,20 +12,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", metavar="FILE", help="write all sets as .csv, .parquet or .json"
     )
-    parser.add_argument(
-        "--max-heard",
-        type=int,
-        default=MAX_HEARD,
-        metavar="N",
-        help="pairs compared by listening to both files, most similar first; beyond, and with 0, "
-        f"embeddings alone decide (default: {MAX_HEARD})",
-    )
-    parser.add_argument(
-        "--cosine",
-        type=float,
-        metavar="X",
-        help="from which on unheard pairs are copies (default: from the store's own distribution)",
-    )
+    add_settings(parser, DedupConfig)
     parser.add_argument("--top", type=int, default=20, help="rows printed (default 20)")
 
 
@@ -36,7 +23,8 @@ def _act(args: argparse.Namespace) -> int:
     from loopjax.store.tables import check_suffix, write_table
 
     check_suffix(args.out)
-    found = dedup(args.store, args.cosine, args.max_heard)
+    config = given_settings(args, DedupConfig())
+    found = dedup(args.store, config.cosine, config.max_heard)
     if args.out is not None:
         write_table(found.table, args.out)
     print_table(found.table, ("set", "mark", "evidence", "cosine", "correlation", "path"), args.top)

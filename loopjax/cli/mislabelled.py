@@ -2,22 +2,15 @@
 
 import argparse
 
+from loopjax.cli.options import add_settings, given_settings
 from loopjax.cli.verb import DONE, Verb
+from loopjax.config.library import MislabelledConfig
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="STORE", help="folder of `loopjax embed`, or of a run")
     parser.add_argument("-o", "--out", metavar="FILE", help="write .csv, .parquet or .json")
-    parser.add_argument(
-        "--column", default="group", metavar="NAME", help="column with the labels (default: group)"
-    )
-    parser.add_argument(
-        "--depth",
-        type=int,
-        default=0,
-        metavar="N",
-        help="take only the first N folders of a label (default: all)",
-    )
+    add_settings(parser, MislabelledConfig)
     parser.add_argument("--top", type=int, default=20, help="rows printed (default 20)")
 
 
@@ -27,7 +20,8 @@ def _act(args: argparse.Namespace) -> int:
     from loopjax.store.tables import check_suffix, write_table
 
     check_suffix(args.out)
-    found = mislabelled(args.store, args.column, args.depth)
+    config = given_settings(args, MislabelledConfig())
+    found = mislabelled(args.store, config.column, config.depth)
     if args.out is not None:
         write_table(found.table, args.out)
     print_table(found.table, ("rank", "label", "sounds_like", "p_value", "path"), args.top)

@@ -69,7 +69,11 @@ def _flag(field: Field) -> str:
 
 def _metavar(field: Field) -> str:
     several = typing.get_origin(field.type) is tuple
-    one = "SECONDS" if field.name.endswith("_s") else {int: "N", float: "X"}.get(field.type, "NAME")
+    one = (
+        "SECONDS"
+        if field.name.endswith("_s")
+        else {int: "N", float: "X", float | None: "X"}.get(field.type, "NAME")
+    )
     return f"{one},..." if several else one
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from scipy import stats
 
+from loopjax.config.library import DedupConfig
 from loopjax.errors import UserError
 from loopjax.evaluation.folds import linked_groups
 from loopjax.library.likeness import SAME, hear_pairs
@@ -15,8 +17,8 @@ from loopjax.store.blocks import open_rows
 from loopjax.store.columns import repeated_values
 
 N_NEIGHBORS = 8
-MAX_HEARD = 20_000  # pairs by default: minutes
 FEW_ROWS, FEW_ROWS_COSINE = 20, 0.999  # too few rows to choose from
+LEAST_COSINE = 0.9  # below, no two loops are copies
 MAX_COSINE = 1 - 1e-6  # beyond, float32 tells nothing apart
 AS_LONG = 0.95  # of the longest copy's duration: counts as equally long
 COLUMNS = (
@@ -52,7 +54,9 @@ class Duplicates:
     n_heard: int
 
 
-def dedup(store: str | Path, cosine: float | None = None, max_heard: int = MAX_HEARD) -> Duplicates:
+def dedup(
+    store: str | Path, cosine: float | None = None, max_heard: int = DedupConfig.max_heard
+) -> Duplicates:
     """Finds exact and near-duplicates, also across formats, gain, shifts and resampling.
 
     Equal bytes are copies. Every other loop and its nearest neighbors are decoded and compared (see
@@ -99,10 +103,10 @@ def copy_cosine(nearest: np.ndarray) -> float:
     """From which cosine on two loops of a store are copies, as far as embeddings can tell.
 
     Few loops have as many copies as neighbors are looked at, so the last of these shows how alike
-    different loops of this store are. Copies lie four standard deviations above that, and three
-    times as far as second neighbors usually do: of different loops, fewer than one in a hundred
-    gets there by chance. Cosines are compared on the scale of Fisher's transform, on which those
-    near 1 do not crowd.
+    different loops of this store are. Copies lie four deviations above its median, and three times
+    as far as second neighbors usually do: of different loops, about one in a hundred gets there by
+    chance. Medians do not mind that some loops have more copies. Cosines are compared on the scale
+    of Fisher's transform, on which those near 1 do not crowd.
 
     Args:
         nearest: [N, k] falling cosines of every loop and its neighbors.
@@ -111,9 +115,9 @@ def copy_cosine(nearest: np.ndarray) -> float:
     if len(nearest) < FEW_ROWS:
         return FEW_ROWS_COSINE
     spread = np.arctanh(np.clip(nearest, -MAX_COSINE, MAX_COSINE))
-    last = spread[:, -1]
-    step = float(np.median(spread[:, min(1, spread.shape[1] - 1)]) - np.median(last))
-    return float(np.tanh(last.mean() + 4 * last.std() + 3 * step))
+    second, last = np.median(spread[:, [min(1, spread.shape[1] - 1), -1]], axis=0)
+    deviation = stats.median_abs_deviation(spread[:, -1], scale="normal")
+    return max(LEAST_COSINE, float(np.tanh(last + 4 * deviation + 3 * (second - last))))
 
 
 def _pairs(near: Neighbors, cosine: float, max_heard: int) -> tuple[np.ndarray, np.ndarray]:
