@@ -20,7 +20,7 @@ from scripts.gpu_check.reference import FRAMES, KINDS, SIZES, views
 MEL_DB_MAX, MEL_DB_MEAN = 0.05, 5e-4  # bands near -100 dB carry a float32 STFT's rounding
 FP32_OVER_NORM = 2e-5
 # 1 - cosine to float32, because a cosine rounded to three digits says nothing.
-ANGLE = {"tf32": 1e-4, "bf16": 1e-3, "bf16-fast": 1e-3, "bf16-fused": 1e-3}
+ANGLE = {"tf32": 1e-4, "bf16": 1e-3, "bf16-fused": 1e-3}
 BLOCK_ANGLE = 5e-4
 
 
