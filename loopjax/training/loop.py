@@ -10,13 +10,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from loopjax.training.checkpoints import Checkpoints
+from loopjax.training.recipe import EPOCH_METRICS, Hyperparams, Recipe, Split, State, Tree
 from loopjax.training.steps import (
-    EPOCH_METRICS,
-    Hyperparams,
-    Recipe,
-    Split,
-    State,
-    Tree,
     advance,
     advance_block,
     advance_epoch,

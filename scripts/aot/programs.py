@@ -20,6 +20,7 @@ from loopjax.encoders.space import Precision
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
 from loopjax.training import loop, steps
+from loopjax.training.recipe import Hyperparams, Recipe
 
 SIZES = {
     "tiny": HtsatConfig.tiny(n_classes=None, projection_dim=None),
@@ -116,7 +117,7 @@ def _heads(target: str, objective: type, *, heads: int, batch: int) -> Program:
         rows = np.arange(ROWS)
         split = loop.pad_split([rows] * heads, [rows[:100]] * heads, batch)
         rates = (1e-5, 5e-6, 1000, 1e-5)
-        hyper = steps.Hyperparams(
+        hyper = Hyperparams(
             *(np.full(heads, value, np.float32) for value in rates),
             *(np.full(heads, 10, np.int32) for _ in range(2)),
         )
@@ -124,7 +125,7 @@ def _heads(target: str, objective: type, *, heads: int, batch: int) -> Program:
             lambda x: place.whole(np.shape(x), np.asarray(x).dtype),
             (loop.stack(starts), split, hyper),
         )
-        recipe = steps.Recipe(objective(network), batch)
+        recipe = Recipe(objective(network), batch)
         own = loop.loop_steps(recipe, np.array([ROWS]))
         run = partial(steps.advance, recipe=recipe, epochs=1, loop_steps=own)
         matrix = place.whole((2048, WIDTH), jnp.float32)

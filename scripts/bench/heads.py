@@ -31,10 +31,11 @@ def setting(X: np.ndarray, batch: int, heads: int, stage: str, epochs: int) -> t
     from loopjax.detectors.svdd.objectives import OneClass, Reconstruction
     from loopjax.training import loop as training_loop
     from loopjax.training import steps as training
+    from loopjax.training.recipe import Hyperparams, Recipe
 
     network = NetworkConfig(X.shape[1], WIDTHS)
     one_class = stage == "one-class"
-    recipe = training.Recipe(OneClass(network) if one_class else Reconstruction(network), batch)
+    recipe = Recipe(OneClass(network) if one_class else Reconstruction(network), batch)
     starts = []
     for seed in range(heads):
         arrays = initialize(network, np.random.default_rng(seed))
@@ -46,9 +47,7 @@ def setting(X: np.ndarray, batch: int, heads: int, stage: str, epochs: int) -> t
     rows = np.arange(len(X))
     split = training_loop.pad_split([rows] * heads, [rows[:0]] * heads, batch)
     rates = (np.full(heads, v, np.float32) for v in (1e-5, 5e-6, 1000, 1e-5))
-    hyperparams = training.Hyperparams(
-        *rates, *(np.full(heads, n, np.int32) for n in (epochs, 10**6))
-    )
+    hyperparams = Hyperparams(*rates, *(np.full(heads, n, np.int32) for n in (epochs, 10**6)))
     data = training_loop.place(training_loop.pad_rows(X), None)
     return recipe, training_loop.stack(starts), data, split, hyperparams
 

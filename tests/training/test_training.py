@@ -13,6 +13,7 @@ from loopjax.training import keys
 from loopjax.training import loop as training_loop
 from loopjax.training import steps as training
 from loopjax.training.checkpoints import Checkpoints
+from loopjax.training.recipe import EPOCH_METRICS, Hyperparams, Recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +40,7 @@ DATA = np.concatenate([X, 3 * X, np.arange(N_ROWS)[:, None]], axis=1).astype(np.
 
 
 def setup(n_train=29, val=True, aux=None, slopes=(0.0,), seed=0, max_epochs=6, patience=10):
-    recipe = training.Recipe(Line(), batch_size=8)
+    recipe = Recipe(Line(), batch_size=8)
     n_heads = len(slopes)
     start = [
         training.start(
@@ -54,7 +55,7 @@ def setup(n_train=29, val=True, aux=None, slopes=(0.0,), seed=0, max_epochs=6, p
     )
     rates = (np.full(n_heads, v, np.float32) for v in (0.1, 0.01, 6, 0.0))
     limits = (np.full(n_heads, v, np.int32) for v in (max_epochs, patience))
-    hyperparams = training.Hyperparams(*rates, *limits)
+    hyperparams = Hyperparams(*rates, *limits)
     return (
         recipe,
         state,
@@ -182,7 +183,7 @@ def test_progress_is_reported_epoch_by_epoch():
         *setup(max_epochs=3), on_epoch=lambda epoch, metrics: seen.append((epoch, metrics))
     )
     assert [epoch for epoch, _ in seen] == [0, 1, 2]
-    assert set(seen[0][1]) == set(training.EPOCH_METRICS)
+    assert set(seen[0][1]) == set(EPOCH_METRICS)
 
 
 def test_a_run_resumes_to_the_same_curve(tmp_path, monkeypatch):

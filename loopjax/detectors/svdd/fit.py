@@ -26,6 +26,7 @@ from loopjax.errors import ModelCheckError, ParameterError
 from loopjax.training import loop as training_loop
 from loopjax.training import steps as training
 from loopjax.training.checkpoints import Checkpoints
+from loopjax.training.recipe import EPOCH_METRICS, Hyperparams, Objective, Recipe, State
 
 # Bytes of training state per call; more heads go in further calls.
 _STATE_BYTES = 2**30
@@ -266,11 +267,11 @@ class _Training:
     def _stage(
         self,
         name: str,
-        objective: training.Objective,
+        objective: Objective,
         params: Arrays,
         stats: Arrays,
         aux: list[Arrays],
-    ) -> training.State:
+    ) -> State:
         """Train one stage from stacked arrays; the final state, in host memory."""
         on_epoch = self.options.on_epoch
         state, curves = self.source.train(
@@ -285,20 +286,18 @@ class _Training:
             own = curves[h, : int(state.epoch[h])]
             self.history[h][name] = {
                 metric: [None if np.isnan(value) else float(value) for value in own[:, i]]
-                for i, metric in enumerate(training.EPOCH_METRICS)
+                for i, metric in enumerate(EPOCH_METRICS)
             }
             self.best_epochs[h][name] = int(state.best_epoch[h])
         return jax.tree.map(np.asarray, state)
 
-    def _recipe(self, objective: training.Objective) -> training.Recipe:
+    def _recipe(self, objective: Objective) -> Recipe:
         config = self.config
-        return training.Recipe(
+        return Recipe(
             objective, config.batch_size, mesh=self.mesh, max_steps=config.max_steps_per_epoch
         )
 
-    def _starts(
-        self, stage: str, params: Arrays, stats: Arrays, aux: list[Arrays]
-    ) -> list[training.State]:
+    def _starts(self, stage: str, params: Arrays, stats: Arrays, aux: list[Arrays]) -> list[State]:
         return [
             training.start(
                 training_loop.unstack(params, h),
@@ -309,7 +308,7 @@ class _Training:
             for h, head in enumerate(self.heads)
         ]
 
-    def _hyperparams(self, stage: str) -> training.Hyperparams:
+    def _hyperparams(self, stage: str) -> Hyperparams:
         config, heads = self.config, self.heads
         pretrain = stage == "pretrain"
         epochs = config.pretrain_epochs if pretrain else config.epochs
@@ -321,7 +320,7 @@ class _Training:
             [head.weight_decay for head in heads],
         )
         limits = (np.full(len(heads), n, np.int32) for n in (epochs, config.patience))
-        return training.Hyperparams(*(np.array(c, np.float32) for c in columns), *limits)
+        return Hyperparams(*(np.array(c, np.float32) for c in columns), *limits)
 
     def _checkpoints(self, stage: str) -> Checkpoints | None:
         folder = self.options.checkpoint_dir

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from loopjax.detectors.rows import RowBlocks, iter_blocks
 from loopjax.detectors.svdd.network import Arrays, NetworkConfig, encode_rows
 from loopjax.training import loop as training_loop
-from loopjax.training import steps as training
 from loopjax.training.checkpoints import Checkpoints
+from loopjax.training.recipe import Hyperparams, Recipe, State
 
 _GATHERED_ROWS = 32_768  # of a stream, mixed and on the device at a time: 100 MB of 768 numbers
 _SPREAD = 4  # a sampled epoch reads this many times the rows that it trains on
@@ -62,22 +62,20 @@ class ResidentRows:
             digest.update(np.asarray(part).tobytes())
         return digest.hexdigest()
 
-    def settled(
-        self, recipe: training.Recipe, starts: Sequence[training.State], passes: int
-    ) -> Arrays:
+    def settled(self, recipe: Recipe, starts: Sequence[State], passes: int) -> Arrays:
         """BatchNorm statistics, stacked, averaged over passes that change no weight."""
         return training_loop.settle(recipe, starts, self._data, self._split, passes)
 
     def train(
         self,
-        recipe: training.Recipe,
-        starts: Sequence[training.State],
-        hyperparams: training.Hyperparams,
+        recipe: Recipe,
+        starts: Sequence[State],
+        hyperparams: Hyperparams,
         checkpoints: Checkpoints | None,
         *,
         every_epochs: int,
         on_epoch: training_loop.OnEpoch | None,
-    ) -> tuple[training.State, np.ndarray]:
+    ) -> tuple[State, np.ndarray]:
         """Train all heads until they stop; stacked state and metrics [H, E, 3]."""
         state = training_loop.place(training_loop.stack(list(starts)), self._mesh)
         return training_loop.run(
@@ -133,9 +131,7 @@ class StreamedRows:
         digest.update(f"{self._blocks.n_rows} {self._blocks.n_features}".encode())
         return digest.hexdigest()
 
-    def settled(
-        self, recipe: training.Recipe, starts: Sequence[training.State], passes: int
-    ) -> Arrays:
+    def settled(self, recipe: Recipe, starts: Sequence[State], passes: int) -> Arrays:
         """BatchNorm statistics, stacked, averaged over passes that change no weight.
 
         The first rows of an epoch stand for all: statistics only have to be of the right size.
@@ -147,17 +143,17 @@ class StreamedRows:
 
     def train(
         self,
-        recipe: training.Recipe,
-        starts: Sequence[training.State],
-        hyperparams: training.Hyperparams,
+        recipe: Recipe,
+        starts: Sequence[State],
+        hyperparams: Hyperparams,
         checkpoints: Checkpoints | None,
         *,
         every_epochs: int,
         on_epoch: training_loop.OnEpoch | None,
-    ) -> tuple[training.State, np.ndarray]:
+    ) -> tuple[State, np.ndarray]:
         """Train the head until it stops; stacked state and metrics [1, E, 3]."""
         state = training_loop.place(starts[0], None)
-        one = training.Hyperparams(*(column[0] for column in hyperparams))
+        one = Hyperparams(*(column[0] for column in hyperparams))
         state, curves = training_loop.run_streamed(
             recipe, state, self._drawn, self._val, one, checkpoints=checkpoints,
             every_epochs=every_epochs, on_epoch=on_epoch,
