@@ -28,7 +28,7 @@ _KINDS = {
     "ensemble": "loopjax.detectors.ensemble:Ensemble",
 }
 
-# What `fit` takes where nothing else is asked for; chosen by scripts/heads/choose_default.py.
+# What `fit` takes where nothing else is asked for.
 DEFAULT_KIND = "deep-svdd"
 
 

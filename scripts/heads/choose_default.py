@@ -3,8 +3,8 @@
     python -m scripts.heads.choose_default out/unseen
 
 The rule stands in that file: the highest AUROC on average over its corpora and protocols. Prints
-the table and writes it, with the choice, to scripts/heads/default.json; a test holds
-`loopjax.detectors.DEFAULT_KIND` and configs/demo.yaml to it.
+the table and writes it, with the choice, to scripts/heads/default.json. The default itself is
+`loopjax.detectors.DEFAULT_KIND`.
 """
 
 import argparse

@@ -1,0 +1,49 @@
+"""How heads are compared: the rendered corpora, and the choice of the default detector."""
+
+import json
+
+from loopjax.evaluation.tables import Estimate, Evaluation, Table
+from scripts.heads.choose_default import choose, read_means
+from scripts.heads.corpora import LOOPS, copy_by_prefix, plans_of, programs_of
+from scripts.render.programs import FAMILIES
+
+
+def test_the_unseen_programs_are_those_that_trained_no_encoder():
+    unseen, familiar = programs_of("programs"), programs_of("familiar")
+    assert len(unseen) >= 20 and not set(unseen) & set(familiar)
+    for family, number in unseen:
+        assert number in FAMILIES[family].held_out
+    for family, number in familiar:
+        assert number not in FAMILIES[family].held_out
+
+
+def test_every_program_has_loops_of_its_own_and_the_same_each_time():
+    plans = plans_of("programs", ("bass", 35))
+    assert len(plans) >= LOOPS["programs"]
+    assert plans == plans_of("programs", ("bass", 35))
+    assert {(plan.family, plan.program, plan.degradation) for plan in plans} == {
+        ("bass", 35, "none")
+    }
+    other = plans_of("programs", ("bass", 37))
+    assert [plan.tempo_bpm for plan in other] != [plan.tempo_bpm for plan in plans]
+
+
+def test_samples_are_grouped_by_the_first_word_of_their_names(tmp_path):
+    for i in range(8):
+        (tmp_path / f"hat_{i}.flac").write_bytes(b"x")
+    (tmp_path / "sn_1.flac").write_bytes(b"x")
+    copy_by_prefix(tmp_path, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["hat"]
+    assert len(list((tmp_path / "out" / "hat").iterdir())) == 8
+
+
+def test_the_highest_mean_is_chosen(tmp_path):
+    rows = (
+        {"detector": "a", "x P1": Estimate(0.9), "x P3": Estimate(0.5)},
+        {"detector": "b", "x P1": Estimate(0.8), "x P3": Estimate(0.7)},
+    )
+    evaluation = Evaluation((Table("AUROC by detector", "", rows),))
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation.to_json()), "utf-8")
+    means = read_means(tmp_path)
+    assert means["a"] == {"x P1": 0.9, "x P3": 0.5}
+    assert choose(means) == "b"
