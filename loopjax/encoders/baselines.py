@@ -37,7 +37,9 @@ class LogMelStatistics(HtsatEncoder):
         """Twice the number of mel bands."""
         return 2 * self.config.mel_bins
 
-    def _apply(self, params: Any, mel: jax.Array, longer: jax.Array, everything: bool = False):
+    def _apply(
+        self, params: Any, mel: jax.Array, longer: jax.Array | None, everything: bool = False
+    ):
         statistics = band_statistics(mel)
         return {"embedding": statistics} if everything else statistics
 

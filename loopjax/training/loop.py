@@ -79,7 +79,7 @@ def pad_rows(X: np.ndarray) -> np.ndarray:
 def loop_steps(recipe: Recipe, n_train: np.ndarray) -> int:
     """Steps to compile for heads with these numbers of training rows [H].
 
-    Above 16 rounded up, by a sixteenth at most, so that sets of similar size share programs.
+    Above 16 rounded up, by an eighth at most, so that sets of similar size share programs.
     """
     steps = int(np.max(steps_per_epoch(recipe, np.asarray(n_train))))
     unit = 1 << max(0, (steps - 1).bit_length() - 4)
