@@ -18,6 +18,7 @@ from loopjax.store.columns import repeated_values
 
 N_NEIGHBORS = 8
 FEW_ROWS, FEW_ROWS_COSINE = 20, 0.999  # too few rows to choose from
+NORMAL = 1.4826  # standard deviation over median deviation of a normal distribution
 LEAST_COSINE = 0.9  # below, no two loops are copies
 MAX_COSINE = 1 - 1e-6  # beyond, float32 tells nothing apart
 AS_LONG = 0.95  # of the longest copy's duration: counts as equally long
@@ -116,7 +117,7 @@ def copy_cosine(nearest: np.ndarray) -> float:
         return FEW_ROWS_COSINE
     spread = np.arctanh(np.clip(nearest, -MAX_COSINE, MAX_COSINE))
     second, last = np.median(spread[:, [min(1, spread.shape[1] - 1), -1]], axis=0)
-    deviation = stats.median_abs_deviation(spread[:, -1], scale="normal")
+    deviation = NORMAL * stats.median_abs_deviation(spread[:, -1])
     return max(LEAST_COSINE, float(np.tanh(last + 4 * deviation + 3 * (second - last))))
 
 
