@@ -79,6 +79,27 @@ def test_a_last_batch_of_one_row_is_left_out():
     assert seen.max() <= 40 and seen.min() > 30
 
 
+def test_heads_with_fewer_rows_take_fewer_steps():
+    """In one call, whose loop runs as often as the head with most rows needs."""
+    recipe, state, data, _, hyperparams = setup(slopes=(0.0, 0.0), max_epochs=4)
+    rows = np.arange(N_ROWS)
+    split = training_loop.pad_split([rows[:29], rows[:9]], [rows[29:]] * 2, 8)
+    state, history = training_loop.run(recipe, state, data, split, hyperparams, heads_per_call=2)
+    seen = np.asarray(state.stats["seen"]).sum(axis=1)
+    np.testing.assert_array_equal(seen, [4 * 29, 4 * 8])
+    assert np.isfinite(history).all()
+
+
+def test_compiled_steps_are_few_in_number_and_enough():
+    recipe = training.Recipe(Line(), batch_size=8)
+    counts = np.arange(1, 3000)
+    needed = training.steps_per_epoch(recipe, counts)
+    taken = np.array([training_loop.loop_steps(recipe, count) for count in counts])
+    assert np.all(taken >= needed) and np.all(taken <= np.maximum(needed * 1.125, needed))
+    assert np.array_equal(taken[needed <= 16], needed[needed <= 16])
+    assert len(set(taken.tolist())) < 60
+
+
 def test_orders_differ_between_epochs_and_seeds():
     orders = {
         tuple(np.asarray(training._permutation(keys.derive(key, e), 16, 11))[:11])
