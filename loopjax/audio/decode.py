@@ -8,10 +8,11 @@ import errno
 import hashlib
 import os
 import stat
+import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from io import FileIO
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import soundfile
@@ -107,6 +108,35 @@ def decode_file(
             return decoded
         except OSError as error:
             raise DecodeError(os_reason(error), str(error.strerror)) from None
+
+
+def decode_bytes(content: bytes, options: DecodeOptions | None = None) -> Decoded:
+    """Decodes the bytes of a file that lies in something else.
+
+    Raises:
+        DecodeError: as `decode_file`.
+    """
+    options = options or DecodeOptions()
+    if not content:
+        raise DecodeError("empty_file", "the record has no bytes")
+    if len(content) > options.max_file_bytes:
+        raise DecodeError("limit_file_size", f"{len(content)} bytes")
+    try:
+        with _nameless_file() as file:
+            view, done = memoryview(content), 0
+            while done < len(view):
+                done += file.write(view[done:])
+            file.seek(0)
+            return _decode(file, len(content), options)
+    except OSError as error:
+        raise DecodeError(os_reason(error), str(error.strerror)) from None
+
+
+def _nameless_file() -> FileIO:
+    """In memory where the system can: libsndfile reads only descriptors by itself."""
+    if hasattr(os, "memfd_create"):
+        return FileIO(os.memfd_create("loopjax-record"), "r+")
+    return cast(FileIO, tempfile.TemporaryFile(buffering=0))
 
 
 def _require_unchanged(info: os.stat_result, size_bytes: int, mtime_ns: int) -> None:

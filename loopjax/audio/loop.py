@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,8 @@ class Loop:
     corpus keeps its identities when its folder moves; explicit files and list entries use their
     absolute path. `path` is for people (escaped), `path_bytes` opens the file from anywhere.
     `group` is the file's folder relative to its source, or what a dataset's records name so.
+    `fetch` reads the bytes of a loop that is no file of its own (OSError where that fails), and
+    `columns` is what its record says beyond them.
     """
 
     key: str
@@ -21,6 +24,8 @@ class Loop:
     size_bytes: int
     mtime_ns: int
     group: str
+    fetch: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import BinaryIO
@@ -60,15 +61,18 @@ class DecoderProcess:
                 longer than the timeout (`timeout`).
             LoopjaxError: the child cannot be started at all.
         """
-        request = [loop.path_bytes.decode("latin-1"), loop.size_bytes, loop.mtime_ns]
-        reply = self._ask(request)
+        content = None if loop.fetch is None else _fetched(loop.fetch)
+        n_bytes = -1 if content is None else len(content)
+        request = [loop.path_bytes.decode("latin-1"), loop.size_bytes, loop.mtime_ns, n_bytes]
+        reply = self._ask(request, content)
         if reply is None:  # an earlier file may have left the process broken: once more, fresh
-            reply = self._ask(request)
+            reply = self._ask(request, content)
         if reply is None:
             raise DecodeError("worker_crash", f"the decoder died twice ({self._death})")
         if "reason" in reply:
             raise DecodeError(reply["reason"], reply["message"])
         info = AudioInfo(**reply["info"] | {"flags": tuple(reply["info"]["flags"])})
+        loop = replace(loop, fetch=None)  # which may hold the bytes
         return Reply(loop, info, np.dtype(reply["dtype"]), reply["n_samples"], self)
 
     def copy_samples(self, out: np.ndarray) -> None:
@@ -91,13 +95,15 @@ class DecoderProcess:
         self._stop()
         self._samples.close()
 
-    def _ask(self, request: list) -> dict | None:
-        """Sends one request; None when the process died over it."""
+    def _ask(self, request: list, content: bytes | None) -> dict | None:
+        """Sends one request, and the bytes of what is no file; None when the process died."""
         if self._interrupted:
             raise DecodeError("interrupted", "the run is being stopped")
         if self._process is None:
             self._start()
         assert self._process is not None and self._process.stdin is not None
+        if content is not None:
+            self._samples.write(content)
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
@@ -164,6 +170,13 @@ class DecoderProcess:
         with contextlib.suppress(OSError):
             process.stdin.close()
         self._death = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _fetched(fetch: Callable[[], bytes]) -> bytes:
+    try:
+        return fetch()
+    except OSError as error:
+        raise DecodeError("read_error", str(error)) from None
 
 
 def _collect(lines: BinaryIO, replies: SimpleQueue[bytes]) -> None:

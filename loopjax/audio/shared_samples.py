@@ -54,6 +54,13 @@ class SharedSamples:
             done += count
         return True
 
+    def write(self, content: bytes) -> None:
+        """Puts something at the beginning of the file, for the child to read."""
+        self._file.seek(0)
+        view, done = memoryview(content), 0
+        while done < len(view):
+            done += self._file.write(view[done:])
+
     def release(self) -> None:
         """Gives the pages back."""
         self._file.truncate(0)

@@ -19,7 +19,7 @@ from typing import TextIO
 
 import numpy as np
 
-from loopjax.audio.decode import Decoded, DecodeOptions, decode_file
+from loopjax.audio.decode import Decoded, DecodeOptions, decode_bytes, decode_file
 from loopjax.audio.limits import Watchdog, limit_resources
 from loopjax.audio.loop import DecodeError
 from loopjax.audio.shared_samples import open_samples
@@ -49,9 +49,13 @@ def serve(decode: Callable[[bytes, int, int, DecodeOptions], Decoded] = decode_f
     _reply(replies, {"ready": True, "missing_limits": missing})
     watchdog = Watchdog(int(setup["timeout_s"]) + GRACE_S)
     while True:
-        path, size_bytes, mtime_ns = json.loads(requests.get())
+        path, size_bytes, mtime_ns, n_bytes = json.loads(requests.get())
         watchdog.start()
-        reply = _answer(decode, path.encode("latin-1"), size_bytes, mtime_ns, options, samples)
+        if n_bytes < 0:
+            file = path.encode("latin-1"), size_bytes, mtime_ns
+            reply = _answer(lambda file=file: decode(*file, options), samples)
+        else:
+            reply = _answer(lambda n=n_bytes: decode_bytes(_read(samples, n), options), samples)
         watchdog.stop()
         _reply(replies, reply)
 
@@ -67,11 +71,18 @@ def _read_requests(requests: SimpleQueue) -> None:
     os._exit(0)  # the parent is gone: stop at once, even in the middle of a file
 
 
-def _answer(
-    decode, path: bytes, size_bytes: int, mtime_ns: int, options: DecodeOptions, samples: FileIO
-) -> dict:
+def _read(samples: FileIO, n_bytes: int) -> bytes:
+    """What the parent put at the beginning of the file."""
+    samples.seek(0)
+    content = bytearray()
+    while len(content) < n_bytes and (part := samples.read(n_bytes - len(content))):
+        content += part
+    return bytes(content)
+
+
+def _answer(decode: Callable[[], Decoded], samples: FileIO) -> dict:
     try:
-        decoded = decode(path, size_bytes, mtime_ns, options)
+        decoded = decode()
         data = np.ascontiguousarray(decoded.samples)
         view, done = data.data.cast("B"), 0
         samples.seek(0)

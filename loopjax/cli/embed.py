@@ -17,7 +17,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "sources",
         nargs="+",
         metavar="SRC",
-        help="audio file, folder, list of paths (.txt), tfds:NAME or bundled:demo",
+        help="audio file, folder, list of paths (.txt), tar or Parquet shards (a-{000..099}.tar), "
+        "address (s3://bucket/loops), hf:NAME, tfds:NAME or bundled:demo",
     )
     parser.add_argument("-o", "--out", required=True, help="folder of the embedding store")
     parser.add_argument("--restart", action="store_true", help="discard what an earlier run wrote")

@@ -5,6 +5,7 @@
 
 import contextlib
 import itertools
+import json
 import logging
 import os
 import signal
@@ -39,7 +40,7 @@ from loopjax.io import locked
 from loopjax.store.index import DoneIndex
 from loopjax.store.read import Embeddings
 from loopjax.store.resume import finish, prepare
-from loopjax.store.schema import SCHEMA_VERSION
+from loopjax.store.schema import COLUMNS_KEY, SCHEMA_VERSION
 from loopjax.store.units import UnitFiles, plan_of
 from loopjax.store.write import ShardWriter
 
@@ -86,9 +87,9 @@ def embed_corpus(
     space = space_of(encoder, config)  # like the next lines, before anything is written
     engine = BatchEncoder[list[Row]](encoder, space, config)
     corpus = open_source(sources, Selection(config.include, config.exclude))
-    if len(corpus) == 0:
+    if corpus.n_loops == 0:
         raise UserError(f"no audio files ({READABLE}) under {', '.join(map(str, sources))}")
-    metadata = metadata_of(space)
+    metadata = metadata_of(space, corpus.columns)
     with contextlib.ExitStack() as stack:
 
         def take_over() -> None:
@@ -100,7 +101,8 @@ def embed_corpus(
         stored = StoredLoops(DoneIndex(folder), index, n_processes)
         shards = ShardWriter(folder, metadata, config.shard_rows, index, n_processes)
         with Progress("embedding", progress and index == 0) as bar:
-            bar.set_total(-(-len(corpus) // n_processes))
+            if corpus.n_loops is not None:
+                bar.set_total(-(-corpus.n_loops // n_processes))
             try:
                 summary = _run(
                     corpus.loops(index, n_processes),
@@ -171,7 +173,7 @@ def embed_shared(
     space = space_of(encoder, config)
     engine = BatchEncoder[list[Row]](encoder, space, config)
     corpus = open_source(sources, Selection(config.include, config.exclude))
-    metadata = metadata_of(space)
+    metadata = metadata_of(space, corpus.columns)
     digests = [unit.digest for unit in corpus.units(unit_files)]
     if not digests:
         raise UserError(f"no audio files ({READABLE}) under {', '.join(map(str, sources))}")
@@ -226,8 +228,9 @@ def embed(
     space = space_of(encoder, config)
     corpus = open_source(_as_list(sources), Selection(config.include, config.exclude))
     memory = Memory()
-    with Progress("embedding", len(corpus) > 100) as bar:
-        bar.set_total(len(corpus))
+    with Progress("embedding", corpus.n_loops is None or corpus.n_loops > 100) as bar:
+        if corpus.n_loops is not None:
+            bar.set_total(corpus.n_loops)
         _run(
             corpus.loops(),
             make_decoders(corpus, encoder, config),
@@ -241,12 +244,13 @@ def embed(
             f"{memory.failures[0].path}: {memory.failures[0].message}" if memory.failures else ""
         )
         raise UserError(f"nothing could be embedded ({reason or 'no audio files found'})")
-    return memory.embeddings(metadata_of(space))
+    return memory.embeddings(metadata_of(space, corpus.columns))
 
 
-def metadata_of(space: Space) -> dict[str, str]:
-    """What the files of a store say about their embeddings."""
-    return {"schema_version": SCHEMA_VERSION, **space.to_metadata()}
+def metadata_of(space: Space, columns: Sequence[str] = ()) -> dict[str, str]:
+    """What the files of a store say about their embeddings, and the columns of their sources."""
+    further = {COLUMNS_KEY: json.dumps(columns)} if columns else {}
+    return {"schema_version": SCHEMA_VERSION, **space.to_metadata(), **further}
 
 
 def _run(

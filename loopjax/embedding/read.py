@@ -23,7 +23,9 @@ POLL_S = 0.005
 def make_decoders(source: Source, encoder: Encoder, config: EmbedConfig) -> list[Decoder]:
     """Decoders that deliver what the encoder takes; as many as the options or the cores say."""
     options = decode_options(encoder, config)
-    n_workers = min(config.workers or _default_workers(), len(source))
+    n_workers = config.workers or _default_workers()
+    if source.n_loops is not None:
+        n_workers = min(n_workers, source.n_loops)
     return [source.decoder(options, config.decode_timeout_s) for _ in range(n_workers)]
 
 

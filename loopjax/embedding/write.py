@@ -87,7 +87,7 @@ class Memory:
     def embeddings(self, metadata: dict[str, str]) -> Embeddings:
         """All rows, sorted by path; at least one."""
         rows = sorted(self.rows, key=lambda row: (row.path, row.id))
-        schema = shard_schema(len(rows[0].embedding), {})
+        schema = shard_schema(len(rows[0].embedding), metadata)
         table = table_of_rows(rows, schema).drop_columns([EMBEDDING]).replace_schema_metadata(None)
         return Embeddings(
             np.stack([row.embedding for row in rows]),
@@ -164,4 +164,5 @@ def _store_row(item: Embedded) -> StoreRow:
         flags=list(info.flags),
         crop_std=item.crop_std,
         embedding=item.embedding,
+        columns=loop.columns,
     )

@@ -1,7 +1,8 @@
 """What a store of embeddings holds: columns, metadata keys and the table of rejected inputs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 SCHEMA_VERSION = "1"
 PREFIX = "loopjax."  # of our keys in the Parquet metadata
 EMBEDDING = "embedding"
+COLUMNS_KEY = "columns"  # of the metadata: names of the sources' own columns, as JSON
 IDENTITY_KEYS = (
     "schema_version",
     "encoder",
@@ -73,6 +75,7 @@ class StoreRow:
     flags: list[str]
     crop_std: float | None
     embedding: np.ndarray  # float32 [D]
+    columns: Mapping[str, str] = field(default_factory=dict)  # of its source
 
 
 PLACE_FIELDS = ("key", "path", "path_bytes", "group", "size_bytes", "mtime_ns")
@@ -135,6 +138,9 @@ def table_of_rows(rows: Sequence[StoreRow], schema: pa.Schema) -> pa.Table:
         name: [getattr(row, name) for row in rows] for name, _ in ROW_FIELDS
     }
     columns["mtime_ns"] = [as_int64(row.mtime_ns) for row in rows]
+    for name in schema.names:
+        if name not in columns and name != EMBEDDING:
+            columns[name] = [row.columns.get(name) for row in rows]
     width = schema.field(EMBEDDING).type.list_size
     values = np.concatenate([row.embedding for row in rows])
     columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
@@ -147,9 +153,11 @@ def as_int64(number: int) -> int:
 
 
 def shard_schema(embedding_dim: int, metadata: dict[str, str]) -> pa.Schema:
-    """Schema of a shard, with its metadata."""
+    """Schema of a shard, with its metadata, which names the further columns of the sources."""
     width = pa.list_(pa.float32(), embedding_dim)
-    return pa.schema([*ROW_FIELDS, (EMBEDDING, width)], metadata=with_prefix(metadata))
+    further = [(name, pa.string()) for name in json.loads(metadata.get(COLUMNS_KEY, "[]"))]
+    fields = [*ROW_FIELDS, *further, (EMBEDDING, width)]
+    return pa.schema(fields, metadata=with_prefix(metadata))
 
 
 def with_prefix(metadata: dict[str, str]) -> dict[str, str]:

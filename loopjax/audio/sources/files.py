@@ -33,6 +33,8 @@ EVERYTHING = Selection()
 class Files:
     """Folders, files and lists as one corpus; every file is decoded in a child process."""
 
+    columns: tuple[str, ...] = ()
+
     def __init__(
         self, sources: Sequence[str | os.PathLike[str]], selection: Selection = EVERYTHING
     ):
@@ -49,6 +51,11 @@ class Files:
         self._length = sum(1 for _ in _entries(_check_sources(sources), selection))
 
     def __len__(self) -> int:
+        return self._length
+
+    @property
+    def n_loops(self) -> int:
+        """Rows of the manifest."""
         return self._length
 
     def loops(self, process_index: int = 0, process_count: int = 1) -> Iterator[Loop | Failure]:

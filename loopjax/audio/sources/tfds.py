@@ -107,6 +107,13 @@ class AudioDataset:
     rate_hz: int  # 0: each example says
     label_names: dict[str, list[str]]  # of the class labels that may serve as group
 
+    columns = ()
+
+    @property
+    def n_loops(self) -> int:
+        """Number of records."""
+        return len(self)
+
     def __len__(self) -> int:
         return sum(len(source) for source in self.splits.values())
 
