@@ -15,6 +15,7 @@ from .detectors.svdd.sphere_svdd import SphereSVDD as SphereSVDD
 from .embedding.chain import embed as embed
 from .embedding.chain import embed_corpus as embed_corpus
 from .embedding.chain import embed_shared as embed_shared
+from .embedding.engines import EmbedBatches as EmbedBatches
 from .encoders.load import load_encoder as load_encoder
 from .errors import InterruptedRunError as InterruptedRunError
 from .errors import LoopjaxError as LoopjaxError

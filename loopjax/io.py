@@ -27,6 +27,7 @@ _FOLDER_LOCK = ".writing.lock"  # ends the name of the lock beside a folder that
 _HOLDER = ".loopjax.held-by-"  # names of empty files: other tools read a folder of Parquet files
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)(-(?P<host>[0-9a-f]{8}))?\.(?P<kind>tmp|old)")
 
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
 _NOTES_BYTES = 1 << 20  # what Orbax writes beside the arrays, and blocks that are not full
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ def require_name(path: Path) -> None:
     """Refuses a place that the libraries which write arrays and tables cannot name.
 
     Raises:
-        UserError: the path is no text, or holds a NUL byte.
+        UserError: the path is no text, holds a NUL byte, or is the address of another file system,
+            of which `Path` would make a local folder `s3:`.
     """
     try:
         text = os.fsencode(path.absolute()).decode("utf-8")
@@ -47,6 +49,13 @@ def require_name(path: Path) -> None:
         ) from None
     if "\0" in text:
         raise UserError(f"{path} holds a NUL byte, which no file's name can; choose another")
+    first = path.parts[0] if path.parts else ""
+    if _SCHEME.fullmatch(first) and not Path(first).exists():
+        address = str(path).replace(":/", "://", 1)
+        raise UserError(
+            f"{address} is no local folder, and results are written to local folders: mount it, or "
+            "write to a local folder and copy that there"
+        )
 
 
 def check_can_write(path: Path, n_bytes: int = 0) -> None:
@@ -62,6 +71,7 @@ def check_can_write(path: Path, n_bytes: int = 0) -> None:
     Raises:
         WriteError: no permission, not enough room and the like.
     """
+    require_name(path)
     place = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=place) as file:

@@ -29,6 +29,7 @@ from loopjax.audio.loop import (
     os_reason,
 )
 from loopjax.audio.mixdown import Mixer
+from loopjax.audio.resample import as_float, resample_on_host
 
 BLOCK_SAMPLES = 1 << 16  # samples of all channels decoded at a time; fits the cache
 # Without waiting for the other end of a pipe; what is no regular file is refused after opening.
@@ -246,7 +247,7 @@ def _join(parts: list[_Part], options: DecodeOptions) -> _Part:
         for part in parts
     ]
     if any(sound.dtype != np.int16 for sound in sounds):
-        sounds = [_as_float(sound) for sound in sounds]
+        sounds = [as_float(sound) for sound in sounds]
     mono = np.concatenate(sounds)
     if mono.size > _max_frames(rate_hz, options):
         raise _too_long(mono.size / rate_hz, options)
@@ -376,31 +377,3 @@ def _finish(part: _Part, sha256: str, options: DecodeOptions) -> Decoded:
         flags=tuple(sorted(part.flags)),
     )
     return Decoded(mono, info)
-
-
-def resample_on_host(mono: np.ndarray, rate_hz: int, target_hz: int) -> np.ndarray:
-    """Resamples by soxr HQ with librosa's length rule: ceil(n * float(target / rate)), zero tail.
-
-    Args:
-        mono: int16 or float32 [n].
-        rate_hz: rate of `mono`.
-        target_hz: rate of the result.
-
-    Returns:
-        float32 [ceil(n * target_hz / rate_hz)] (librosa `core/audio.py: resample`).
-    """
-    import soxr  # takes 50 ms to import and most corpora never need it
-
-    samples = _as_float(mono)
-    length = int(np.ceil(samples.size * (float(target_hz) / rate_hz)))
-    resampled = soxr.resample(samples, rate_hz, target_hz, quality="HQ")
-    out = np.zeros(length, np.float32)
-    count = min(length, resampled.size)
-    out[:count] = resampled[:count]
-    return out
-
-
-def _as_float(samples: np.ndarray) -> np.ndarray:
-    return (
-        samples.astype(np.float32) / np.float32(32768.0) if samples.dtype == np.int16 else samples
-    )

@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 from loopjax.errors import WriteError
-from loopjax.io import create
+from loopjax.io import create, require_name
 
 WATCH_S = 0.2
 BEATS = 6  # in the time after which a lease expires
@@ -38,6 +38,7 @@ class Leases:
         self._n_beats = 0
         self._last_beat_s = time.monotonic()
         self._seen: dict[str, tuple[bytes, float]] = {}  # content, since when it is that
+        require_name(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
