@@ -1,7 +1,15 @@
-"""Writing shards: a shard appears under its final name only when it is complete and synced."""
+"""Writing shards: a shard appears under its final name only when it is complete and synced.
 
+A full shard is written by a thread of its own, so that the device does not wait for compression and
+for the disk. One thread writes all shards in their order, and what it cannot write is told to the
+thread that hands over the next one.
+"""
+
+import dataclasses
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +30,28 @@ from loopjax.store.schema import (
 
 REWRITE_LOCK_NAME = ".rewrite.lock"
 FLUSH_S = 60.0  # a shard is closed at the latest this long after its first row
+MAX_WAITING = 2  # full shards in memory that are not written yet
+
+
+@dataclasses.dataclass
+class _Batch:
+    """What is written together.
+
+    Attributes:
+        rows: of a new shard.
+        outdated: keys to drop from older shards.
+        moved: new places by key there, in older shards.
+        failures: all rejected inputs so far; None where the list is as it was.
+    """
+
+    rows: list[StoreRow] = dataclasses.field(default_factory=list)
+    outdated: dict[Path, list[str]] = dataclasses.field(default_factory=dict)
+    moved: dict[Path, dict[str, Place]] = dataclasses.field(default_factory=dict)
+    failures: list[Rejected] | None = None
 
 
 class ShardWriter:
-    """Collects rows and writes them as shards; one per process."""
+    """Collects rows and writes them as shards, in a thread of its own; one per process."""
 
     def __init__(
         self,
@@ -45,13 +71,12 @@ class ShardWriter:
         self._failures_path = piece_of(folder, process_index)
         taken = [p.stem.removeprefix(self._prefix) for p in folder.glob(f"{self._prefix}*.parquet")]
         self._next = 1 + max((int(t) for t in taken if t.isdigit()), default=-1)
-        self._rows: list[StoreRow] = []
+        self._open = _Batch()
         self._first_row_s = 0.0
         self._failures: list[Rejected] = []
-        self._unsaved_failures = False
-        self._outdated: dict[Path, list[str]] = {}  # keys to drop from older shards
-        self._moved: dict[Path, dict[str, Place]] = {}  # by key there, in older shards
         self._n_moved = 0
+        self._thread = ThreadPoolExecutor(1, "shard-writer")  # starts with the first shard
+        self._waiting: deque[Future[None]] = deque()
 
     def add(self, row: StoreRow, replaces: Path | None = None) -> None:
         """Takes a row; writes a shard when enough are there or the oldest waited long enough.
@@ -59,22 +84,25 @@ class ShardWriter:
         Args:
             row: the finished loop.
             replaces: shard with an older row of the same key, which is dropped first.
+
+        Raises:
+            WriteError: an earlier shard could not be written.
         """
-        if not self._rows:
+        if not self._open.rows:
             self._first_row_s = time.monotonic()
-        self._rows.append(row)
+        self._open.rows.append(row)
         if replaces is not None:
-            self._outdated.setdefault(replaces, []).append(row.key)
+            self._open.outdated.setdefault(replaces, []).append(row.key)
         waited_s = time.monotonic() - self._first_row_s
-        if len(self._rows) >= self._shard_rows or waited_s > FLUSH_S:
-            self.flush()
+        if len(self._open.rows) >= self._shard_rows or waited_s > FLUSH_S:
+            self._hand_over()
 
     def add_failure(self, failure: Rejected, replaces: Path | None = None) -> None:
         """Takes a rejected input."""
         self._failures.append(failure)
-        self._unsaved_failures = True
+        self._open.failures = self._failures
         if replaces is not None:
-            self._outdated.setdefault(replaces, []).append(failure.key)
+            self._open.outdated.setdefault(replaces, []).append(failure.key)
 
     def move(self, part: Path, key: str, place: Place, replaces: Path | None = None) -> None:
         """Takes a new place for a row of an older shard.
@@ -85,40 +113,57 @@ class ShardWriter:
             place: its key and file from now on.
             replaces: shard with an outdated row of the new key, which is dropped first.
         """
-        self._moved.setdefault(part, {})[key] = place
+        self._open.moved.setdefault(part, {})[key] = place
         self._n_moved += 1
         if replaces is not None:
-            self._outdated.setdefault(replaces, []).append(place.key)
+            self._open.outdated.setdefault(replaces, []).append(place.key)
         if self._n_moved >= self._shard_rows:
-            self.flush()
+            self._hand_over()
 
     def skip(self, key: str) -> None:
         """Older shards stay as they are."""
 
     def flush(self) -> None:
-        """Writes everything taken so far.
+        """Writes everything taken so far, and waits until it is there.
 
         Raises:
-            WriteError: the shard could not be written; earlier shards stay valid.
+            WriteError: a shard could not be written; the others stay valid.
         """
-        for part, keys in self._outdated.items():  # a kill from here on only undoes these rows
+        try:
+            self._hand_over()
+        finally:
+            wait(self._waiting)
+            self._raise_from_written()
+
+    def _hand_over(self) -> None:
+        """Gives what was taken so far to the thread; waits while too much is there already."""
+        batch, self._open, self._n_moved = self._open, _Batch(), 0
+        if batch.failures is not None:
+            batch.failures = list(batch.failures)
+        self._waiting.append(self._thread.submit(self._write, batch))
+        if len(self._waiting) > MAX_WAITING:
+            wait([self._waiting[0]])
+        self._raise_from_written()
+
+    def _raise_from_written(self) -> None:
+        """Takes finished batches off the list, and raises what went wrong with one."""
+        while self._waiting and self._waiting[0].done():
+            self._waiting.popleft().result()
+
+    def _write(self, batch: _Batch) -> None:
+        for part, keys in batch.outdated.items():  # a kill from here on only undoes these rows
             with FileLock(self._folder / REWRITE_LOCK_NAME):  # other processes of this run wait
                 drop_rows(part, keys)
-        self._outdated.clear()
-        for part, places in self._moved.items():  # a kill leaves rows where they were
+        for part, places in batch.moved.items():  # a kill leaves rows where they were
             with FileLock(self._folder / REWRITE_LOCK_NAME):
                 move_rows(part, places)
-        self._moved.clear()
-        self._n_moved = 0
-        if self._rows:
-            table = table_of_rows(self._rows, self._schema)
+        if batch.rows:
+            table = table_of_rows(batch.rows, self._schema)
             write_parquet(table, self._folder / f"{self._prefix}{self._next:05d}.parquet")
             self._next += 1
-            self._rows.clear()
-        if self._unsaved_failures:
-            failures = table_of_failures(self._failures)
+        if batch.failures is not None:
+            failures = table_of_failures(batch.failures)
             write_failures(failures, self._failures_path, self._metadata)
-            self._unsaved_failures = False
 
 
 def drop_rows(part: Path, keys: Sequence[str]) -> None:

@@ -2,12 +2,15 @@
 
 import dataclasses
 import os
+import threading
+import time
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from loopjax.audio.loop import Failure
+from loopjax.errors import WriteError
 from loopjax.io import locked
 from loopjax.store import index, parquet, write
 from loopjax.store.failures import read_failures
@@ -28,6 +31,13 @@ def write_rows(folder, numbers, shard_rows=100, **kwargs) -> ShardWriter:
 
 def keys(folder) -> list[str]:
     return read_embeddings(folder).table["key"].to_pylist()
+
+
+def wait_for(condition) -> None:
+    end_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.005)
 
 
 def failure(i: int, reason="decode_error") -> Failure:
@@ -56,12 +66,60 @@ def test_rows_are_written_when_enough_or_old_enough(tmp_path, monkeypatch):
     writer.add(make_row(1))
     assert not part_files(tmp_path)
     writer.add(make_row(2))
-    assert len(part_files(tmp_path)) == 1
+    wait_for(lambda: len(part_files(tmp_path)) == 1)
     now = write.time.monotonic()
     writer.add(make_row(3))
     monkeypatch.setattr("loopjax.store.write.time.monotonic", lambda: now + write.FLUSH_S + 5)
     writer.add(make_row(4))
-    assert len(part_files(tmp_path)) == 2
+    wait_for(lambda: len(part_files(tmp_path)) == 2)
+
+
+def test_a_thread_writes_and_only_so_many_shards_wait(tmp_path, monkeypatch):
+    """The one who adds rows goes on while the disk is slow, until `MAX_WAITING` shards wait."""
+    may_write, added = threading.Event(), []
+    write_parquet = write.write_parquet
+    monkeypatch.setattr(
+        write, "write_parquet", lambda *args: may_write.wait(60) and write_parquet(*args)
+    )
+    writer = ShardWriter(tmp_path, METADATA, 2)
+
+    def add_all() -> None:
+        for i in range(12):
+            writer.add(make_row(i))
+            added.append(i)
+        writer.flush()
+
+    adding = threading.Thread(target=add_all)
+    adding.start()
+    wait_for(lambda: len(added) == 2 * (write.MAX_WAITING + 1) - 1)
+    adding.join(0.2)
+    assert len(added) == 2 * (write.MAX_WAITING + 1) - 1 and not part_files(tmp_path)
+    may_write.set()
+    adding.join(60)
+    assert len(set(keys(tmp_path))) == 12 and len(part_files(tmp_path)) == 6
+
+
+def test_what_the_thread_cannot_write_is_told_and_the_rest_is_kept(tmp_path, monkeypatch):
+    write_parquet = write.write_parquet
+
+    def full_once(table, path):
+        if path.name == "part-00000.parquet" and not failed:
+            failed.append(path)
+            raise WriteError("disk full")
+        write_parquet(table, path)
+
+    failed = []
+    monkeypatch.setattr(write, "write_parquet", full_once)
+    writer = ShardWriter(tmp_path, METADATA, 2)
+    writer.add(make_row(0))
+    writer.add(make_row(1))
+    wait_for(lambda: failed)
+    with pytest.raises(WriteError, match="disk full"):
+        for i in range(2, 100):
+            writer.add(make_row(i))
+    writer.flush()
+    kept = set(keys(tmp_path))
+    assert kept and not kept & {make_row(0).key, make_row(1).key}
 
 
 def test_done_index_finds_rows_and_notices_changes(tmp_path):
@@ -163,8 +221,6 @@ def test_lock_is_not_inherited_by_children(tmp_path):
 
 @pytest.mark.skipif(os.getuid() == 0, reason="permissions do not bind root")
 def test_read_only_folder_is_a_write_error(tmp_path):
-    from loopjax.errors import WriteError
-
     tmp_path.chmod(0o555)
     with pytest.raises(WriteError), locked(tmp_path / "store"):
         pass
