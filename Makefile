@@ -1,5 +1,5 @@
 # Every target works in a checkout with the package installed: pip install -e ".[dev]"
-.PHONY: check test slow faults parity bench golden demo docs docs-run
+.PHONY: check test slow faults parity bench golden demo docs docs-run scale
 
 check:
 	ruff check . && ruff format --check . && pyright loopjax
@@ -30,3 +30,6 @@ docs: # pip install -e ".[docs]"
 
 docs-run: # every tutorial and notebook, as a reader would
 	python -m scripts.docs.run
+
+scale: # writes 3.5 GB into a temporary folder
+	python scripts/bench/scale.py

@@ -1,0 +1,82 @@
+"""Time and memory of `fit` and `score` on stores of growing size, as the command line runs them.
+
+    python scripts/bench/scale.py --rows 10000 100000 1000000 --kinds pca knn
+
+Stores are written once (`large_store.py`); every command runs in a fresh process. One line per
+detector and command: seconds and peak resident memory by rows, and the slope of log seconds over
+log rows between the smallest and the largest size; 1 is linear. Start-up counts, so that small
+sizes make the slope smaller than that of the work itself.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from large_store import write_store
+from measure import REPOSITORY, arguments, emit, rounded
+
+KINDS = ("pca", "mahalanobis", "mean-cosine", "isolation-forest", "knn", "local-knn", "deep-svdd")
+RUN = (
+    "import json, resource, sys, time\n"
+    "from loopjax.cli import main\n"
+    "started = time.perf_counter()\n"
+    "status = main(sys.argv[1:])\n"
+    "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+    "print(json.dumps([status, time.perf_counter() - started, peak]))\n"
+)
+
+
+def run(*command: object) -> tuple[float, float]:
+    """Seconds and peak resident memory, in MiB, of a command in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, *map(str, command)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    status, seconds, mib = json.loads(done.stdout.splitlines()[-1])
+    if status != 0:
+        raise SystemExit(f"loopjax {' '.join(map(str, command))} ended with {status}")
+    return seconds, mib
+
+
+def main() -> None:
+    """Runs every detector on every size."""
+    parser = arguments(__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--stores", type=Path, help="folder that keeps the stores; default: none")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        stores = {n: (args.stores or Path(temporary)) / f"{args.width}-{n}" for n in args.rows}
+        for n_rows, store in stores.items():
+            if not store.exists():
+                write_store(store, n_rows, args.width)
+        for kind in args.kinds:
+            model, scores = Path(temporary) / f"model-{kind}", Path(temporary) / "scores.parquet"
+            found: dict[str, dict[int, tuple[float, float]]] = {"fit": {}, "score": {}}
+            for n_rows, store in stores.items():
+                found["fit"][n_rows] = run("fit", store, "-o", model, "--detector", kind)
+                found["score"][n_rows] = run("score", model, store, "-o", scores)
+            for what, by_rows in found.items():
+                few, many = min(by_rows), max(by_rows)
+                slope = math.log(by_rows[many][0] / by_rows[few][0]) / math.log(many / few)
+                emit(
+                    "scale",
+                    f"{kind} {what}, {args.width} numbers a row",
+                    ours=slope if many > few else math.nan,
+                    unit="exponent",
+                    target="exponent <= 1.05, 1.5 GB at a million rows",
+                    seconds_by_rows={n: rounded(value[0]) for n, value in by_rows.items()},
+                    mib_by_rows={n: rounded(value[1]) for n, value in by_rows.items()},
+                )
+
+
+if __name__ == "__main__":
+    main()
