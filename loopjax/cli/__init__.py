@@ -29,7 +29,8 @@ from loopjax.cli import (
 )
 from loopjax.cli.terminal import prepare_streams, say
 from loopjax.cli.verb import Verb
-from loopjax.errors import LoopjaxError, UserError, WriteError
+from loopjax.errors import InterruptedRunError, LoopjaxError, UserError, WriteError
+from loopjax.experiment.interrupt import ignore_signals, stoppable
 from loopjax.io import require_name
 
 EXIT_CODES = """exit codes:
@@ -65,7 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             enable_compilation_cache()
         if getattr(args, "out", None) is not None:  # told now, not after hours of work
             require_name(Path(args.out))
-        return verb.act(args)
+        with stoppable():
+            return verb.act(args)
+    except InterruptedRunError as error:
+        say(f"loopjax {verb.name}: {error}")
+        if argv is None:  # further signals cannot change how this process ends
+            ignore_signals()
+        return error.exit_code
     except LoopjaxError as error:
         say(f"loopjax {verb.name}: {error}")
         return error.exit_code

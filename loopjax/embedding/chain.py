@@ -100,7 +100,7 @@ def embed_corpus(
         parallel.first_process_does(take_over)
         stored = StoredLoops(DoneIndex(folder), index, n_processes)
         shards = ShardWriter(folder, metadata, config.shard_rows, index, n_processes)
-        with Progress("embedding", progress and index == 0) as bar:
+        with Progress("embedding", progress and index == 0) as bar, _signals() as caught:
             if corpus.n_loops is not None:
                 bar.set_total(-(-corpus.n_loops // n_processes))
             try:
@@ -111,6 +111,7 @@ def embed_corpus(
                     engine,
                     Writer(shards, config.strict),
                     bar,
+                    caught,
                 )
             finally:
                 shards.flush()
@@ -184,7 +185,7 @@ def embed_shared(
         stack.callback(leases.release_all)
         engine.compile()  # nobody waits meanwhile for a unit of this worker
         units = SharedUnits(corpus, plan, files, leases, slice_of)
-        with Progress("embedding", progress) as bar:
+        with Progress("embedding", progress) as bar, _signals() as caught:
             summary = _run(
                 units.loops(),
                 make_decoders(corpus, encoder, config),
@@ -192,6 +193,7 @@ def embed_shared(
                 engine,
                 Writer(units, config.strict),
                 bar,
+                caught,
                 units,
             )
     _check_budget(summary, config, folder)
@@ -228,7 +230,10 @@ def embed(
     space = space_of(encoder, config)
     corpus = open_source(_as_list(sources), Selection(config.include, config.exclude))
     memory = Memory()
-    with Progress("embedding", corpus.n_loops is None or corpus.n_loops > 100) as bar:
+    with (
+        Progress("embedding", corpus.n_loops is None or corpus.n_loops > 100) as bar,
+        _signals() as caught,
+    ):
         if corpus.n_loops is not None:
             bar.set_total(corpus.n_loops)
         _run(
@@ -238,6 +243,7 @@ def embed(
             BatchEncoder[list[Row]](encoder, space, config),
             Writer(memory, config.strict),
             bar,
+            caught,
         )
     if not memory.rows:
         reason = (
@@ -260,9 +266,10 @@ def _run(
     encoder: BatchEncoder[list[Row]],
     writer: Writer,
     bar: Progress,
+    caught: Sequence[int],
     units: SharedUnits | None = None,
 ) -> EmbedSummary:
-    """The chain; on SIGINT or SIGTERM it finishes what the device has and raises.
+    """The chain; once a signal is caught it finishes what the device has and raises.
 
     Raises:
         InterruptedRunError: after a signal; all finished rows have been written.
@@ -279,7 +286,7 @@ def _run(
     feeder = Feeder(
         duplicates.undone(loops), decoders, encoder.buckets, duplicates.reject, duplicates.attach
     )
-    with contextlib.closing(feeder), _signals() as caught, units or contextlib.nullcontext():
+    with contextlib.closing(feeder), units or contextlib.nullcontext():
         for batch in batches(feeder):
             waited_s += POLL_S if batch is None and idle else 0.0
             if caught:
@@ -351,15 +358,13 @@ def _check_budget(summary: EmbedSummary, config: EmbedConfig, folder: Path) -> N
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM; a second one raises KeyboardInterrupt at once.
+    """Collects SIGINT and SIGTERM; those after the first disturb nothing.
 
     Outside the main thread signals cannot be caught, and the list stays empty.
     """
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if caught:
-            raise KeyboardInterrupt
         caught.append(number)
 
     if threading.current_thread() is not threading.main_thread():

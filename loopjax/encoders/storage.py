@@ -109,7 +109,7 @@ def read_encoder(
             location=location or str(folder),
             assumptions=tuple(map(str, record["about"].get("assumptions", ()))),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{folder} is damaged ({reason}); convert or fetch it again") from None
 

@@ -19,6 +19,12 @@ class _Stopped(KeyboardInterrupt):
         self.number = number
 
 
+def ignore_signals() -> None:
+    """From here on SIGINT and SIGTERM do nothing."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
     """Turns the first SIGINT or SIGTERM into an error after files in the making are cleared away.
@@ -34,8 +40,7 @@ def stoppable() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
+        ignore_signals()
         raise _Stopped(number)
 
     old = {number: signal.signal(number, stop) for number in SIGNALS}

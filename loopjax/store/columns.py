@@ -1,6 +1,8 @@
 """Tables of any origin as a matrix of embeddings and a row table."""
 
 import re
+from collections import Counter
+from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
@@ -43,14 +45,14 @@ def embedding_columns(schema: pa.Schema, where: str) -> list[str]:
     Raises:
         UserError: there are none, or several columns of one name.
     """
-    repeated = {name for name in schema.names if schema.names.count(name) > 1}
-    if repeated:
-        raise UserError(f"{where}: several columns are called {sorted(repeated)[0]!r}")
+    name, count = max(Counter(schema.names).items(), key=itemgetter(1), default=("", 0))
+    if count > 1:
+        raise UserError(f"{where}: several columns are called {name!r}")
     names = [EMBEDDING] if EMBEDDING in schema.names else _counted_columns(schema)
     if not names:
         raise UserError(
             f"{where} has no column {EMBEDDING!r} and no columns of numbers that are counted "
-            f"through (e0, e1, ...); columns: {', '.join(schema.names)}"
+            f"through (e0, e1, ...); columns: {', '.join(schema.names[:50])}"
         )
     return names
 
@@ -69,9 +71,9 @@ def matrix_of_columns(table: pa.Table, where: str, first_row: int = 0) -> np.nda
     if table.schema.names == [EMBEDDING]:
         return as_matrix(table[EMBEDDING], where, first_row)
     matrix = np.empty((len(table), table.num_columns), np.float32)
-    for i, name in enumerate(table.schema.names):
-        _require_no_nulls(table[name], name, where, first_row)
-        matrix[:, i] = table[name].to_numpy()
+    for i, (name, column) in enumerate(zip(table.schema.names, table.columns, strict=True)):
+        _require_no_nulls(column, name, where, first_row)
+        matrix[:, i] = column.to_numpy()
     return matrix
 
 
@@ -134,9 +136,9 @@ def row_table(table: pa.Table, where: str, n_rows: int) -> pa.Table:
         columns["path"] = pc.fill_null(_as_text(table[path_name], path_name, where), "")
     if group_name is not None:
         columns["group"] = pc.fill_null(_as_text(table[group_name], group_name, where), "")
-    for name in table.schema.names:
-        if name not in {id_name, path_name, group_name, *columns}:
-            columns[name] = _decoded(table[name])
+    for name, column in zip(table.schema.names, table.columns, strict=True):
+        if name not in (id_name, path_name, group_name) and name not in columns:
+            columns[name] = _decoded(column)
     return pa.table(columns)
 
 

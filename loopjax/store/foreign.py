@@ -24,12 +24,13 @@ from loopjax.store.columns import (
     row_table,
     split_table,
 )
-from loopjax.store.parquet import first_line, open_parquet
+from loopjax.store.parquet import MAX_EXPANSION, first_line, open_parquet
 from loopjax.store.schema import EMBEDDING
 
 MAX_PICKLE_BYTES = 4 << 30
+MAX_COLUMNS = 8192  # of a table of text: each takes Arrow ten thousand bytes
+MAX_HEADER_BYTES = 1 << 20
 MAX_EASY_BYTES = 64 << 20  # compressed members beyond this must not expand more than
-MAX_EXPANSION = 100  # fold; embeddings hardly compress at all
 _UNREADABLE = (  # what NumPy, zipfile and Arrow raise on damaged files
     *(OSError, EOFError, ValueError, OverflowError, TypeError, KeyError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, struct.error),
@@ -92,6 +93,9 @@ def _sorted(matrix: np.ndarray, table: pa.Table) -> tuple[np.ndarray, pa.Table]:
 
 def _read_csv(path: Path) -> tuple[np.ndarray, pa.Table]:
     delimiter = "\t" if path.suffix == ".tsv" else ","
+    with path.open("rb") as file:
+        if file.readline(MAX_HEADER_BYTES).count(delimiter.encode()) >= MAX_COLUMNS:
+            raise ValueError(f"more than {MAX_COLUMNS} columns")
     parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     table = pyarrow.csv.read_csv(path, parse_options=parse)
     if EMBEDDING in table.schema.names and pa.types.is_string(table[EMBEDDING].type):

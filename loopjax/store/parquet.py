@@ -35,6 +35,9 @@ _SEAL_TEXT = re.compile(rb"(\d{12}) (\d{15}) [0-9a-f]{64}")
 _ROW_GROUP = 1024  # more would only buffer more while it is written
 _MAX_FOOTER_STRING = 1 << 30
 _CHUNK_BYTES = 1 << 20
+_VALUE_BYTES = 8
+_EASY_BYTES = 64 << 20  # what a file of any size may take
+MAX_EXPANSION = 100  # fold, for files of others; embeddings hardly compress at all
 _REDO = "run the same `loopjax embed` again to redo its rows"
 
 
@@ -182,6 +185,7 @@ class CheckedFile:
         missing = sorted(set(columns or ()) - self._names)
         if missing:
             raise self.damaged(f"column {missing[0]!r} is not there")
+        self._check_expansion()
         try:
             table = self._file.read(columns=columns, use_threads=False)
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -189,6 +193,25 @@ class CheckedFile:
         except MemoryError:
             raise UserError(f"{self.path} does not fit into memory") from None
         return table.replace_schema_metadata(self.schema.metadata)
+
+    def _check_expansion(self) -> None:
+        """Refuses a file of others whose few bytes stand for very many values.
+
+        Raises:
+            UserError: it would not stay below `MAX_EXPANSION` times its size.
+        """
+        if self.is_sealed:
+            return
+        footer = self._file.metadata
+        groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+        n_values = sum(
+            group.column(i).num_values for group in groups for i in range(group.num_columns)
+        )
+        if n_values * _VALUE_BYTES > max(_EASY_BYTES, MAX_EXPANSION * self._stat.st_size):
+            raise UserError(
+                f"{self.path} holds {n_values} values in {self._stat.st_size} bytes; it would take "
+                f"more than {MAX_EXPANSION} times its size"
+            )
 
     def row_groups(self) -> list[int]:
         """Rows of each row group."""

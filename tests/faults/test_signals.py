@@ -1,0 +1,85 @@
+"""SIGTERM and SIGINT in a run outside embedding: what was finished is kept, and nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from loopjax.cli import main
+from tests.audio_files import write_corpus
+from tests.faults.crash import left_over
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A run of two detectors over a small store."""
+    folder = tmp_path_factory.mktemp("signals")
+    write_corpus(folder / "loops", 16, seconds=(0.1, 0.2))
+    embed = ("--encoder", "log-mel-statistics", "--workers", "1")
+    assert main(["embed", str(folder / "loops"), "-o", str(folder / "emb"), *embed]) == 0
+    values = {
+        "name": "signals",
+        "data": {"embeddings": str(folder / "emb")},
+        "seeds": [0],
+        "detectors": [{"name": "pca", "kind": "pca"}, {"name": "cosine", "kind": "mean-cosine"}],
+        "evaluate": {"bootstrap": 20},
+        "report": {"audio": "none"},
+    }
+    (folder / "config.yaml").write_text(json.dumps(values))
+    return folder / "config.yaml"
+
+
+def start(*arguments: object) -> subprocess.Popen:
+    """Starts a verb; its messages can be read line by line."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "loopjax.cli", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "number", "code"),
+    [("fitting cosine", signal.SIGTERM, 143), ("evaluating", signal.SIGINT, 130)],
+)
+def test_a_signal_keeps_what_is_finished(config, tmp_path, step, number, code):
+    process = start("run", config, "-o", tmp_path / "run")
+    assert process.stderr is not None
+    said = ""
+    while step not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    for each in (number, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        if process.poll() is None:
+            process.send_signal(each)
+        time.sleep(0.02)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == code, said + rest
+    assert "Traceback" not in rest
+    assert "what was finished is saved" in rest
+    assert (tmp_path / "run" / "models" / "pca" / "seed-0" / "config.json").exists()
+    assert not left_over(tmp_path)
+    assert main(["run", str(config), "-o", str(tmp_path / "run")]) == 0
+    assert not left_over(tmp_path)
+
+
+def test_a_verb_that_is_stopped_early_says_so(config, tmp_path):
+    process = start("fit", Path(config).parent / "emb", "-o", tmp_path / "model")
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    if process.returncode != 0:  # it may have been quick, or not begun to listen
+        assert process.returncode in (143, -signal.SIGTERM), errors
+        assert "Traceback" not in errors
+    assert not left_over(tmp_path)
