@@ -204,11 +204,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, elsewhere: bool = True) -> None:
     """Removes the temporary files and folders that killed writers left anywhere in a folder.
 
     Those of processes that still run on this machine stay. A folder that was moved aside to be
     replaced, and was not, gets its name back.
+
+    Args:
+        folder: where to look, at any depth.
+        elsewhere: also those of other machines, whose processes may still run.
 
     Raises:
         WriteError: something cannot be removed.
@@ -216,7 +220,7 @@ def sweep(folder: Path) -> None:
     try:
         for place, folders, files in os.walk(folder):
             for name in (*folders, *files):
-                if _clear(Path(place) / name) and name in folders:
+                if _clear(Path(place) / name, elsewhere) and name in folders:
                     folders.remove(name)
     except OSError as error:
         raise _write_error(folder, error) from None
@@ -280,7 +284,7 @@ def _sweep_beside(path: Path) -> None:
             _clear(path.with_name(name))
 
 
-def _clear(path: Path) -> bool:
+def _clear(path: Path, elsewhere: bool = True) -> bool:
     """Removes a temporary name if its process is gone; whether there was one to remove."""
     if path.name.endswith(_FOLDER_LOCK):
         with contextlib.suppress(UserError), _held(path, path):  # its writer may still be there
@@ -290,6 +294,8 @@ def _clear(path: Path) -> bool:
     if found is None:
         return False
     pid, host = int(found["pid"]), found["host"]
+    if not elsewhere and host not in (None, _this_host()):
+        return False
     if pid != os.getpid() and host in (None, _this_host()) and _is_running(pid):
         return False
     place = path.with_name(found["name"])

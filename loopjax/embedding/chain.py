@@ -36,7 +36,7 @@ from loopjax.embedding.write import EmbedSummary, Memory, Writer
 from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
 from loopjax.errors import InterruptedRunError, TooManyRejectedError, UserError
-from loopjax.io import locked
+from loopjax.io import locked, sweep
 from loopjax.store.index import DoneIndex
 from loopjax.store.read import Embeddings
 from loopjax.store.resume import finish, prepare
@@ -196,6 +196,7 @@ def embed_shared(
                 caught,
                 units,
             )
+    sweep(folder, elsewhere=False)  # what killed workers left half-written
     _check_budget(summary, config, folder)
     return summary
 

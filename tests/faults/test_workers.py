@@ -13,7 +13,7 @@ from loopjax.embedding.chain import embed_corpus, embed_shared
 from loopjax.embedding.leases import Leases
 from loopjax.embedding.units import LEASES, require_no_workers
 from loopjax.errors import InterruptedRunError, UserError
-from loopjax.io import locked
+from loopjax.io import locked, sweep
 from loopjax.store.read import Embeddings, part_files, read_embeddings
 from loopjax.store.units import WORKERS
 from scripts.faults.kill_workers import disturb
@@ -222,3 +222,14 @@ def test_options_of_workers_are_checked_before_anything_happens(tmp_path, capsys
     assert main(["embed", str(tmp_path / "loops"), "-o", str(tmp_path / "out"), *options]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_dead_workers_left_half_written_goes(corpus, tmp_path):
+    out = tmp_path / "store"
+    work(corpus, out, slice_of=(0, 3))
+    dead, other = out / ".part-u1.parquet.999999.tmp", out / ".part-u2.parquet.999999-01234567.tmp"
+    dead.touch()
+    other.touch()  # of another host, whose worker may be alive
+    sweep(out, elsewhere=False)
+    assert not dead.exists()
+    assert other.exists()
