@@ -28,7 +28,7 @@ from loopjax.config import EmbedConfig, from_dict
 from loopjax.embedding.deduplicate import Deduplicator
 from loopjax.embedding.encode import BatchEncoder
 from loopjax.embedding.progress import Progress
-from loopjax.embedding.read import POLL_S, batches, make_decoders
+from loopjax.embedding.read import POLL_S, batches, make_decoders, missing_limits
 from loopjax.embedding.settings import as_encoder, check_config, space_of
 from loopjax.embedding.stored import StoredLoops
 from loopjax.embedding.units import EXPIRE_S, UNIT_FILES, SharedUnits, join, require_no_workers
@@ -99,14 +99,20 @@ def embed_corpus(
 
         parallel.first_process_does(take_over)
         stored = StoredLoops(DoneIndex(folder), index, n_processes)
-        shards = ShardWriter(folder, metadata, config.shard_rows, index, n_processes)
+        decoders = make_decoders(corpus, encoder, config)
+
+        def notes() -> dict[str, str]:
+            missing = missing_limits(decoders)
+            return {"missing_limits": ",".join(missing)} if missing else {}
+
+        shards = ShardWriter(folder, metadata, config.shard_rows, index, n_processes, notes)
         with Progress("embedding", progress and index == 0) as bar, _signals() as caught:
             if corpus.n_loops is not None:
                 bar.set_total(-(-corpus.n_loops // n_processes))
             try:
                 summary = _run(
                     corpus.loops(index, n_processes),
-                    make_decoders(corpus, encoder, config),
+                    decoders,
                     stored,
                     engine,
                     Writer(shards, config.strict),
@@ -325,7 +331,7 @@ def _run(
         duration_s=elapsed_s,
         files_per_s=writer.n_embedded / elapsed_s,
         reasons=dict(writer.reasons),
-        missing_limits=tuple(sorted({name for d in decoders for name in d.missing_limits})),
+        missing_limits=missing_limits(decoders),
     )
 
 

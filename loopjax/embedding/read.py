@@ -2,7 +2,7 @@
 
 import os
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -27,6 +27,11 @@ def make_decoders(source: Source, encoder: Encoder, config: EmbedConfig) -> list
     if source.n_loops is not None:
         n_workers = min(n_workers, source.n_loops)
     return [source.decoder(options, config.decode_timeout_s) for _ in range(n_workers)]
+
+
+def missing_limits(decoders: Sequence[Decoder]) -> tuple[str, ...]:
+    """Limits of memory and the like that the system did not let the started decoders set."""
+    return tuple(sorted({name for decoder in decoders for name in decoder.missing_limits}))
 
 
 def batches(feeder: Feeder) -> Iterator[Batch[list[Row]] | None]:

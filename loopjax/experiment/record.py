@@ -1,11 +1,13 @@
 """run.json: what made a run folder, so that it can be repeated, continued and evaluated again."""
 
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +33,9 @@ class RunRecord:
     versions: Annotated[dict[str, str], Setting("of the packages that numbers depend on")]
     platform: Annotated[str, Setting("operating system and processor")]
     devices: Annotated[tuple[str, ...], Setting("what jax computed on")]
+    missing_limits: Annotated[
+        tuple[str, ...], Setting("limits that the system refused to the decoders: memory, core")
+    ] = ()
 
 
 def read_record(run: Path) -> RunRecord:
@@ -86,6 +91,18 @@ def claim(out: Path, config: ExperimentConfig, restart: bool) -> None:
             )
     else:
         write_json(out / RECORD, to_dict(_new_record(config)))
+
+
+def note_missing_limits(out: Path, missing: Sequence[str]) -> None:
+    """Adds to run.json which limits the decoders ran without.
+
+    Raises:
+        UserError: run.json is damaged.
+    """
+    record = read_record(out)
+    known = tuple(sorted({*record.missing_limits, *missing}))
+    if known != record.missing_limits:
+        write_json(out / RECORD, to_dict(dataclasses.replace(record, missing_limits=known)))
 
 
 def _new_record(config: ExperimentConfig) -> RunRecord:

@@ -29,7 +29,7 @@ from loopjax.experiment.labels import (
 )
 from loopjax.experiment.manifest import step
 from loopjax.experiment.paper import reproduce
-from loopjax.experiment.record import claim, read_record, require_run_or_empty
+from loopjax.experiment.record import claim, note_missing_limits, read_record, require_run_or_empty
 from loopjax.experiment.splits import Split, split_rows
 from loopjax.io import locked
 from loopjax.model import Model, load_model
@@ -175,7 +175,8 @@ def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embedd
 
     encoder = load_encoder(config.embed.encoder, config.embed.precision)
     log(f"embedding {', '.join(config.data.sources)} with {encoder.id}")
-    embed_corpus(config.data.sources, encoder, out / "embeddings", config.embed)
+    done = embed_corpus(config.data.sources, encoder, out / "embeddings", config.embed)
+    note_missing_limits(out, done.missing_limits)
     embeddings = read_run_embeddings(config, out)
     return embeddings, len(embeddings.failures)
 

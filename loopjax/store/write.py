@@ -8,7 +8,7 @@ thread that hands over the next one.
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from loopjax.store.schema import (
     as_int64,
     shard_schema,
     table_of_rows,
+    with_prefix,
 )
 
 REWRITE_LOCK_NAME = ".rewrite.lock"
@@ -60,12 +61,23 @@ class ShardWriter:
         shard_rows: int,
         process_index: int = 0,
         process_count: int = 1,
+        notes: Callable[[], dict[str, str]] = dict,
     ):
-        """Continues the numbering of this process's earlier shards."""
+        """Continues the numbering of this process's earlier shards.
+
+        Args:
+            folder: the store.
+            metadata: identity of the embeddings.
+            shard_rows: rows of a full shard.
+            process_index: which of the run's processes this is.
+            process_count: how many there are.
+            notes: asked at each shard for metadata that is only known by then.
+        """
         self._folder = folder
         self._metadata = metadata
         self._schema = shard_schema(int(metadata["embedding_dim"]), metadata)
         self._shard_rows = shard_rows
+        self._notes = notes
         own = f"p{process_index:03d}-" if process_count > 1 else ""
         self._prefix = f"part-{own}"
         self._failures_path = piece_of(folder, process_index)
@@ -159,6 +171,9 @@ class ShardWriter:
                 move_rows(part, places)
         if batch.rows:
             table = table_of_rows(batch.rows, self._schema)
+            table = table.replace_schema_metadata(
+                {**(table.schema.metadata or {}), **with_prefix(self._notes())}
+            )
             write_parquet(table, self._folder / f"{self._prefix}{self._next:05d}.parquet")
             self._next += 1
         if batch.failures is not None:

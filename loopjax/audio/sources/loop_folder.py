@@ -7,14 +7,15 @@ import csv
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from os import PathLike, fsencode, fspath
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow as tf
 
 from loopjax.audio.decode import DecodeOptions, decode_file
 from loopjax.audio.loop import DecodeError, Failure, Loop, display
@@ -22,6 +23,7 @@ from loopjax.audio.sources.files import scan
 from loopjax.errors import UserError
 
 log = logging.getLogger(__name__)
+FILE_FORMAT = "array_record"  # read without TensorFlow, at random
 SPLITS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
@@ -31,7 +33,7 @@ class LoopFolder(tfds.core.GeneratorBasedBuilder):
     Each example holds `audio` (float32, mono, at the file's rate), `sample_rate_hz`, `duration_s`,
     `path` (relative to the folder), `group` (parent folder), `sha256` and one text per metadata
     column. All loops of a group are in one split. Files that cannot be decoded are left out and
-    listed in `rejected`.
+    listed in `rejected`. `as_dataset` needs TensorFlow, `as_data_source` does not.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -39,12 +41,15 @@ class LoopFolder(tfds.core.GeneratorBasedBuilder):
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: str | PathLike[str],
         *,
-        metadata: str | os.PathLike | None = None,
+        metadata: str | PathLike[str] | None = None,
         dataset_name: str | None = None,
-        data_dir: str | os.PathLike | None = None,
+        data_dir: str | PathLike[str] | None = None,
         options: DecodeOptions | None = None,
+        config: str | tfds.core.BuilderConfig | None = None,
+        version: str | tfds.core.Version | None = None,
+        file_format: str | tfds.core.FileFormat | None = None,
     ):
         """Describes the dataset; `download_and_prepare()` writes it.
 
@@ -55,34 +60,45 @@ class LoopFolder(tfds.core.GeneratorBasedBuilder):
             dataset_name: name of the configuration; default: the folder's name.
             data_dir: where datasets live; default: TFDS's own.
             options: decoding limits and policies.
+            config: how TFDS passes `dataset_name`: `tfds.load("loop_folder/NAME", folder=...)`.
+            version: as TFDS passes it; there is one.
+            file_format: default: what is prepared, else `array_record`. Only of `tfrecord` does
+                `tfds.load` make a `tf.data.Dataset` where this class is not imported.
 
         Raises:
-            UserError: the metadata cannot be read or has no column `file`, or what is prepared
-                under this name holds other loops; says which.
+            UserError: two names, or the metadata cannot be read or has no column `file`, or what is
+                prepared under this name holds other loops; says which.
         """
+        name = config.name if isinstance(config, tfds.core.BuilderConfig) else config
+        if name and dataset_name and name != dataset_name:
+            raise UserError(f"dataset_name is {dataset_name!r} and config {name!r}; give one")
         self._arguments = {
-            "folder": os.fspath(Path(folder).absolute()),
-            "metadata": None if metadata is None else os.fspath(Path(metadata).absolute()),
-            "dataset_name": dataset_name,
-            "data_dir": None if data_dir is None else os.fspath(Path(data_dir).absolute()),
+            "folder": fspath(Path(folder).absolute()),
+            "metadata": None if metadata is None else fspath(Path(metadata).absolute()),
+            "dataset_name": dataset_name or name,
+            "data_dir": None if data_dir is None else fspath(Path(data_dir).absolute()),
             "options": options,
+            "version": version,
+            "file_format": file_format,
         }
         self._folder = Path(folder)
         self._labels, self._columns = _read_metadata(metadata)
         self._options = options or DecodeOptions(device_rates_hz=tuple(range(1, 768_001)))
         self.rejected: list[Failure] = []
-        config = tfds.core.BuilderConfig(
-            name=dataset_name or self._folder.resolve().name,
-            version=self.VERSION,
-            description=f"Loops under {self._folder.name}",
-        )
         super().__init__(
-            config=config,
-            data_dir=None if data_dir is None else os.fspath(data_dir),
-            file_format="array_record",
+            config=tfds.core.BuilderConfig(
+                name=dataset_name or name or self._folder.resolve().name,
+                version=self.VERSION,
+                description=f"Loops under {self._folder.name}",
+            ),
+            data_dir=self._arguments["data_dir"],
+            version=self._arguments["version"],
+            file_format=self._arguments["file_format"],
         )
         if (Path(self.data_dir) / "dataset_info.json").exists():
             self._require_same_loops(self.info.metadata or {})
+        elif file_format is None:
+            self.info.set_file_format(FILE_FORMAT, override=True)
 
     def __getstate__(self) -> dict[str, Any]:
         """The arguments: worker processes construct the builder anew."""
@@ -179,8 +195,35 @@ class LoopFolder(tfds.core.GeneratorBasedBuilder):
             }
             yield loop.key, example | {name: labels.get(name, "") for name in self._columns}
 
+    def _as_dataset(
+        self,
+        split: Any,
+        decoders: Any = None,
+        read_config: tfds.ReadConfig | None = None,
+        shuffle_files: bool = False,
+    ) -> Any:
+        """A `tf.data.Dataset` of array records too, which TFDS itself only reads at random."""
+        read_config = read_config or tfds.ReadConfig()
+        if self.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+            return super()._as_dataset(split, decoders, read_config, shuffle_files)
+        features: Any = self.info.features
+        source: Any = self.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]
+
+        def examples() -> Iterator[Any]:
+            random = np.random.default_rng(read_config.shuffle_seed)
+            order = random.permutation(len(source)) if shuffle_files else range(len(source))
+            for i in order:
+                yield source[int(i)]
+
+        signature = tf.nest.map_structure(
+            lambda info: tf.TensorSpec(info.shape, info.tf_dtype),
+            features.get_tensor_info(),
+        )
+        dataset = tf.data.Dataset.from_generator(examples, output_signature=signature)
+        return dataset.apply(tf.data.experimental.assert_cardinality(len(source)))
+
     def _relative(self, loop: Loop) -> str:
-        root = os.fsencode(self._folder.absolute())
+        root = fsencode(self._folder.absolute())
         return display(loop.path_bytes.removeprefix(root).lstrip(b"/"))
 
 
@@ -195,7 +238,7 @@ def split_of_group(group: str) -> str:
 
 
 def _read_metadata(
-    path: str | os.PathLike | None,
+    path: str | PathLike[str] | None,
 ) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
     if path is None:
         return {}, ()

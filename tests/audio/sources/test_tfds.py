@@ -6,11 +6,13 @@ import os
 import pickle
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from absl import flags
 
 from loopjax.audio.sources.loop_folder import LoopFolder, split_of_group
 from loopjax.audio.sources.tfds import AUDIO_CLASS, open_dataset
@@ -51,6 +53,7 @@ def prepared(folder, tmp_path_factory):
     return builder, data_dir
 
 
+@pytest.mark.skipif(find_spec("tensorflow") is not None, reason="it is installed")
 def test_no_tensorflow_is_needed(prepared):
     assert "tensorflow" not in sys.modules
 
@@ -154,6 +157,21 @@ def test_builders_and_data_sources_pickle(prepared):
         assert len(copy) == len(source)
         np.testing.assert_array_equal(copy[0]["audio"], source[0]["audio"])
         np.testing.assert_array_equal(again.as_data_source(split)[0]["audio"], source[0]["audio"])
+
+
+def test_workers_of_grain_read_what_was_prepared(prepared):
+    grain = pytest.importorskip("grain", reason="pip install grain: a loader of other people")
+    flags.FLAGS.mark_as_parsed()  # grain is meant for programs that absl starts
+    builder, _ = prepared
+    split = max(builder.info.splits, key=lambda name: builder.info.splits[name].num_examples)
+    source = builder.as_data_source(split)
+    loader = grain.DataLoader(
+        data_source=source,
+        sampler=grain.samplers.SequentialSampler(len(source), grain.sharding.NoSharding()),
+        worker_count=2,
+    )
+    paths = [example["path"] for example in loader]
+    assert sorted(paths) == sorted(example["path"] for example in source)
 
 
 def test_tfds_finds_a_prepared_folder_by_name(prepared):
