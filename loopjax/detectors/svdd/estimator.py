@@ -14,14 +14,12 @@ import numpy as np
 from loopjax.detectors.base import Detector
 from loopjax.detectors.rows import RowBlocks, len_rows
 from loopjax.detectors.svdd.fit import (
-    LARGEST_BATCH,
-    SMALLEST_BATCH,
+    BATCH_ROWS,
     STEPS_PER_EPOCH,
     FittedHead,
     HeadConfig,
     RunOptions,
     TrainingConfig,
-    batch_size_for,
     check_spread,
     train_heads,
     train_streamed,
@@ -34,8 +32,6 @@ from loopjax.detectors.svdd.network import (
 )
 from loopjax.errors import ParameterError, UserError
 
-# Training rows up to which an epoch sees every one of them.
-_ONE_PASS = STEPS_PER_EPOCH * LARGEST_BATCH
 # Numbers of the reference's configs/base.yaml, for `DeepSVDD(**REFERENCE)`.
 REFERENCE: dict[str, Any] = {
     "compat": "reference",
@@ -69,10 +65,10 @@ class DeepSVDD(Detector):
             cost three AUROC points on the paper's labeled folders before any training.
         pretrain_epochs: limit of stage 1; 0 keeps the random encoder.
         epochs: limit of stage 2; 0 scores with the pretrained encoder.
-        batch_size: rows per step. "auto" trains with the same number of steps whatever the size of
-            the corpus: 32 up to 320 training rows (and under `compat`), from there on a tenth of
-            them up to 4,096; then every epoch draws ten batches anew. With batches of a fixed size
-            a head of 20,000 rows trains a hundred times longer than one of 200, and collapses.
+        batch_size: rows per step, in epochs that see every training row. "auto" makes an epoch five
+            batches of 32 rows whatever the size of the corpus, small ones giving each row several
+            times; under `compat` it is 32. With epochs that grow with the corpus, or with batches
+            that do, a head of 20,000 rows trains further than one of 200, or collapses.
         pretrain_learning_rate, learning_rate: AdamW, at the first epoch of stage 1 and 2.
         min_learning_rate: where the cosine schedule, stepped once per epoch, ends.
         schedule_epochs: length of the schedule; None for the stage's limit.
@@ -95,8 +91,8 @@ class DeepSVDD(Detector):
     Fitted: `encoder_`, arrays by name, "layers/0/linear/kernel" [n_in, n_out] and so on; `center_`
     [Z]; `radius_` (soft boundary, in units of sqrt(score)); `history_` {stage: {metric: list per
     epoch}}; `best_epochs_` {stage: epoch}; `train_rows_`, the numbers of the rows that were trained
-    on (the others stopped it); `latent_shrinkage_`, the latents' variance after stage 2 over that
-    before it.
+    on (others stopped it, or were more than its steps can see); `latent_shrinkage_`, the latents'
+    variance after stage 2 over that before it.
     """
 
     kind: ClassVar[str] = "deep-svdd"
@@ -272,18 +268,16 @@ class DeepSVDD(Detector):
             bfloat16=self.precision == "bfloat16",
         )
 
-    def training_config(self, n_features: int, n_rows: int) -> TrainingConfig:
-        """What `compat`, "auto" and the other parameters mean for `n_rows` rows."""
+    def training_config(self, n_features: int) -> TrainingConfig:
+        """What `compat`, "auto" and the other parameters mean."""
         own = self.compat is None
-        n_train = int(n_rows * (1.0 - self.validation_fraction))
-        batch_size, max_steps = self.batch_size, None
+        batch_size, steps = self.batch_size, None
         if isinstance(batch_size, str):
-            batch_size = batch_size_for(n_train) if own else SMALLEST_BATCH
-            max_steps = STEPS_PER_EPOCH if own and n_train > _ONE_PASS else None
+            batch_size, steps = BATCH_ROWS, STEPS_PER_EPOCH if own else None
         return TrainingConfig(
             network=self.network_config(n_features),
             batch_size=batch_size,
-            max_steps_per_epoch=max_steps,
+            steps_per_epoch=steps,
             pretrain_epochs=self.pretrain_epochs,
             epochs=self.epochs,
             schedule_epochs=self.schedule_epochs,
@@ -354,7 +348,7 @@ class DeepSVDD(Detector):
         self.network_config(n_features=1)  # refuses impossible widths and dropout
 
     def _learn(self, rows: np.ndarray | RowBlocks) -> None:
-        config = self.training_config(self.n_features_in_, len_rows(rows))
+        config = self.training_config(self.n_features_in_)
         head, options = self.head_config(), self.run_options()
         if isinstance(rows, RowBlocks):
             fitted = train_streamed(config, head, rows, options)

@@ -30,8 +30,11 @@ from loopjax.training.recipe import EPOCH_METRICS, Hyperparams, Objective, Recip
 
 # Bytes of training state per call; more heads go in further calls.
 _STATE_BYTES = 2**30
-# Held-out rows kept on the device while the others stream.
-_MAX_STREAMED_VALIDATION = 8192
+# Matrices of up to this many rows go to the device whole, so that all subsets share programs; of
+# larger ones only the rows that a training sees.
+_WHOLE = 16_384
+# Held-out rows at most where a part of them is enough, and where the others stream.
+_MAX_VALIDATION = 8192
 
 # Called with stage ("pretrain" or "one-class"), epoch and the epoch's metrics.
 OnEpoch = Callable[[str, int, dict[str, float]], None]
@@ -49,7 +52,7 @@ class TrainingConfig:
 
     network: NetworkConfig
     batch_size: int
-    max_steps_per_epoch: int | None
+    steps_per_epoch: int | None
     pretrain_epochs: int
     epochs: int
     schedule_epochs: int | None
@@ -64,16 +67,10 @@ class TrainingConfig:
     data_parallel: bool
 
 
-# A head learns from a number of steps, not of rows: the defaults are 10 steps per epoch. From 320
-# training rows on the batch grows with the corpus, and from 40,960 on an epoch is a sample of it.
-STEPS_PER_EPOCH = 10
-SMALLEST_BATCH, LARGEST_BATCH = 32, 4096
-
-
-def batch_size_for(n_train: int) -> int:
-    """Rows per step for `n_train` training rows, so that an epoch has `STEPS_PER_EPOCH` steps."""
-    wanted = -(-n_train // STEPS_PER_EPOCH)
-    return min(max(8 * -(-wanted // 8), SMALLEST_BATCH), LARGEST_BATCH)
+# A head learns from steps, not from rows: an epoch is this many batches of this many rows, whatever
+# the size of the corpus. A small one gives each row several times, a large one is sampled. Batches
+# that grow with the corpus train further: AdamW moves faster where gradients agree.
+STEPS_PER_EPOCH, BATCH_ROWS = 5, 32
 
 
 @dataclass(frozen=True)
@@ -132,20 +129,42 @@ def train_heads(
     for start in range(0, len(heads), size):
         group, own = heads[start : start + size], subsets[start : start + size]
         parts = [
-            split_rows(
-                len(rows), config.validation_fraction, head.seed, reference=config.reference_shuffle
-            )
-            for head, rows in zip(group, own, strict=True)
+            _train_and_val(config, head, len(rows)) for head, rows in zip(group, own, strict=True)
         ]
-        source = ResidentRows(X, own, parts, config.batch_size, mesh)
-        trained += _Training(config, group, source, mesh, options or RunOptions()).run()
+        places = [(rows[train], rows[val]) for rows, (train, val) in zip(own, parts, strict=True)]
+        matrix = X
+        if len(X) > _WHOLE:
+            used = np.unique(np.concatenate([part for both in places for part in both]))
+            matrix = X[used]
+            places = [(np.searchsorted(used, t), np.searchsorted(used, v)) for t, v in places]
+        source = ResidentRows(matrix, places, config.batch_size, config.steps_per_epoch, mesh)
+        fitted = _Training(config, group, source, mesh, options or RunOptions()).run()
+        trained += [
+            replace(head, train_rows=train) for head, (train, _) in zip(fitted, parts, strict=True)
+        ]
     return trained
+
+
+def _train_and_val(
+    config: TrainingConfig, head: HeadConfig, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `count` rows a head trains on and which stop it: no more than its steps can see."""
+    train, val = split_rows(
+        count, config.validation_fraction, head.seed, reference=config.reference_shuffle
+    )
+    if config.steps_per_epoch is None:
+        return train, val
+    epochs = max(config.pretrain_epochs + config.epochs, 1)
+    return train[: config.batch_size * config.steps_per_epoch * epochs], val[:_MAX_VALIDATION]
 
 
 def train_streamed(
     config: TrainingConfig, head: HeadConfig, blocks: RowBlocks, options: RunOptions | None = None
 ) -> FittedHead:
-    """Train one head on row blocks that pass through the device.
+    """Train one head on row blocks: on the rows that its steps see, or on all of them.
+
+    With `steps_per_epoch` those few rows are taken out of the blocks and give what `train_heads`
+    gives; without, all blocks pass through the device in every epoch.
 
     Raises:
         ParameterError: the settings need the whole matrix.
@@ -155,12 +174,18 @@ def train_streamed(
             "row blocks: objective soft-boundary, compat reference and data_parallel need the "
             "whole matrix"
         )
-    n_val = min(int(blocks.n_rows * config.validation_fraction), _MAX_STREAMED_VALIDATION)
+    if config.steps_per_epoch is not None:
+        train, val = _train_and_val(config, head, blocks.n_rows)
+        used = np.sort(np.concatenate([train, val]))
+        place = (np.searchsorted(used, train), np.searchsorted(used, val))
+        seen, options = take_rows(blocks, used), options or RunOptions()
+        resident = ResidentRows(seen, [place], config.batch_size, config.steps_per_epoch, None)
+        (fitted,) = _Training(config, [head], resident, None, options).run()
+        return replace(fitted, train_rows=train)
+    n_val = min(int(blocks.n_rows * config.validation_fraction), _MAX_VALIDATION)
     rng = np.random.default_rng([head.seed, 0])
     val_rows = np.sort(rng.choice(blocks.n_rows, n_val, replace=False))
-    limit = config.max_steps_per_epoch
-    per_epoch = None if limit is None else limit * config.batch_size
-    source = StreamedRows(blocks, val_rows, take_rows(blocks, val_rows), per_epoch, head.seed)
+    source = StreamedRows(blocks, val_rows, take_rows(blocks, val_rows), None, head.seed)
     (fitted,) = _Training(config, [head], source, None, options or RunOptions()).run()
     return fitted
 
@@ -294,7 +319,7 @@ class _Training:
     def _recipe(self, objective: Objective) -> Recipe:
         config = self.config
         return Recipe(
-            objective, config.batch_size, mesh=self.mesh, max_steps=config.max_steps_per_epoch
+            objective, config.batch_size, mesh=self.mesh, max_steps=config.steps_per_epoch
         )
 
     def _starts(self, stage: str, params: Arrays, stats: Arrays, aux: list[Arrays]) -> list[State]:

@@ -31,28 +31,28 @@ class ResidentRows:
 
     Args:
         X: [N, D].
-        subsets: per head, its row numbers of X.
-        parts: per head, which of its rows train and which stop the training (`split_rows`).
+        parts: per head, the row numbers of X that train and those that stop the training.
         batch_size: rows per step.
+        steps_per_epoch: rows are given several times until they fill so many steps; None for once.
         mesh: devices that share every batch; None for one.
 
     Attributes:
-        train_rows: per head, numbers within its rows that it is trained on.
+        train_rows: per head, the row numbers that train.
     """
 
     def __init__(
         self,
         X: np.ndarray,
-        subsets: Sequence[np.ndarray],
         parts: Sequence[tuple[np.ndarray, np.ndarray]],
         batch_size: int,
+        steps_per_epoch: int | None,
         mesh: Mesh | None,
     ):
         self._X, self._mesh = X, mesh
         self.train_rows = [train for train, _ in parts]
-        self._train = [rows[p[0]] for rows, p in zip(subsets, parts, strict=True)]
-        val = [rows[p[1]] for rows, p in zip(subsets, parts, strict=True)]
-        self._split = training_loop.pad_split(self._train, val, batch_size)
+        least = batch_size * (steps_per_epoch or 0)
+        given = [np.tile(train, max(1, -(-least // len(train)))) for train in self.train_rows]
+        self._split = training_loop.pad_split(given, [val for _, val in parts], batch_size)
         self._data = training_loop.place(training_loop.pad_rows(X), mesh)
 
     def fingerprint(self) -> str:
@@ -87,7 +87,7 @@ class ResidentRows:
         """Moments of every head's latents of its training rows under its own (stacked) arrays."""
         latents = (
             encode_rows(network, training_loop.unstack(arrays, h), self._X[rows])
-            for h, rows in enumerate(self._train)
+            for h, rows in enumerate(self.train_rows)
         )
         return [Moments(z.mean(axis=0), float(z.var(axis=0).mean())) for z in latents]
 

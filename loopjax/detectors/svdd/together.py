@@ -42,11 +42,10 @@ def train_together(
         detector.check_params()
     if min(len(subset) for subset in subsets) < DeepSVDD.min_rows:
         raise DataError(f"every head needs at least {DeepSVDD.min_rows} rows")
-    n_rows = max(len(subset) for subset in subsets)
-    config = detectors[0].training_config(rows.shape[1], n_rows)
+    config = detectors[0].training_config(rows.shape[1])
     first = detectors[0].get_params()
     for detector in detectors[1:]:
-        if detector.training_config(rows.shape[1], n_rows) != config:
+        if detector.training_config(rows.shape[1]) != config:
             other = detector.get_params()
             differing = [n for n in first if first[n] != other[n] and n not in PER_HEAD]
             raise ParameterError(
