@@ -15,6 +15,7 @@ def protocol_splits(
     protocol: str,
     seed: int,
     train_fraction: float = 0.8,
+    alike: np.ndarray | None = None,
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
     """Yields the one-class-per-category splits.
 
@@ -28,6 +29,9 @@ def protocol_splits(
         protocol: "P1", "P3", or "P2-" and a percentage.
         seed: of the permutation (one independent draw per group and seed).
         train_fraction: fraction of normal loops to fit on.
+        alike: int [N], equal for loops that are copies of one another (`linked_groups`): normal
+            ones follow the first of them to its side, and an anomaly that is a copy of a training
+            loop is not tested.
 
     Yields:
         (group, train [T] row indices, test [S] row indices, labels [S] 1 = anomaly).
@@ -49,17 +53,30 @@ def protocol_splits(
         if n_train < MIN_TRAIN:
             continue
         found = True
-        train, test_normal = normal[:n_train], normal[n_train:]
+        trains = with_their_like(normal, n_train, alike)
+        train, test_normal = normal[trains], normal[~trains]
         anomalous = np.flatnonzero(~is_normal)
         if contamination:
             wanted = round(contamination * n_train / (1 - contamination))
             drawn = np.random.default_rng([seed, index, 2]).permutation(anomalous)
             hidden = drawn[: min(wanted, len(anomalous) // 2)]  # the other half is the test
             train, anomalous = np.r_[train, hidden], np.setdiff1d(anomalous, hidden)
+        if alike is not None:
+            anomalous = anomalous[~np.isin(alike[anomalous], alike[train])]
+            test_normal = test_normal[~np.isin(alike[test_normal], alike[train])]
         labels = np.r_[np.zeros(len(test_normal), int), np.ones(len(anomalous), int)]
         yield str(category), train, np.r_[test_normal, anomalous], labels
     if not found:
         raise UserError(f"protocol {protocol}: no group leaves {MIN_TRAIN} normal loops to fit on")
+
+
+def with_their_like(order: np.ndarray, n_train: int, alike: np.ndarray | None) -> np.ndarray:
+    """Which rows of a random order train, bool: those whose like comes first among `n_train`."""
+    first = np.arange(len(order))
+    if alike is not None:
+        _, start, group = np.unique(alike[order], return_index=True, return_inverse=True)
+        first = start[group]
+    return first < n_train
 
 
 def _contamination(protocol: str) -> float:

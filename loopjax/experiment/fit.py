@@ -84,7 +84,7 @@ def fit_models(
         for detector in detectors:
             cross_fit_blocks(detector, rows, folds[train])
     else:
-        fit_and_cross_fit(detectors, rows, folds[train], len(np.unique(folds[train])))
+        fit_and_cross_fit(detectors, rows, folds[train])
     if threshold is not None:
         for detector in detectors:
             detector.set_fitted({"threshold_": threshold(detector.decision_scores_)})

@@ -24,16 +24,18 @@ import numpy as np
 from loopjax.config import DetectorConfig, ProtocolName
 from loopjax.detectors import make_detector
 from loopjax.detectors.base import Detector
+from loopjax.detectors.crossfit import COPY_COSINE
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.detectors.svdd.fit import FittedHead, group_size
 from loopjax.detectors.svdd.together import train_together
 from loopjax.errors import ModelCheckError
+from loopjax.evaluation.folds import linked_groups, near_duplicates
 from loopjax.evaluation.metrics import labeled_metrics
 from loopjax.evaluation.separation import separation
-from loopjax.evaluation.splits import protocol_splits
+from loopjax.evaluation.splits import protocol_splits, with_their_like
 from loopjax.json_files import parse_json
 
-CACHE_FORMAT = 2  # of its rows; raised when they change
+CACHE_FORMAT = 3  # of its rows; raised when they change
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -48,6 +50,7 @@ class ProtocolRow:
         method: name of the detector.
         seed: of the split and of the detector.
         n_train: rows it was fitted on.
+        n_moved: rows that copies of theirs drew to the other side, or out of the test.
         collapsed: the reason why a head failed its check; then all numbers are None.
         epochs: trained epochs by stage, of heads.
         threshold: decision threshold.
@@ -69,6 +72,7 @@ class ProtocolRow:
     method: str
     seed: int
     n_train: int
+    n_moved: int = 0
     collapsed: str = ""
     epochs: dict[str, int] | None = None
     threshold: float | None = None
@@ -96,6 +100,7 @@ class _Task:
     train: np.ndarray
     test: np.ndarray
     labels: np.ndarray | None
+    n_moved: int = 0
 
 
 def run_protocols(
@@ -125,38 +130,55 @@ def run_protocols(
     """
     X = np.asarray(X, np.float32)
     store = _Cache(cache, X, groups, methods)
+    alike = linked_groups(len(X), near_duplicates(X - X.mean(axis=0), COPY_COSINE))
     rows: list[ProtocolRow] = []
     for method in methods:
         detector = make_detector(method.kind, **method.params)
         for protocol in protocols:
             own_seeds = method.protocol_seeds.get(protocol, seeds)
-            tasks = list(_tasks(method.name, protocol, groups, own_seeds, detector))
+            tasks = list(_tasks(method.name, protocol, groups, own_seeds, detector, alike))
             waiting = [task for task in tasks if store.get(task) is None]
             for task, row in _run(detector, X, waiting):
                 store.put(task, row)
             rows += [row for task in tasks if (row := store.get(task)) is not None]
             if log is not None:
                 known = len(tasks) - len(waiting)
-                log(f"{method.name} {protocol}: {len(tasks)} fits, {known} known")
+                moved = f", {n} rows follow their copies" if (n := _moved(tasks)) else ""
+                log(f"{method.name} {protocol}: {len(tasks)} fits, {known} known{moved}")
     return rows
 
 
+def _moved(tasks: list[_Task]) -> int:
+    return max((task.n_moved for task in tasks), default=0)
+
+
 def _tasks(
-    method: str, protocol: str, groups: Sequence[str], seeds: Sequence[int], detector: Detector
+    method: str,
+    protocol: str,
+    groups: Sequence[str],
+    seeds: Sequence[int],
+    detector: Detector,
+    alike: np.ndarray,
 ) -> Iterator[_Task]:
     for seed in seeds:
         if protocol == "unlabeled":
             count = len(groups)
             order = np.random.default_rng([seed, 2**16]).permutation(count)
             n_train = int(0.8 * count)
-            train, test = order[:n_train], order[n_train:]
+            trains = with_their_like(order, n_train, alike)
+            train, test, n_moved = order[trains], order[~trains], int(trains[n_train:].sum())
             if isinstance(detector, DeepSVDD):
                 # The head's own held-out part is the test, as in the reference.
-                train, test = np.arange(count), np.arange(0)
-            yield _Task(method, protocol, "", seed, train, test, None)
+                train, test, n_moved = np.arange(count), np.arange(0), 0
+            yield _Task(method, protocol, "", seed, train, test, None, n_moved)
         else:
-            for folder, train, test, labels in protocol_splits(groups, protocol, seed):
-                yield _Task(method, protocol, folder, seed, train, test, labels)
+            plain = {split[0]: split for split in protocol_splits(groups, protocol, seed)}
+            for split in protocol_splits(groups, protocol, seed, alike=alike):
+                folder, train, test, labels = split
+                n_moved = len(np.setxor1d(train, plain[folder][1])) + (
+                    len(groups) - len(train) - len(test)
+                )
+                yield _Task(method, protocol, folder, seed, train, test, labels, n_moved)
 
 
 def _run(
@@ -259,7 +281,13 @@ def _describe(task: _Task, detector: Detector) -> ProtocolRow:
     if isinstance(detector, DeepSVDD):
         epochs = {stage: len(curves["train_loss"]) for stage, curves in detector.history_.items()}
     return ProtocolRow(
-        task.protocol, task.folder, task.method, task.seed, len(task.train), epochs=epochs
+        task.protocol,
+        task.folder,
+        task.method,
+        task.seed,
+        len(task.train),
+        task.n_moved,
+        epochs=epochs,
     )
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from loopjax.detectors import make_detector
-from loopjax.detectors.crossfit import copy_groups, deal_folds, fit_and_cross_fit
+from loopjax.detectors.crossfit import copy_folds, fit_and_cross_fit
 from loopjax.detectors.rows import DataError
 from loopjax.errors import UserError
 from loopjax.evaluation.conformal import (
@@ -51,33 +51,19 @@ def test_copies_share_a_fold():
     x = rows(300)
     x[100:110] = x[:10]  # equal
     x[110:120] = x[10:20] + 1e-4  # nearly equal
-    hashes = [str(i) for i in range(300)]
-    hashes[299] = "200"  # said to be equal
-    groups = copy_groups(x, hashes)
-    folds = deal_folds(groups)
-    for a, b in [(i, i + 100) for i in range(20)] + [(200, 299)]:
-        assert groups[a] == groups[b] and folds[a] == folds[b]
-    assert len(np.unique(groups)) == 300 - 21
+    folds = copy_folds(x + 1e3)  # near-copies whatever the origin
+    for a, b in [(i, i + 100) for i in range(20)]:
+        assert folds[a] == folds[b]
     assert np.bincount(folds).tolist() == [60] * 5
-    (found,) = fit_and_cross_fit([make_detector("knn")], x, groups)
-    assert found.n_moved == 21
+    (found,) = fit_and_cross_fit([make_detector("knn")], x)
     assert found.scores.min() > 0.1  # no row meets its copy
-
-
-def test_copies_are_found_across_blocks(monkeypatch):
-    monkeypatch.setattr("loopjax.detectors.crossfit._BLOCK_ROWS", 16)
-    x = rows(200)
-    order = np.random.default_rng(0).permutation(200)
-    x[order[:50]] = x[order[50:100]] * 1.00001
-    centered = x - x.mean(axis=0)
-    units = centered / np.linalg.norm(centered, axis=1, keepdims=True)
-    groups = copy_groups(x)
-    np.testing.assert_array_equal(groups[:, None] == groups[None, :], units @ units.T >= 0.999)
 
 
 def test_too_few_different_rows():
     with pytest.raises(DataError, match="copies of 4 different ones"):
-        deal_folds(np.repeat(np.arange(4), 10))
+        copy_folds(np.repeat(rows(4), 10, axis=0))
+    with pytest.raises(DataError, match="holds 30 of 40"):
+        copy_folds(np.concatenate([np.repeat(rows(1), 30, axis=0), rows(10, seed=1)]))
 
 
 def test_seeds_of_heads_train_with_their_folds():

@@ -43,6 +43,17 @@ def test_protocol_p2_hides_anomalies_of_the_group_in_training():
         assert sorted([*train, *test]) == list(range(124))
 
 
+@pytest.mark.parametrize("protocol", ["P1", "P3", "P2-10"])
+def test_no_copy_lies_on_both_sides(protocol):
+    groups = ["x"] * 60 + ["y"] * 60
+    alike = np.arange(120)
+    alike[30:60] = alike[:30]  # copies within a folder
+    alike[115:] = alike[:5]  # and across folders
+    for _, train, test, labels in protocol_splits(groups, protocol, 0, alike=alike):
+        assert not set(alike[train]) & set(alike[test])
+        assert len(train) >= 24 and {*labels} == {0, 1}
+
+
 @pytest.mark.parametrize("protocol", ["P4", "P2", "P2-", "P2-0", "P2-100", "P2-x"])
 def test_unknown_protocols_are_refused(protocol):
     with pytest.raises(UserError, match="unknown protocol"):
