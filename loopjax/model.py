@@ -238,7 +238,9 @@ class Model:
     def _scored(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores [N], and which rows the model was fitted on."""
         scores = self.detector.decision_function(X)
-        known = np.full(len(X), -1) if self.known_rows is None else self.known_rows.find(X)
+        if self.known_rows is None:
+            return scores, np.zeros(len(X), bool)
+        known = self.known_rows.find(X)
         scores[known >= 0] = self.detector.decision_scores_[known[known >= 0]]
         return scores, known >= 0
 

@@ -167,10 +167,8 @@ class EvaluateConfig:
     ] = 0.1
     protocols: Annotated[
         tuple[ProtocolName, ...],
-        Setting(
-            "on every one of data.sets: P1, one folder normal; P3, one folder anomalous; P2-5, the "
-            "same with 5 % of such loops among the training loops; unlabeled, the paper's way"
-        ),
+        # P1: one folder is normal; P3: one is anomalous; P2-5: it is, and 5 % of such loops train.
+        Setting("what is done with each of data.sets; unlabeled: the paper's way"),
     ] = ()
     reference: Annotated[str | None, Setting("JSON with published values, printed beside ours")] = (
         None

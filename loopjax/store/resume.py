@@ -67,7 +67,7 @@ def prepare(folder: Path, metadata: dict[str, str], restart: bool = False) -> No
         for part in examined:
             if part.fault is not None:
                 _set_aside(part.path, part.fault)
-        _merge_failures(folder, metadata)
+        _merge_failures(folder, metadata, are_old=True)
         for name in OLD_LAYOUT:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
@@ -154,8 +154,11 @@ def _difference(folder: Path, changed: dict[str, tuple[object, object]]) -> str:
     )
 
 
-def _merge_failures(folder: Path, metadata: dict[str, str]) -> None:
-    """One list, without the inputs that have been embedded, moved or deleted since."""
+def _merge_failures(folder: Path, metadata: dict[str, str], *, are_old: bool = False) -> None:
+    """One list, without the inputs that have been embedded since.
+
+    Of an earlier run (`are_old`), inputs that were moved or deleted since are left out as well.
+    """
     files = failure_files(folder)
     tables = []
     for path in files:
@@ -167,7 +170,7 @@ def _merge_failures(folder: Path, metadata: dict[str, str]) -> None:
     if len(merged):
         done = DoneIndex(folder)
         keep = [
-            done.find(row["key"]) is None and not _is_over(row)
+            done.find(row["key"]) is None and not (are_old and _is_over(row))
             for row in merged.select(["key", "path_bytes", "reason"]).to_pylist()
         ]
         merged = merged.filter(pa.array(keep, pa.bool_()))

@@ -58,7 +58,7 @@ def test_overrides_reach_nested_keys_and_detectors_by_name(write):
         ("split.train_fraction=1.5", "above 0 and at most 1"),
         ("evaluate.target_fpr=.nan", "expected a finite number"),
         ("evaluate.ladder=quick", "it is now called 'robustness'"),
-        ("evaluate.protocols=[P2]", "none of P1, P3, unlabeled"),
+        ("evaluate.protocols=[P2]", "none of P1, P3, P2-1, P2-5, P2-10, unlabeled"),
         ("name=../up", "name: expected a name of at most"),
         ("name", "write it as --set key.path=value"),
         ("name=[", "not valid YAML"),
