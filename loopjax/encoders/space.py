@@ -5,11 +5,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from loopjax.errors import UserError
-from loopjax.htsat.frontend import DEVICE_RESAMPLER, LogMelConfig
+from loopjax.htsat.frontend import DEVICE_RESAMPLER, IMAGE_FRAMES, LogMelConfig
 from loopjax.json_files import parse_json
+
+T = TypeVar("T")
 
 # From exact to fast: full float32 products; TensorFloat-32 products where a GPU has them; bfloat16;
 # bfloat16 with GELU by tanh; the same with window attention as one kernel, for GPUs.
@@ -152,9 +156,39 @@ def read_front_end(values: Mapping[str, Any]) -> LogMelConfig:
 
     Raises:
         TypeError: a key that this version does not know.
+        ValueError: a value of another type, or out of its range; names the key.
     """
     modern = {old: new for new, old in _STORED_SPELLING.items()}
-    return LogMelConfig(**{modern.get(key, key): value for key, value in values.items()})
+    found = checked(LogMelConfig, {modern.get(key, key): value for key, value in values.items()})
+    ranges = {
+        "sample_rate_hz": (1, 1_000_000),
+        "n_fft": (2, 1 << 16),
+        "hop_samples": (1, 1 << 16),
+        "mel_bins": (1, found.n_fft // 2 + 1),
+        "fmax_hz": (1e-3, 1e6),
+        "fmin_hz": (0, min(found.fmax_hz, found.sample_rate_hz / 2)),
+        "clip_samples": (1, IMAGE_FRAMES * found.hop_samples - 1),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(found, name)
+        if not low <= value <= high:  # so that NaN is refused
+            raise ValueError(f"{name} is {value!r}, not within {low} to {high}")
+    return found
+
+
+def checked(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A dataclass from the values of a JSON file: lists become tuples, nothing else is converted.
+
+    Raises:
+        TypeError: an unknown key, or one is missing.
+        ValueError: a value of another type; names its key.
+    """
+    cls(**values)  # pydantic passes over keys that it does not know
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(dict(values)), strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
 def _comparable(space: Space) -> dict[str, Any]:

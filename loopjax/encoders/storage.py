@@ -6,6 +6,7 @@ so that a copy, another machine or another version can be checked at any time.
 
 import base64
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from loopjax.encoders.encoder import HtsatEncoder, weights_digest
 from loopjax.encoders.protocol import Encoder
-from loopjax.encoders.space import Precision, read_front_end
+from loopjax.encoders.space import Precision, checked, read_front_end
 from loopjax.errors import ModelCheckError, UserError
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
@@ -23,6 +24,25 @@ from loopjax.json_files import read_json
 FORMAT = "loopjax-encoder-1"
 PROBE_SECONDS = (2.3, 11.7)  # a repeated clip; a clip that is fused or cropped
 PROBE_TOLERANCE = 1e-4  # max |difference| over the norm, across machines
+_LARGEST = {  # what a record may ask for: beyond, building the network alone takes minutes
+    "width": 8192,
+    "depths": 128,
+    "heads": 1024,
+    "patch": 64,
+    "window": 64,
+    "mlp_ratio": 64,
+    "image_side": 4096,
+    "mel_bins": 1024,
+}
+_MAX_STAGES = 8
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What goes on from a record into stores."""
+
+    id: str
+    assumptions: tuple[str, ...]
 
 
 def save_encoder(
@@ -93,7 +113,11 @@ def read_encoder(
     folder = Path(folder).absolute()
     record = read_record(folder)
     try:
-        config = HtsatConfig(**_tuples(record["architecture"]))
+        identity = checked(
+            _Identity,
+            {"id": record["id"], "assumptions": record["about"].get("assumptions", [])},
+        )
+        config = _architecture(record["architecture"])
         mel_config = read_front_end(record["front_end"])
         stored = read_arrays(folder / "weights")
         weights = {name: np.asarray(array, np.float32) for name, array in stored.items()}
@@ -103,11 +127,11 @@ def read_encoder(
             config,
             mel_config,
             weights,
-            encoder_id=record["id"],
+            encoder_id=identity.id,
             precision=precision,
             weights_sha256=record["weights_sha256"],
             location=location or str(folder),
-            assumptions=tuple(map(str, record["about"].get("assumptions", ()))),
+            assumptions=identity.assumptions,
         )
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -185,5 +209,18 @@ def _is_replaceable(folder: Path) -> bool:
     return (folder / "config.json").is_file() or not any(folder.iterdir())
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+def _architecture(values: dict[str, Any]) -> HtsatConfig:
+    """An architecture from a record, which must be no larger than networks are.
+
+    Raises:
+        TypeError, ValueError: it is not; names the key.
+    """
+    found = checked(HtsatConfig, values)
+    for name, high in _LARGEST.items():
+        value = getattr(found, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not 1 <= number <= high:
+                raise ValueError(f"{name} is {value!r}, not within 1 to {high}")
+    if not 0 < len(found.depths) == len(found.heads) <= _MAX_STAGES:
+        raise ValueError(f"depths {found.depths} and heads {found.heads} do not fit together")
+    return found

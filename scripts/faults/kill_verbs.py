@@ -10,6 +10,7 @@ with "0 lost, 0 tracebacks, 0 left behind", or exit code 1.
 """
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -51,8 +52,9 @@ class Trial:
 
 def trials(inputs: Path) -> list[Trial]:
     """All verbs that write, over the same small inputs."""
-    names = ("loops", "loops/loop_00.wav", "emb", "model", "head.ckpt", "config.yaml")
+    names = ("loops", "loops/keys/loop_00.wav", "emb", "model", "head.ckpt", "config.yaml")
     loops, loop, store, model, head, config = (str(inputs / name) for name in names)
+    marks = str(inputs / "marks.csv")
     return [
         Trial("embed", lambda o: ["embed", loops, "-o", f"{o}/emb", *EMBED], rows_in),
         Trial("fit", lambda o: ["fit", store, "-o", f"{o}/model", "--detector", "pca"], model_in),
@@ -66,6 +68,11 @@ def trials(inputs: Path) -> list[Trial]:
         Trial("run", lambda o: ["run", config, "-o", f"{o}/run"], run_in),
         Trial("evaluate", lambda o: ["evaluate", f"{o}/run"], run_in, "run"),
         Trial("report", lambda o: ["report", f"{o}/run"], run_in, "run"),
+        Trial("similar", lambda o: ["similar", store, loop, "-o", f"{o}/t.csv"], table_in),
+        Trial("dedup", lambda o: ["dedup", store, "-o", f"{o}/t.csv"], table_in),
+        Trial("mislabelled", lambda o: ["mislabelled", store, "-o", f"{o}/t.csv"], table_in),
+        Trial("rerank", lambda o: ["rerank", store, marks, "-o", f"{o}/t.csv"], table_in),
+        Trial("apply", lambda o: ["apply", marks, "--copy", f"{o}/copied", "--yes"], copies_in),
     ]
 
 
@@ -86,6 +93,17 @@ def scores_in(place: Path) -> object:
     return read_scores(place / "s.parquet").table.to_pylist()
 
 
+def table_in(place: Path) -> object:
+    """The bytes of a table."""
+    return (place / "t.csv").read_bytes()
+
+
+def copies_in(place: Path) -> object:
+    """The copied files by their places."""
+    files = sorted(file for file in (place / "copied").rglob("*.wav"))
+    return {str(file.relative_to(place)): file.read_bytes() for file in files}
+
+
 def explanation_in(place: Path) -> object:
     """The explanation, without the place where it lies, and its picture."""
     text = (place / "why" / "explain.json").read_text("utf-8").replace(str(place), "")
@@ -103,17 +121,19 @@ def run_in(place: Path) -> object:
 
 
 def write_inputs(folder: Path) -> None:
-    """Loops, one broken file, a store, a model, a trained head and a configuration."""
+    """Loops, one broken file, a store, marks, a model, a trained head and a configuration."""
     from scripts.fuzz.checkpoints import head
     from scripts.fuzz.torch_files import write_torch
 
     rng = np.random.default_rng(0)
-    (folder / "loops").mkdir(parents=True)
+    for name in ("keys", "bass"):
+        (folder / "loops" / name).mkdir(parents=True)
     for i in range(16):
         t = np.arange(RATE_HZ // 10 * (1 + i % 2)) / RATE_HZ
         wave = 0.4 * np.sin(2 * np.pi * 55 * 2 ** rng.uniform(0, 4) * t)
         wave += 0.01 * rng.standard_normal(t.size)
-        soundfile.write(folder / "loops" / f"loop_{i:02d}.wav", wave, RATE_HZ)
+        group = folder / "loops" / ("keys", "bass")[i // 8]
+        soundfile.write(group / f"loop_{i:02d}.wav", wave, RATE_HZ)
     (folder / "loops" / "broken.wav").write_bytes(b"")
     content = {"state_dict": head(), "hyper_parameters": {"center": np.zeros(3, np.float32)}}
     write_torch(folder / "head.ckpt", content)
@@ -128,6 +148,12 @@ def write_inputs(folder: Path) -> None:
     (folder / "config.yaml").write_text(json.dumps(config), "utf-8")
     complete(["embed", str(folder / "loops"), "-o", str(folder / "emb"), *EMBED])
     complete(["fit", str(folder / "emb"), "-o", str(folder / "model"), "--detector", "pca"])
+    with (folder / "marks.csv").open("w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(("id", "path", "mark"))
+        rows = read_embeddings(folder / "emb").table.to_pylist()
+        for i, row in enumerate(rows[:10]):
+            lines.writerow((row["id"], os.fsdecode(row["path_bytes"]), ("keep", "reject")[i % 2]))
 
 
 def start(arguments: list[str]) -> subprocess.Popen:

@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT in a run outside embedding: what was finished is kept, and nothing else."""
 
+import gc
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from loopjax.cli import main
+from loopjax.errors import InterruptedRunError
+from loopjax.experiment.interrupt import stoppable
 from tests.audio_files import write_corpus
 from tests.faults.crash import left_over
 
@@ -74,12 +77,35 @@ def test_a_signal_keeps_what_is_finished(config, tmp_path, step, number, code):
 
 
 def test_a_verb_that_is_stopped_early_says_so(config, tmp_path):
-    process = start("fit", Path(config).parent / "emb", "-o", tmp_path / "model")
-    time.sleep(3)
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    if process.returncode != 0:  # it may have been quick, or not begun to listen
-        assert process.returncode in (143, -signal.SIGTERM), errors
-        assert "Traceback" not in errors
+    """Loops that are read from a pipe which nobody writes to: the verb listens, and cannot end."""
+    os.mkfifo(tmp_path / "marks.csv")
+    store = Path(config).parent / "emb"
+    process = start("fit", store, "-o", tmp_path / "model", "--marks", tmp_path / "marks.csv")
+    with (tmp_path / "marks.csv").open("w"):  # opens once the verb has opened it to read
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 143, errors
+    assert "Traceback" not in errors
+    assert "stopped by SIGTERM" in errors
+    assert not (tmp_path / "model").exists()
     assert not left_over(tmp_path)
+
+
+def test_a_signal_among_dropped_errors_is_not_lost():
+    """The garbage collector's callbacks cannot raise, and jax has one of these."""
+    sent = []
+
+    def send(phase, info):
+        if not sent:
+            sent.append(phase)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    gc.callbacks.append(send)
+    try:
+        with pytest.raises(InterruptedRunError) as stopped, stoppable():
+            gc.collect()
+            time.sleep(10)
+    finally:
+        gc.callbacks.remove(send)
+    assert stopped.value.exit_code == 143
