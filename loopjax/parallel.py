@@ -161,12 +161,19 @@ def enable_compilation_cache() -> Path | None:
     except OSError as error:
         log.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
         return None
-    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
+    if _is_open_to_others(folder):
         raise UserError(f"{folder} can be written by others; compiled code in it is not trusted")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder
+
+
+def _is_open_to_others(folder: Path) -> bool:
+    if not hasattr(os, "getuid"):  # Windows: a profile is its user's own
+        return False
+    status = folder.stat()
+    return status.st_uid != os.getuid() or bool(status.st_mode & 0o022)
 
 
 def _machine() -> str:

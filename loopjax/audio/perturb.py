@@ -66,14 +66,25 @@ def perturb(
     return np.ascontiguousarray(perturbed, np.float32)
 
 
+def require_eval_extra() -> None:
+    """Refuses to begin what the extra [eval] is needed for.
+
+    Raises:
+        UserError: names the missing package and the command that installs it.
+    """
+    try:
+        import pedalboard  # noqa: F401
+    except ImportError:
+        raise UserError("robustness curves need pedalboard: pip install 'loopjax[eval]'") from None
+
+
 def _stretched(
     samples: np.ndarray, rate_hz: int, *, faster: float = 1.0, semitones: float = 0.0
 ) -> np.ndarray:
     """The loop at another speed or pitch, each without the other."""
-    try:
-        from pedalboard import time_stretch
-    except ImportError:
-        raise UserError("robustness curves need pedalboard: pip install 'loopjax[eval]'") from None
+    require_eval_extra()
+    from pedalboard import time_stretch
+
     changed = time_stretch(
         samples,
         float(rate_hz),

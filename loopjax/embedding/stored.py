@@ -110,11 +110,15 @@ class StoredLoops:
         return None if at is None else self._done.part(at)
 
     def new_id(self, key: str, sha256: str) -> str:
-        """An id for a new row: a row that was moved keeps the one of its first place."""
-        suffix, n = key[:8], 0
+        """An id for a new row: a row that was moved keeps the one of its first place.
+
+        The whole key tells rows of one content apart, also those that other processes write at the
+        same time; no two loops of a run share it.
+        """
+        suffix, n = key, 0
         while self._done.holds_id(sha256, suffix):
             n += 1
-            suffix = hashlib.sha256(f"{key}-{n}".encode()).hexdigest()[:8]
+            suffix = hashlib.sha256(f"{key}-{n}".encode()).hexdigest()[: len(key)]
         return f"{sha256[:16]}-{suffix}"
 
     def _moved(self, at: int, loop: Loop) -> Moved:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from loopjax.audio.perturb import require_eval_extra
 from loopjax.config import DetectorConfig, EvaluateConfig, ExperimentConfig
 from loopjax.evaluation.conformal import discoveries
 from loopjax.evaluation.metrics import group_rows, labeled_metrics
@@ -100,6 +101,8 @@ def evaluate_fitted(run: FittedRun, out: Path, log: Log) -> Evaluation:
             normal loops, or the extra [eval] missing.
     """
     require_report_extra()
+    if run.config.evaluate.robustness != "none":
+        require_eval_extra()
     log("evaluating")
     evaluation = evaluation_of(run, out / "compare", log)
     draw_run(run.models, run.scores, run.embeddings, run.split.train, run.labels, out / "figures")

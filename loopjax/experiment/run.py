@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from loopjax.audio.perturb import require_eval_extra
 from loopjax.audio.sources.selection import Selection
 from loopjax.audio.sources.source import open_source
 from loopjax.config import ExperimentConfig, ReportConfig
@@ -76,6 +77,8 @@ def run_experiment(
     from loopjax.report.page import write_report
 
     require_report_extra()
+    if config.evaluate.robustness != "none":
+        require_eval_extra()
     check_complete(config)
     require_run_or_empty(out)
     with stoppable():

@@ -39,7 +39,7 @@ def require_package(name: str) -> None:
         UserError: names the package and how to get it.
     """
     if importlib.util.find_spec(name) is None:
-        raise UserError(f"this needs {name}: pip install {name}")
+        raise UserError(f"this needs {name}: pip install {name}, or 'loopjax[interop]'")
 
 
 def _cell(value: object) -> object:

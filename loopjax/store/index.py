@@ -135,7 +135,9 @@ def _index_columns(part: Path) -> tuple[np.ndarray, ...]:
     table = open_footer(part).read(INDEX_COLUMNS)
     keys, hashes = (_as_uint64(table[name]) for name in ("key", "sha256"))
     sizes, times = (np.asarray(table[name]) for name in ("size_bytes", "mtime_ns"))
-    suffixes = np.array([int(text[-8:], 16) for text in table["id"].to_pylist()], np.uint32)
+    suffixes = np.array(
+        [int(text.rpartition("-")[2], 16) for text in table["id"].to_pylist()], np.uint64
+    )
     places = np.array([_place(path) for path in table["path_bytes"].to_pylist()], np.uint64)
     return keys, sizes, times, hashes, suffixes, places
 

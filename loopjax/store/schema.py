@@ -25,7 +25,7 @@ COLUMNS = (
     (
         "id",
         pa.string(),
-        "16 hex digits of the content's SHA-256, `-`, 8 of the first key; stays",
+        "16 hex digits of the content's SHA-256, `-`, the first key (older: 8 of it); stays",
     ),
     ("key", pa.string(), "follows from the place below the source; changes with it"),
     ("path", pa.string(), "for people; bytes that are not UTF-8 are escaped"),

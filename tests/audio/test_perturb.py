@@ -4,8 +4,6 @@ import pytest
 from loopjax.audio.perturb import PERTURBATIONS, perturb
 from loopjax.errors import UserError
 
-pytest.importorskip("pedalboard", reason="the extra [eval] is not installed")
-
 RATE = 32_000
 
 

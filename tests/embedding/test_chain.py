@@ -154,7 +154,7 @@ def test_row_table_describes_the_file(tmp_path):
     (tmp_path / "kit").mkdir()
     path = write_tone(tmp_path / "kit" / "x.wav", 0.5, 44_100, channels=2)
     (row,) = embed(tmp_path / "kit", FakeEncoder()).table.to_pylist()
-    assert row["id"] == f"{row['sha256'][:16]}-{row['key'][:8]}"
+    assert row["id"] == f"{row['sha256'][:16]}-{row['key']}"
     assert row["path_bytes"] == os.fsencode(path)
     assert (row["group"], row["sample_rate_hz"], row["channels"]) == ("kit", 44_100, 2)
     assert (row["n_frames"], row["duration_s"], row["subtype"]) == (22_050, 0.5, "PCM_16")

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from loopjax import parallel
+from loopjax.audio.loop import make_key
 from loopjax.cli import main
 from loopjax.config import EmbedConfig
 from loopjax.embedding.chain import embed_corpus
+from loopjax.embedding.stored import StoredLoops
 from loopjax.embedding.write import EmbedSummary
 from loopjax.experiment.labels import join_labels, read_labels
 from loopjax.store.gone import is_gone
+from loopjax.store.index import DoneIndex
 from loopjax.store.read import read_embeddings
 from loopjax.store.verify import verify_store
 from tests.audio_files import write_corpus, write_tone
@@ -316,6 +319,38 @@ def test_two_processes_move_no_row_twice(old, corpus, tmp_path, monkeypatch):
     monkeypatch.undo()
     corpus.embed(new, prune=True)
     assert set(corpus.rows()) == set(new.rglob("*.wav"))
+
+
+def test_copies_whose_keys_begin_alike_have_ids_of_their_own(tmp_path):
+    pack, names = tmp_path / "pack", ("35763.wav", "135136.wav")
+    pack.mkdir()
+    for name in names:
+        write_tone(pack / name)
+    first, second = (make_key(f"pack/{name}".encode()) for name in names)
+    assert first[:8] == second[:8]
+    corpus = Corpus(tmp_path)
+    corpus.embed(pack)
+    assert len(corpus.rows()) == 2  # reading refuses equal ids
+    sha256 = "0" * 64
+    ids = {
+        StoredLoops(DoneIndex(None), index, 2).new_id(key, sha256)  # processes that see no other
+        for index, key in enumerate((first, second))
+    }
+    assert len(ids) == 2
+
+
+def test_a_copy_at_a_place_whose_row_moved_away_gets_an_id_that_is_free(tmp_path):
+    corpus, pack = Corpus(tmp_path), tmp_path / "pack"
+    pack.mkdir()
+    write_tone(pack / "a.wav")
+    corpus.embed(pack)
+    (pack / "a.wav").rename(pack / "b.wav")
+    corpus.embed(pack)
+    write_tone(pack / "a.wav")
+    corpus.embed(pack)
+    rows = corpus.rows()
+    assert len({row["id"] for row in rows.values()}) == 2
+    assert rows[pack / "b.wav"]["id"].endswith(make_key(b"pack/a.wav"))
 
 
 def test_a_renamed_tree_is_pruned_from_the_command_line(tmp_path, capsys):

@@ -10,8 +10,6 @@ from loopjax.evaluation.robustness import win_matrix
 from loopjax.experiment.robustness import QUICK_LEVELS, measure_robustness
 from tests.spectrum_encoder import RATE, DistanceDetector, SpectrumEncoder, tone
 
-pytest.importorskip("pedalboard", reason="the extra [eval] is not installed")
-
 
 class CountingEncoder(SpectrumEncoder):
     calls = 0

@@ -159,8 +159,9 @@ def test_builders_and_data_sources_pickle(prepared):
         np.testing.assert_array_equal(again.as_data_source(split)[0]["audio"], source[0]["audio"])
 
 
+@pytest.mark.slow
 def test_workers_of_grain_read_what_was_prepared(prepared):
-    grain = pytest.importorskip("grain", reason="pip install grain: a loader of other people")
+    grain = pytest.importorskip("grain", reason="the extra [interop] is not installed")
     flags.FLAGS.mark_as_parsed()  # grain is meant for programs that absl starts
     builder, _ = prepared
     split = max(builder.info.splits, key=lambda name: builder.info.splits[name].num_examples)
