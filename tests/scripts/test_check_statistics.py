@@ -1,6 +1,7 @@
 """The table of statistical promises, in its short form."""
 
-from scripts.check_statistics import Line, main
+from scripts.check_statistics import main
+from scripts.promises.line import Line
 
 
 def test_every_promise_of_the_short_form_is_kept(capsys):

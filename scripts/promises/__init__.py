@@ -1,0 +1,1 @@
+"""Measured numbers beside their targets."""
