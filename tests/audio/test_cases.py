@@ -1,12 +1,10 @@
 """Files of kinds that once went wrong, with the values that independent tools gave."""
 
-import unicodedata
 from pathlib import Path
 
 import pytest
 
 from loopjax.audio.decode import decode_file
-from loopjax.audio.loop import Loop
 from loopjax.audio.sources.files import scan
 from tests.audio_bytes import ANY_RATE
 
@@ -65,39 +63,3 @@ def test_every_file_of_the_folder_is_named_here():
 def test_every_audio_file_of_a_folder_is_a_row():
     found = [Path(row.path).name for row in scan([AUDIO / "unlisted"])]
     assert sorted(found) == sorted(path.name for path in (AUDIO / "unlisted").iterdir())
-
-
-FOUR = ["a.wav", "b c.wav", "d.WAV", "e.wav"]
-LISTS = {
-    **{
-        f"{name}.txt": FOUR
-        for name in [
-            "backslash",
-            "bom",
-            "cr_only",
-            "crlf",
-            "plain",
-            "quoted",
-            "trailing_space",
-            "utf16",
-        ]
-    },
-    "csvlist.csv": ["a.wav"],
-    "empty.txt": [],
-    "list.m3u": ["a.wav"],
-    "nfc.txt": ["Übung é.wav", "a.wav"],
-    "loops/hash.txt": ["a.wav", "#1 bass.wav", "e.wav"],
-}
-
-
-@pytest.mark.parametrize("name", LISTS)
-def test_every_line_of_a_list_is_a_row(name):
-    rows = list(scan([CASES / "lists" / name]))
-    assert all(isinstance(row, Loop) for row in rows)
-    found = [Path(row.path).name for row in rows]
-    assert [unicodedata.normalize("NFC", name) for name in found] == LISTS[name]
-
-
-def test_a_file_address_that_leads_nowhere_is_a_failure():
-    (row,) = scan([CASES / "lists" / "fileuri.txt"])
-    assert getattr(row, "reason", "") == "not_found"

@@ -10,6 +10,8 @@ import pytest
 from loopjax.audio.loop import DecodeError
 from tests.audio_bytes import decode_bytes, encoded, noise
 
+pytestmark = pytest.mark.cases
+
 DATA = Path(__file__).parent / "data"
 N, RATE_HZ = 3200, 16_000
 WAVE = (noise(N, 2) * 32767).astype(np.int16)  # what the files were made from, by ffmpeg 5.1

@@ -6,6 +6,8 @@ import pytest
 from loopjax.audio.loop import DecodeError
 from tests.audio_bytes import ID3V1, decode_bytes, encoded, id3, noise
 
+pytestmark = pytest.mark.cases
+
 N = 50_000
 BITS = 36
 

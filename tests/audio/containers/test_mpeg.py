@@ -9,6 +9,8 @@ import pytest
 from loopjax.audio.loop import DecodeError
 from tests.audio_bytes import ID3V1, ape, decode_bytes, id3, mp3, noise, without_length
 
+pytestmark = pytest.mark.cases
+
 DATA = Path(__file__).parents[1] / "data"
 RATES_HZ = (8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
 ENCODER_AND_DECODER_DELAY = 576 + 529  # LAME's and the codec's, cut off where a header says so

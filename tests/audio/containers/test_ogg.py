@@ -9,6 +9,8 @@ import pytest
 from loopjax.audio.loop import DecodeError
 from tests.audio_bytes import decode_bytes, encoded, noise
 
+pytestmark = pytest.mark.cases
+
 DATA = Path(__file__).parents[1] / "data"
 N = 40_000
 

@@ -10,6 +10,8 @@ from loopjax.audio.sources.files import Files, scan
 from loopjax.errors import UserError
 from tests.audio_files import write_tone
 
+pytestmark = pytest.mark.cases
+
 NAMES = ("a.wav", "b c.wav", "d.WAV", "#1 bass.wav", "trail .wav", "Übung é.wav")
 
 
