@@ -75,6 +75,15 @@ def test_cache_is_private_and_per_machine(tmp_path, monkeypatch, jax_settings):
         parallel.enable_compilation_cache()
 
 
+def test_cache_without_user_numbers_as_on_windows(tmp_path, monkeypatch, jax_settings):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delattr("os.getuid")
+    folder = parallel.enable_compilation_cache()
+    assert folder is not None
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+
+
 def test_cache_that_cannot_be_made_is_only_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     (tmp_path / "file").write_text("in the way")
