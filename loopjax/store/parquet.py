@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from loopjax.errors import UserError
@@ -185,7 +186,7 @@ class CheckedFile:
         missing = sorted(set(columns or ()) - self._names)
         if missing:
             raise self.damaged(f"column {missing[0]!r} is not there")
-        self._check_expansion()
+        self._check_expansion(columns)
         try:
             table = self._file.read(columns=columns, use_threads=False)
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -194,7 +195,7 @@ class CheckedFile:
             raise UserError(f"{self.path} does not fit into memory") from None
         return table.replace_schema_metadata(self.schema.metadata)
 
-    def _check_expansion(self) -> None:
+    def _check_expansion(self, columns: list[str] | None) -> None:
         """Refuses a file of others whose few bytes stand for very many values.
 
         Raises:
@@ -211,6 +212,41 @@ class CheckedFile:
             raise UserError(
                 f"{self.path} holds {n_values} values in {self._stat.st_size} bytes; it would take "
                 f"more than {MAX_EXPANSION} times its size"
+            )
+
+        texts = [
+            field.name
+            for field in self.schema
+            if _is_text(field.type) and (columns is None or field.name in columns)
+        ]
+        if texts:
+            self._check_texts(texts)
+
+    def _check_texts(self, names: list[str]) -> None:
+        """Refuses texts that the file holds once and many rows point at.
+
+        Raises:
+            UserError: damaged, or see `_check_expansion`.
+        """
+        limit, n_bytes = max(_EASY_BYTES, MAX_EXPANSION * self._stat.st_size), 0
+        try:
+            file = pq.ParquetFile(self.path, read_dictionary=names, pre_buffer=False)
+            for name in names:
+                for batch in file.iter_batches(1 << 20, columns=[name], use_threads=False):
+                    column = batch.column(0)
+                    lengths = pc.call_function("binary_length", [column.dictionary])
+                    places = column.indices.drop_null().to_numpy()
+                    n_bytes += int(
+                        pc.fill_null(lengths, 0)
+                        .to_numpy(zero_copy_only=False)[places]
+                        .sum(dtype=np.int64)
+                    )
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self.damaged(first_line(error)) from None
+        if n_bytes > limit:
+            raise UserError(
+                f"{self.path} holds {self._stat.st_size} bytes that stand for {n_bytes} bytes of "
+                f"text; more than {MAX_EXPANSION} times its size is not read"
             )
 
     def row_groups(self) -> list[int]:
@@ -255,6 +291,15 @@ def damaged(path: Path, reason: str, repair: str, touched: bool = False) -> User
         with contextlib.suppress(OSError):
             os.utime(path)
     return UserError(f"{path} is damaged: {reason}; {repair}")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )
 
 
 def require_finite(matrix: np.ndarray, where: str, first_row: int = 0) -> None:

@@ -14,6 +14,7 @@ import pytest
 from loopjax.errors import UserError, WriteError
 from loopjax.io import LOCK_NAME, locked
 from loopjax.store.read import part_files, read_embeddings
+from scripts.faults import kill_verbs
 from tests.audio_files import write_corpus
 
 pytestmark = pytest.mark.faults
@@ -157,3 +158,16 @@ def test_row_34_further_signals_are_harmless(corpus, tmp_path):
     assert "Traceback" not in errors
     assert len(by_id(tmp_path / "store")) >= 8  # what is there is whole
     assert all(np.isfinite(read_embeddings(tmp_path / "store").matrix).ravel())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_row_33_quick_verbs_that_are_killed_recover(monkeypatch):
+    """The short form of `python -m scripts.faults.kill_verbs`, which kills all verbs."""
+    known = kill_verbs.trials
+    quick = ("fit", "convert", "rerank", "apply")
+    monkeypatch.setattr(
+        kill_verbs, "trials", lambda inputs: [t for t in known(inputs) if t.name in quick]
+    )
+    faults = kill_verbs.main(n_kills=len(quick))
+    assert faults == {"lost": 0, "tracebacks": 0, "left behind": 0}

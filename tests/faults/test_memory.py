@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from tests.audio_files import wav_bytes
+from tests.audio_files import wav_bytes, write_corpus
 
 pytestmark = [
     pytest.mark.faults,
@@ -35,6 +35,7 @@ MULTIPLES = {
     "npy": 8,
     "npz": 100,  # compressed; beyond 64 MiB a higher expansion is refused
     "parquet": 100,
+    "parquet in blocks": 100,
     "csv": 32,
     "json": 64,
     "yaml": 1000,  # of at most 200 kB
@@ -50,6 +51,10 @@ from loopjax.errors import LoopjaxError
 kind, path = sys.argv[1], Path(sys.argv[2])
 if kind in ("pickle", "safetensors", "npy", "npz", "parquet", "csv"):
     from loopjax.store.read import read_embeddings as read
+elif kind == "parquet in blocks":
+    from loopjax.store.schema import FAILURE_SCHEMA
+    from loopjax.store.stream import StoredEmbeddings
+    def read(path): return StoredEmbeddings([path], FAILURE_SCHEMA.empty_table()).load()
 elif kind == "torch zip":
     from loopjax.convert.torch_zip import TorchZip
     def read(path): return TorchZip(path).tensors()
@@ -142,6 +147,16 @@ def _parquet_runs() -> bytes:
     return raw.getvalue()
 
 
+def _parquet_dictionary() -> bytes:
+    """A column whose rows all point at one long text, which Parquet holds once."""
+    raw = io.BytesIO()
+    n_rows = 400
+    text = pa.array(["x" * 1_000_000] * n_rows, pa.large_string())
+    table = pa.table({"note": text, "embedding": pa.array([[0.5, 1.5]] * n_rows)})
+    pq.write_table(table, raw, compression="zstd", use_dictionary=True)
+    return raw.getvalue()
+
+
 def _yaml_bomb() -> bytes:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
@@ -191,6 +206,13 @@ INPUTS = {  # name -> (kind, ending, makes the file)
     "npy of endless shape": ("npy", ".npy", lambda: _npy("(9223372036854775807, 4)")),
     "npz bomb": ("npz", ".npz", _npz_bomb),
     "parquet of one value": ("parquet", ".parquet", _parquet_runs),
+    "parquet of one long text": ("parquet", ".parquet", _parquet_dictionary),
+    "parquet of one value, read in blocks": ("parquet in blocks", ".parquet", _parquet_runs),
+    "parquet of one long text, read in blocks": (
+        "parquet in blocks",
+        ".parquet",
+        _parquet_dictionary,
+    ),
     "csv of commas": ("csv", ".csv", lambda: b"a," * 20_000 + b"\n" + b"1," * 20_000),
     "csv of lines": ("csv", ".csv", lambda: b"e0,e1\n" + b"1,2\n" * 500_000),
     "json of lists": ("json", ".json", lambda: b'{"a":[' + b"[]," * 1_000_000 + b"0]}"),
@@ -232,3 +254,38 @@ def test_memory_is_bounded_by_the_size_of_the_file(tmp_path, name):
     used_kib, outcome = done.stdout.split(" ", 1)
     used_mib, file_mib = int(used_kib) / 1024, path.stat().st_size / (1 << 20)
     assert used_mib < SPARE_MIB + MULTIPLES[kind] * file_mib, (used_mib, file_mib, outcome)
+
+
+LIMITED = """
+import sys
+from pathlib import Path
+from loopjax.audio.decode import DecodeOptions
+from loopjax.audio.process import DecoderProcess
+from loopjax.audio.sources.files import scan
+from loopjax.cli import main
+
+loops, out = sys.argv[1:]
+decoder = DecoderProcess(DecodeOptions())
+decoder.decode(next(iter(scan([Path(loops)]))))
+limits = Path(f"/proc/{decoder._process.pid}/limits").read_text()
+decoder.close()
+print(limits.split("Max address space")[1].split()[0], flush=True)
+sys.exit(main(["embed", loops, "-o", out, "--encoder", "loopjax-nano", "--workers", "1"]))
+"""
+
+
+def test_embedding_works_under_a_limit_that_is_smaller_than_the_decoders_own(tmp_path):
+    """`ulimit -v` of 3 GiB, while a decoder would give itself four: the smaller one counts."""
+    write_corpus(tmp_path / "loops", 4, seconds=(0.1, 0.2))
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "loops"), str(tmp_path / "emb")]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -v 3145728; exec "$@"', "sh", *command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    limit, summary = done.stdout.splitlines()
+    assert int(limit) == 3 << 30
+    assert json.loads(summary)["n_embedded"] == 4
