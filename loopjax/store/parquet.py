@@ -228,6 +228,8 @@ class CheckedFile:
         Raises:
             UserError: damaged, or see `_check_expansion`.
         """
+        if len(set(names)) < len(names):
+            raise self.damaged("two columns have one name")
         limit, n_bytes = max(_EASY_BYTES, MAX_EXPANSION * self._stat.st_size), 0
         try:
             file = pq.ParquetFile(self.path, read_dictionary=names, pre_buffer=False)
@@ -294,6 +296,8 @@ def damaged(path: Path, reason: str, repair: str, touched: bool = False) -> User
 
 
 def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
     return (
         pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
