@@ -43,7 +43,10 @@ def copy_folds(X: np.ndarray, n_folds: int = N_FOLDS, seed: int = 0) -> np.ndarr
         DataError: nearly all rows are copies of one another.
     """
     rows = as_rows(X).astype(np.float64)
-    groups = linked_groups(len(rows), near_duplicates(rows - rows.mean(axis=0), COPY_COSINE))
+    if rows.shape[1] == 1:  # on a line all rows of a side point the same way
+        groups = np.unique(rows[:, 0], return_inverse=True)[1]
+    else:
+        groups = linked_groups(len(rows), near_duplicates(rows - rows.mean(axis=0), COPY_COSINE))
     n_groups = len(np.unique(groups))
     if n_groups < n_folds:
         raise DataError(

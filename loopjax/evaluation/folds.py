@@ -130,11 +130,11 @@ def fold_numbers(
         load = loads[0 if own else 1]
         chosen[group] = fold = load.index(min(load))
         load[fold] += max(own, 1)
-    load = np.array(loads)
-    if (load[0] == 0).any() or load[0].max() > 0.5 * load[0].sum():
+    total, largest = int(size.sum()), int(size.max(initial=0))
+    if min(loads[0]) == 0 or largest > 0.5 * total:
         raise UserError(
-            f"one group of equal or nearly equal loops holds {int(size.max(initial=0))} of "
-            f"{int(load[0].sum())} loops, which leaves nothing to compare them with: raise "
+            f"one group of equal or nearly equal loops holds {largest} of {total} loops, "
+            "which leaves nothing to compare them with: raise "
             "split.near_duplicate_cosine or remove the copies"
         )
     return chosen[inverse]

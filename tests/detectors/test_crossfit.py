@@ -66,6 +66,11 @@ def test_too_few_different_rows():
         copy_folds(np.concatenate([np.repeat(rows(1), 30, axis=0), rows(10, seed=1)]))
 
 
+def test_rows_of_one_number_are_copies_where_they_are_equal():
+    folds = copy_folds(np.float32([[1], [2], [2], [3], [4], [5]]), 3)
+    assert folds[1] == folds[2] and len(np.unique(folds)) == 3
+
+
 def test_seeds_of_heads_train_with_their_folds():
     heads = [DETECTORS["deep-svdd"]().set_params(random_state=seed) for seed in (0, 1)]
     found = fit_and_cross_fit(heads, rows(100))

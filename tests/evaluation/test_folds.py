@@ -46,6 +46,12 @@ def test_folds_keep_groups_whole_and_sizes_even():
     assert (fold_numbers(groups, names, 5, 1, eligible) != folds).any()
 
 
+def test_two_folds_of_an_odd_number_of_rows_are_dealt():
+    rows = np.arange(21)
+    folds = fold_numbers(rows, [str(row) for row in rows], 2, 0, np.ones(21, bool))
+    assert sorted(np.bincount(folds)) == [10, 11]
+
+
 def test_a_corpus_of_copies_is_refused():
     groups = np.r_[np.zeros(30, int), np.arange(30, 40)]
     with pytest.raises(UserError, match=r"holds 30 of 40 loops.*near_duplicate_cosine"):
