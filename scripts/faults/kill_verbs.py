@@ -5,7 +5,8 @@
 Each verb runs once undisturbed. Then it is started again and again in a place of its own, and
 SIGKILL is sent to its whole process group at a random moment of the time it took; a verb that was
 killed is run to its end, which must give what the undisturbed one gave and leave no temporary file.
-Half of the kills hit a place that holds an older result already. Prints one line per kill and ends
+Half of the kills hit a place that holds an older result already. Prints one line per kill, with the
+first thing that differs where something does, and keeps that place beside the undisturbed one. Ends
 with "0 lost, 0 tracebacks, 0 left behind", or exit code 1.
 """
 
@@ -79,7 +80,11 @@ def trials(inputs: Path) -> list[Trial]:
 def rows_in(place: Path) -> object:
     """Rows, rejected inputs and embeddings of a store."""
     found = read_embeddings(place / "emb")
-    return found.table.to_pylist(), found.failures.to_pylist(), found.matrix.tobytes()
+    return {
+        "rows": found.table.to_pylist(),
+        "failures": found.failures.to_pylist(),
+        "embeddings": found.matrix.tolist(),
+    }
 
 
 def model_in(place: Path) -> object:
@@ -107,7 +112,8 @@ def copies_in(place: Path) -> object:
 def explanation_in(place: Path) -> object:
     """The explanation, without the place where it lies, and its picture."""
     text = (place / "why" / "explain.json").read_text("utf-8").replace(str(place), "")
-    return text, (place / "why" / "explain.svg").read_text("utf-8")
+    picture = (place / "why" / "explain.svg").read_text("utf-8")
+    return {"explain.json": json.loads(text), "explain.svg": picture}
 
 
 def run_in(place: Path) -> object:
@@ -116,8 +122,12 @@ def run_in(place: Path) -> object:
     figures = {f.name: f.read_text("utf-8") for f in sorted((run / "figures").rglob("*.svg"))}
     page = (run / "report" / "index.html").read_text("utf-8").replace(str(place), "")
     page = re.sub(r"\d{4}-\d\d-\d\d[T ][\d:]+", "", page)
-    scores = read_scores(run / "scores.parquet").table.to_pylist()
-    return scores, (run / "evaluation.json").read_text("utf-8"), figures, len(page)
+    return {
+        "scores": read_scores(run / "scores.parquet").table.to_pylist(),
+        "evaluation.json": json.loads((run / "evaluation.json").read_text("utf-8")),
+        "figures": figures,
+        "characters of the page": len(page),
+    }
 
 
 def write_inputs(folder: Path) -> None:
@@ -189,6 +199,21 @@ def killed(arguments: list[str], after_s: float) -> bool:
     return False
 
 
+def difference(found: object, expected: object, at: str = "") -> str:
+    """The first value that differs between two results, with its place in them; or ""."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = dict.fromkeys((*expected, *found))
+        inner = ((key, found.get(key, "nothing"), expected.get(key, "nothing")) for key in keys)
+    elif isinstance(found, list) and isinstance(expected, list):
+        if len(found) != len(expected):
+            return f"{at}: {len(found)} entries for {len(expected)}"
+        inner = ((i, *pair) for i, pair in enumerate(zip(found, expected, strict=True)))
+    else:
+        has, wanted = repr(found), repr(expected)  # which also says when two NaN are equal
+        return "" if has == wanted else f"{at}: {has[:200]} for {wanted[:200]}"
+    return next(filter(None, (difference(a, b, f"{at}/{key}") for key, a, b in inner)), "")
+
+
 def left_behind(place: Path) -> list[str]:
     """Temporary names below a place."""
     return [path.name for path in place.rglob("*") if TEMPORARY.fullmatch(path.name)]
@@ -198,37 +223,42 @@ def main(n_kills: int = 100, seed: int = 0) -> Counter[str]:
     """Runs the kills; returns how often what went wrong."""
     rng, faults = random.Random(seed), Counter(lost=0, tracebacks=0)
     faults["left behind"] = 0
-    with tempfile.TemporaryDirectory() as temporary:
-        inputs, wholes = Path(temporary) / "inputs", Path(temporary) / "whole"
-        write_inputs(inputs)
-        known, expected, takes_s = trials(inputs), {}, {}
-        for trial in known:
-            whole = wholes / trial.name
-            _begin(whole, wholes, trial, older=False)
-            started_s = time.monotonic()
-            problem = complete(trial.arguments(whole))
-            takes_s[trial.name] = time.monotonic() - started_s
-            if problem:
-                sys.exit(f"{trial.name} undisturbed: {problem}")
-            expected[trial.name] = trial.content(whole)
-        for number in range(n_kills):
-            trial = known[number % len(known)]
-            place = Path(temporary) / f"kill-{number}"
-            _begin(place, wholes, trial, older=rng.random() < 0.5)
-            after_s = takes_s[trial.name] * rng.uniform(0.2, 1.0)
-            hit = killed(trial.arguments(place), after_s)
-            is_there = trial.name == "convert" and (place / "head").exists()  # it replaces nothing
-            problem = "" if is_there else complete(trial.arguments(place))
-            if "Traceback" in problem or problem.startswith("traceback"):
-                faults["tracebacks"] += 1
-            elif problem or trial.content(place) != expected[trial.name]:
-                problem = problem or "another result"
-                faults["lost"] += 1
-            left = left_behind(place)
-            faults["left behind"] += bool(left)
-            state = f"killed after {after_s:.1f} s" if hit else "had finished"
-            print(f"{number:3d} {trial.name}: {state} {problem} {' '.join(left)}", flush=True)
+    folder = Path(tempfile.mkdtemp())
+    inputs, wholes = folder / "inputs", folder / "whole"
+    write_inputs(inputs)
+    known, expected, takes_s = trials(inputs), {}, {}
+    for trial in known:
+        whole = wholes / trial.name
+        _begin(whole, wholes, trial, older=False)
+        started_s = time.monotonic()
+        problem = complete(trial.arguments(whole))
+        takes_s[trial.name] = time.monotonic() - started_s
+        if problem:
+            sys.exit(f"{trial.name} undisturbed: {problem}")
+        expected[trial.name] = trial.content(whole)
+    for number in range(n_kills):
+        trial = known[number % len(known)]
+        place = folder / f"kill-{number}"
+        _begin(place, wholes, trial, older=rng.random() < 0.5)
+        after_s = takes_s[trial.name] * rng.uniform(0.2, 1.0)
+        hit = killed(trial.arguments(place), after_s)
+        is_there = trial.name == "convert" and (place / "head").exists()  # it replaces nothing
+        problem = "" if is_there else complete(trial.arguments(place))
+        if problem.startswith("traceback"):
+            faults["tracebacks"] += 1
+        else:
+            problem = problem or difference(trial.content(place), expected[trial.name])
+            faults["lost"] += bool(problem)
+        left = left_behind(place)
+        faults["left behind"] += bool(left)
+        state = f"killed after {after_s:.1f} s" if hit else "had finished"
+        print(f"{number:3d} {trial.name}: {state} {problem} {' '.join(left)}", flush=True)
+        if problem or left:
+            print(f"    kept: {place}, undisturbed: {wholes / trial.name}", flush=True)
+        else:
             shutil.rmtree(place)
+    if not any(faults.values()):
+        shutil.rmtree(folder)
     return faults
 
 
