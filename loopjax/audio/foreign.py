@@ -19,7 +19,6 @@ DEMUXERS = {
     "MPEG-4 (AAC or ALAC)": "mov",
     "AAC": "aac",
     "Windows Media": "asf",
-    "Wave64": "w64",
     "WavPack": "wv",
     "Matroska or WebM": "matroska",
     "True Audio": "tta",

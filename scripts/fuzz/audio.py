@@ -37,6 +37,7 @@ FILES = (  # extension, format, subtype
     ("ima.wav", "WAV", "IMA_ADPCM"),
     ("extensible.wav", "WAVEX", "PCM_24"),
     ("rf64", "RF64", "PCM_16"),
+    ("w64", "W64", "PCM_16"),
     ("aiff", "AIFF", "PCM_24"),
     ("au", "AU", "ULAW"),
     ("caf", "CAF", "ALAC_16"),

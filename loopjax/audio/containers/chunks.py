@@ -1,11 +1,13 @@
-"""Containers made of sized chunks: WAV, AIFF, CAF, and AU with its one size.
+"""Containers made of sized chunks: WAV, Wave64, AIFF, CAF, and AU with its one size.
 
 Writers that are cut off, pipe or cannot seek leave sizes of 0 or far too large; both are repaired
-from what is there and flagged `size_mismatch`. A size that was right once is a cut file.
+from what is there and flagged `size_mismatch`. A size that was right once is a cut file. The codec
+is shown the sizes that are right.
 """
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from loopjax.audio.containers.content import Content, patched
 from loopjax.audio.containers.mpeg import read_mpeg
@@ -14,8 +16,12 @@ from loopjax.audio.containers.tags import skip_tags
 from loopjax.audio.loop import DecodeError
 
 STREAMING_SIZE = 0x7FFF0000  # writers that cannot seek back leave sizes from here upwards
+UNKNOWN = 1 << 64  # a size that was never filled in
 MAX_CHUNKS = 10_000  # a file of zero-size chunks would be walked for minutes
 MPEG_TAGS = (0x50, 0x55)  # WAV format tags of MPEG audio: Layer I and II, Layer III
+MAX_FORMAT_BYTES = 1024
+W64_CHUNK = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # behind the four letters of a name
+W64_LIST = bytes.fromhex("2f91cf11a5d628db04c10000")  # behind `list`
 PLAIN_TAGS = (1, 3, 6, 7, 0xFFFE)  # PCM, float, A-law, u-law, extensible
 FORMS = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM")  # begin another file, never a chunk
 AIFF_PCM = (
@@ -96,57 +102,128 @@ def _data_end(
     return content.size
 
 
+@dataclass(frozen=True)
+class _Format:
+    """A `fmt ` chunk, as WAV and Wave64 have it."""
+
+    tag: int
+    channels: int
+    rate_hz: int
+    frame_bytes: int
+    is_plain: bool  # as many samples as the bytes say
+
+    @classmethod
+    def read(cls, content: Content, body: int, size: int, order: str) -> "_Format":
+        tag, channels, rate_hz, _, align = content.unpack(order + "HHIIH", body)
+        bits = content.unpack(order + "H", body + 14)[0] if size >= 16 else 0
+        is_plain = tag in PLAIN_TAGS and align == channels * -(-bits // 8)
+        return cls(tag, channels, rate_hz, align, is_plain)
+
+
 def read_wav(content: Content, start: int) -> Stream:
-    """Reads RIFF, RIFX and RF64.
+    """Reads RIFF, RIFX, RF64 and BW64.
 
     Raises:
         DecodeError: no format or data chunk, or chunks in an order that no reader follows.
     """
     stream = Stream("wav", start, content.size)
-    order = ">" if content.at(start, 4) == b"RIFX" else "<"
+    kind = content.at(start, 4)
+    order = ">" if kind == b"RIFX" else "<"
     (riff_size,) = content.unpack(order + "I", start + 4)
-    tag = align = bits = wide_at = wide_size = 0
+    wide_at, wide_size, form = 0, 0, None
     for name, body, size in _chunks(content, start + 12, order + "I"):
         if name == b"ds64":
             wide_at = body
             riff_size, wide_size = content.unpack("<QQ", body)
         elif name == b"fmt ":
-            fields = content.unpack(order + "HHIIH", body)
-            tag, stream.channels, stream.rate_hz, _, align = fields
-            bits = content.unpack(order + "H", body + 14)[0] if size >= 16 else 0
+            form = _Format.read(content, body, size, order)
         elif name == b"data":
-            if stream.channels is None:
+            if form is None:
                 raise DecodeError("bad_header", "the data chunk comes before the format chunk")
             if size == 0xFFFFFFFF and wide_at:
                 size = wide_size
-            is_plain = tag in PLAIN_TAGS and align == stream.channels * -(-bits // 8)
             if size == 0 and not _is_chunk_list(content, body, order):
-                size = content.size - body
-                _repair_wav(content, stream, body, order, wide_at)
+                size = UNKNOWN
             was_right = start + riff_size + 8 > content.size
-            end = _data_end(content, stream, body, size, align, was_right)
-            if tag in MPEG_TAGS:
-                _use_mpeg(content, stream, body, end)
-            elif align:
-                n_frames = (end - body) // align
-                stream.frames, stream.held_frames = n_frames, n_frames if is_plain else 0
+            end = _data_end(content, stream, body, size, form.frame_bytes, was_right)
+            patches = {start: b"RF64"} if kind == b"BW64" else {}  # the codec knows one name
+            if "size_mismatch" in stream.flags:
+                patches |= _wav_sizes(content, start, body, order, wide_at)
+            if patches:
+                stream.pieces = patched(start, content.size, patches)
+            _use_sound(content, stream, form, body, end)
             stream.end = _skip_chunks(content, _skip_pad(content, end, size, order), order)
             return stream
     raise DecodeError("bad_header", "no format and data chunk in the WAV file")
 
 
-def _repair_wav(content: Content, stream: Stream, body: int, order: str, wide_at: int) -> None:
-    """Gives a file whose sizes were never filled in the sizes that it has."""
-    stream.flags.append("size_mismatch")
-    riff_size, data_size = content.size - stream.start - 8, content.size - body
+def _wav_sizes(
+    content: Content, start: int, body: int, order: str, wide_at: int
+) -> dict[int, bytes]:
+    """The sizes of a WAV file whose sound reaches to the end, by their offsets."""
+    riff_size, data_size = content.size - start - 8, content.size - body
     if wide_at:
-        sizes = {wide_at: struct.pack("<QQ", riff_size, data_size)}
-    else:
-        sizes = {
-            stream.start + 4: struct.pack(order + "I", min(riff_size, 0xFFFFFFFF)),
-            body - 4: struct.pack(order + "I", min(data_size, 0xFFFFFFFF)),
-        }
-    stream.pieces = patched(stream.start, content.size, sizes)
+        return {wide_at: struct.pack("<QQ", riff_size, data_size), body - 4: b"\xff" * 4}
+    return {
+        start + 4: struct.pack(order + "I", min(riff_size, 0xFFFFFFFF)),
+        body - 4: struct.pack(order + "I", min(data_size, 0xFFFFFFFF)),
+    }
+
+
+def _use_sound(content: Content, stream: Stream, form: _Format, body: int, end: int) -> None:
+    """Notes what a data chunk holds."""
+    stream.channels, stream.rate_hz = form.channels, form.rate_hz
+    if form.tag in MPEG_TAGS:
+        _use_mpeg(content, stream, body, end)
+    elif form.frame_bytes:
+        stream.frames = (end - body) // form.frame_bytes
+        stream.held_frames = stream.frames if form.is_plain else 0
+
+
+def read_w64(content: Content, start: int) -> Stream:
+    """Reads Sony's Wave64, a WAV file with wide names and sizes; the codec is shown that WAV file.
+
+    Raises:
+        DecodeError: no format or data chunk, or chunks in an order that no reader follows.
+    """
+    stream = Stream("w64", start, content.size)
+    (riff_size,) = content.unpack("<Q", start + 16)
+    fmt, form = b"", None
+    for name, body, size in _w64_chunks(content, start + 40):
+        if name == b"fmt ":
+            form = _Format.read(content, body, size, "<")
+            fmt = content.at(body, min(size, MAX_FORMAT_BYTES) & ~1)
+        elif name == b"data":
+            if form is None:
+                raise DecodeError("bad_header", "the data chunk comes before the format chunk")
+            if size <= 0:
+                is_empty = body >= content.size or any(_w64_chunks(content, body))
+                size = 0 if is_empty else UNKNOWN
+            was_right = start + riff_size > content.size
+            end = _data_end(content, stream, body, size, form.frame_bytes, was_right)
+            head = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt
+            head += b"data" + struct.pack("<I", min(end - body, 0xFFFFFFFF))
+            whole = min(len(head) + end - body, 0xFFFFFFFF)
+            stream.pieces = [b"RIFF" + struct.pack("<I", whole) + head, (body, end)]
+            _use_sound(content, stream, form, body, end)
+            stream.end = end
+            for _, behind, more in _w64_chunks(content, end + (start - end) % 8):
+                stream.end = min(behind + more, content.size)
+            return stream
+    raise DecodeError("bad_header", "no format and data chunk in the Wave64 file")
+
+
+def _w64_chunks(content: Content, start: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yields (first four bytes of the id, body offset, declared body size)."""
+    offset = start
+    for _ in range(MAX_CHUNKS):
+        if offset + 24 > content.size:
+            return
+        name, rest, size = content.unpack("<4s12sq", offset)
+        if rest not in (W64_CHUNK, W64_LIST):
+            return
+        yield name, offset + 24, size - 24
+        offset += max(24, size + -size % 8)
 
 
 def _use_mpeg(content: Content, stream: Stream, body: int, end: int) -> None:
@@ -186,20 +263,22 @@ def read_aiff(content: Content, start: int) -> Stream:
     (offset,) = content.unpack(">I", sound_at)
     first, size = sound_at + 8 + offset, sound_size
     if size <= 8 and not _is_chunk_list(content, sound_at + size, ">"):
-        size = content.size - sound_at
-        stream.flags.append("size_mismatch")
-        if align:
-            stream.frames = (content.size - first) // align
-            sizes = {
-                start + 4: struct.pack(">I", content.size - start - 8),
-                comm_at + 2: struct.pack(">I", stream.frames),
-                sound_at - 4: struct.pack(">I", size),
-            }
-            stream.pieces = patched(start, content.size, sizes)
+        size = UNKNOWN
     was_right = start + form_size + 8 > content.size
     end = _data_end(content, stream, first, size - 8 - offset, align, was_right)
-    if align:
-        stream.held_frames = min(stream.frames or 0, max(0, end - first) // align)
+    held = max(0, end - first) // align if align else 0
+    declared = stream.frames or 0
+    if held and (declared == 0 or declared * align >= STREAMING_SIZE):
+        stream.flags = ["size_mismatch"]
+    if align and "size_mismatch" in stream.flags:
+        stream.frames = held
+        sizes = {
+            start + 4: struct.pack(">I", min(content.size - start - 8, 0xFFFFFFFF)),
+            comm_at + 2: struct.pack(">I", held),
+            sound_at - 4: struct.pack(">I", min(end - sound_at, 0xFFFFFFFF)),
+        }
+        stream.pieces = patched(start, content.size, sizes)
+    stream.held_frames = min(stream.frames or 0, held)
     stream.end = _skip_chunks(content, _skip_pad(content, end, size, ">"), ">")
     return stream
 
@@ -219,10 +298,11 @@ def read_au(content: Content, start: int) -> Stream:
     offset, size, _, stream.rate_hz, stream.channels = content.unpack(order + "5I", start + 4)
     first = start + offset
     if size == 0 and first < content.size:
-        stream.flags.append("size_mismatch")
-        stream.pieces = patched(start, content.size, {start + 8: b"\xff\xff\xff\xff"})
-    elif size != 0xFFFFFFFF:
+        size = UNKNOWN
+    if size != 0xFFFFFFFF:  # which is allowed, and means the end of the file
         stream.end = _data_end(content, stream, first, size, 1, True)
+    if stream.flags:
+        stream.pieces = patched(start, content.size, {start + 8: b"\xff\xff\xff\xff"})
     return stream
 
 
@@ -240,13 +320,14 @@ def read_caf(content: Content, start: int) -> Stream:
         if name == b"desc":
             stream.rate_hz, _, _, _, _, stream.channels, _ = content.unpack(">d4sIIIII", body)
         elif name == b"data":
-            is_zero = size in (0, 4) and not _is_caf_chunk(content, body + size)
-            if is_zero or size < 0:  # streamed: the data chunk reaches to the end of the file
-                stream.flags += ["size_mismatch"] if is_zero else []
-                size = struct.pack(">q", content.size - body)  # libsndfile refuses -1
-                stream.pieces = patched(start, content.size, {body - 8: size})
+            if size in (0, 4) and not _is_caf_chunk(content, body + size):
+                size = UNKNOWN
+            if size >= 0:
+                _data_end(content, stream, body, size, 1, True)
+            if size < 0 or stream.flags:  # the data chunk reaches to the end of the file
+                true_size = struct.pack(">q", content.size - body)  # libsndfile refuses -1
+                stream.pieces = patched(start, content.size, {body - 8: true_size})
                 break
-            _data_end(content, stream, body, size, 1, True)
     if stream.channels is None:
         raise DecodeError("bad_header", "no desc chunk in the CAF file")
     return stream

@@ -1,13 +1,13 @@
 """All streams of a file, checked: what its headers claim against what its bytes show.
 
-Only seven container families pass; libsndfile opens many more, some with a poor safety record. A
+Only eight container families pass; libsndfile opens many more, some with a poor safety record. A
 codec reads one stream; a file may hold several, one behind the other (chained Ogg, files joined by
 `cat`), and none of them may be lost without a word.
 """
 
 import struct
 
-from loopjax.audio.containers.chunks import read_aiff, read_au, read_caf, read_wav
+from loopjax.audio.containers.chunks import read_aiff, read_au, read_caf, read_w64, read_wav
 from loopjax.audio.containers.content import Content
 from loopjax.audio.containers.flac import read_flac
 from loopjax.audio.containers.mpeg import begins_in_a_frame, read_mpeg
@@ -17,12 +17,13 @@ from loopjax.audio.containers.stream import Stream
 from loopjax.audio.containers.tags import skip_tags
 from loopjax.audio.loop import DecodeError, UnsupportedFormatError
 
-READABLE = "WAV, AIFF, FLAC, Ogg, MP3, AU or CAF"
+READABLE = "WAV, Wave64, AIFF, FLAC, Ogg, MP3, AU or CAF"
 MAX_CHANNELS = 1024  # libsndfile's own bound; more than this is a broken header
 MAX_RATE_HZ = 10_000_000
 MAX_STREAMS = 1000
 READERS = {
     "wav": read_wav,
+    "w64": read_w64,
     "aiff": read_aiff,
     "flac": read_flac,
     "ogg": read_ogg,

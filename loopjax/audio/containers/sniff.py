@@ -8,7 +8,6 @@ W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")
 FOREIGN = (  # offset, magic bytes, name
     (4, b"ftyp", "MPEG-4 (AAC or ALAC)"),
     (0, ASF, "Windows Media"),
-    (0, W64, "Wave64"),
     (0, b"wvpk", "WavPack"),
     (0, b"MAC ", "Monkey's Audio"),
     (0, b"\x1aE\xdf\xa3", "Matroska or WebM"),
@@ -37,6 +36,8 @@ def sniff(head: bytes) -> str | None:
     """
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return "wav"
+    if head[:16] == W64:
+        return "w64"
     if head[:4] == b"FORM" and head[8:12] in (b"AIFF", b"AIFC"):
         return "aiff"
     if head[:4] in SIMPLE:

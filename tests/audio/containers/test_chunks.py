@@ -11,10 +11,13 @@ from tests.audio_bytes import ID3V1, decode_bytes, encoded, id3, noise
 pytestmark = pytest.mark.cases
 
 N = 10_001
-KINDS = ("WAV", "RF64", "AIFF", "AU", "CAF")
+KINDS = ("WAV", "RF64", "BW64", "W64", "AIFF", "AU", "CAF")
+INT32_MAX, INT64_MAX = 2**31 - 1, 2**63 - 1
 
 
 def plain(kind: str, subtype: str = "PCM_16", n: int = N, channels: int = 1) -> bytes:
+    if kind == "BW64":
+        return b"BW64" + plain("RF64", subtype, n, channels)[4:]
     return encoded(noise(n, channels), 44_100, kind, subtype)
 
 
@@ -22,28 +25,66 @@ def replaced(raw: bytes, at: int, new: bytes) -> bytes:
     return raw[:at] + new + raw[at + len(new) :]
 
 
-def without_sizes(raw: bytes) -> bytes:
-    """The header as a writer leaves it that cannot go back: 0 wherever a size belongs."""
+def with_sizes(raw: bytes, size: int) -> bytes:
+    """The header as a writer leaves it that cannot go back: one number wherever a size belongs."""
+    wide = struct.pack("<q", size)
+    narrow = wide[:4] if size in (0, -1) else struct.pack("<i", INT32_MAX)
     if raw[:4] == b".snd":
-        return replaced(raw, 8, bytes(4))
+        return replaced(raw, 8, narrow[::-1])
     if raw[:4] == b"caff":
-        return replaced(raw, raw.find(b"data") + 4, bytes(8))
-    if raw[:4] == b"RF64":
-        return replaced(raw, raw.find(b"ds64") + 8, bytes(24))
+        return replaced(raw, raw.find(b"data") + 4, wide[::-1])
+    if raw[:4] in (b"RF64", b"BW64"):
+        return replaced(raw, raw.find(b"ds64") + 8, 3 * wide)
+    if raw[:4] == b"riff":
+        return replaced(replaced(raw, 16, wide), raw.find(b"data") + 16, wide)
     if raw[:4] == b"FORM":
-        raw = replaced(raw, raw.find(b"COMM") + 10, bytes(4))
-        return replaced(replaced(raw, 4, bytes(4)), raw.find(b"SSND") + 4, bytes(4))
-    return replaced(replaced(raw, 4, bytes(4)), raw.find(b"data") + 4, bytes(4))
+        raw = replaced(raw, raw.find(b"COMM") + 10, narrow[::-1])
+        return replaced(replaced(raw, 4, narrow[::-1]), raw.find(b"SSND") + 4, narrow[::-1])
+    return replaced(replaced(raw, 4, narrow), raw.find(b"data") + 4, narrow)
+
+
+def without_sizes(raw: bytes) -> bytes:
+    return with_sizes(raw, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24"])
-def test_sizes_that_were_never_written(tmp_path, kind, subtype):
+@pytest.mark.parametrize("size", [0, -1, INT64_MAX])
+def test_sizes_that_were_never_written(tmp_path, kind, subtype, size):
     raw = plain(kind, subtype)
-    decoded = decode_bytes(tmp_path, without_sizes(raw))
+    decoded = decode_bytes(tmp_path, with_sizes(raw, size))
     assert decoded.info.n_frames == N
     np.testing.assert_array_equal(decoded.samples, decode_bytes(tmp_path, raw).samples)
+    is_allowed = size == -1 and kind in ("AU", "CAF")  # their word for "up to the end"
+    assert decoded.info.flags == (() if is_allowed else ("size_mismatch",))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_ends_within_its_sound_is_cut(tmp_path, kind):
+    with pytest.raises(DecodeError) as caught:
+        decode_bytes(tmp_path, plain(kind, n=10_000)[:-5000])
+    assert caught.value.reason == "truncated"
+
+
+@pytest.mark.parametrize("count", [0, INT32_MAX, 2**32 - 1])
+def test_only_the_number_of_frames_of_an_aiff_was_never_written(tmp_path, count):
+    raw = plain("AIFF")
+    wrong = replaced(raw, raw.find(b"COMM") + 10, struct.pack(">I", count))
+    decoded = decode_bytes(tmp_path, wrong)
+    np.testing.assert_array_equal(decoded.samples, decode_bytes(tmp_path, raw).samples)
     assert decoded.info.flags == ("size_mismatch",)
+
+
+def test_wave64_may_hold_chunks_behind_its_sound(tmp_path):
+    raw = plain("W64", n=10_000)
+    note = b"junk" + raw[44:56] + struct.pack("<Q", 24 + 8) + bytes(8)
+    decoded = decode_bytes(tmp_path, raw + note)
+    assert (decoded.info.n_frames, decoded.info.flags) == (10_000, ())
+    empty = replaced(raw, raw.find(b"data") + 16, struct.pack("<Q", 24))
+    empty = empty[: raw.find(b"data") + 24]
+    with pytest.raises(DecodeError) as caught:
+        decode_bytes(tmp_path, empty + note)
+    assert caught.value.reason == "no_samples"
 
 
 def test_only_the_data_size_is_missing(tmp_path):
