@@ -24,6 +24,9 @@ DEMUXERS = {
     "True Audio": "tta",
     "Monkey's Audio": "ape",
     "AC-3": "ac3",
+    "WAV of a rare codec": "wav",
+    "AIFF-C of a rare codec": "aiff",
+    "CAF of another codec": "caf",
     "Ogg FLAC": "ogg",
     "Ogg Speex": "ogg",
 }

@@ -27,7 +27,7 @@ def data(name: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "name", ["alac.m4a", "wavpack.wv", "flac.mka", "ogg_flac.oga", "wave64.w64"]
+    "name", ["alac.m4a", "alac.caf", "wavpack.wv", "flac.mka", "ogg_flac.oga", "wave64.w64"]
 )
 def test_lossless_formats_give_the_samples_back(codecs, tmp_path, name):
     decoded = decode_bytes(tmp_path, data(name))
@@ -39,12 +39,26 @@ def test_lossless_formats_give_the_samples_back(codecs, tmp_path, name):
 
 @pytest.mark.parametrize(  # as many frames as ffmpeg's own program gives
     ("name", "n_frames"),
-    [("aac.m4a", 4096), ("adts.aac", 5120), ("media.wma", 3072), ("speex.spx", 6400)],
+    [
+        ("aac.m4a", 4096),
+        ("adts.aac", 5120),
+        ("media.wma", 3072),
+        ("speex.spx", 6400),
+        ("yamaha.wav", 4096),
+    ],
 )
 def test_lossy_formats_keep_the_length(codecs, tmp_path, name, n_frames):
     decoded = decode_bytes(tmp_path, data(name))
     assert (decoded.info.n_frames, decoded.info.flags) == (n_frames, ())
     assert 0.02 < decoded.samples.std() < 0.2
+
+
+def test_a_stream_that_needs_the_extra_behind_one_that_does_not_is_named(tmp_path):
+    """A codec that is given the whole file would read one of the two alone."""
+    raw = encoded(noise(4410), 44_100, "WAV", "PCM_16") + data("yamaha.wav")
+    with pytest.raises(DecodeError, match="WAV of a rare codec behind a stream") as caught:
+        decode_bytes(tmp_path, raw)
+    assert caught.value.reason == "unsupported_format"
 
 
 def test_cut_and_damaged_files_are_rejected(codecs, tmp_path):

@@ -9,11 +9,11 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from loopjax.audio.containers.content import Content, patched
+from loopjax.audio.containers.content import Content, Piece, patched
 from loopjax.audio.containers.mpeg import read_mpeg
 from loopjax.audio.containers.stream import Stream
 from loopjax.audio.containers.tags import skip_tags
-from loopjax.audio.loop import DecodeError
+from loopjax.audio.loop import DecodeError, UnsupportedFormatError
 
 STREAMING_SIZE = 0x7FFF0000  # writers that cannot seek back leave sizes from here upwards
 UNKNOWN = 1 << 64  # a size that was never filled in
@@ -22,8 +22,13 @@ MPEG_TAGS = (0x50, 0x55)  # WAV format tags of MPEG audio: Layer I and II, Layer
 MAX_FORMAT_BYTES = 1024
 W64_CHUNK = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # behind the four letters of a name
 W64_LIST = bytes.fromhex("2f91cf11a5d628db04c10000")  # behind `list`
-PLAIN_TAGS = (1, 3, 6, 7, 0xFFFE)  # PCM, float, A-law, u-law, extensible
+EXTENSIBLE_TAG = 0xFFFE  # the tag proper stands further behind
+PLAIN_TAGS = (1, 3, 6, 7)  # PCM, float, A-law, u-law
+ADPCM_TAGS = (2, 0x11, 0x14, 0x31, 0x38, 0x40)  # what else libsndfile reads, with GSM
+ALAC_VARIANTS = (1, 2, 3, 4)  # 16, 20, 24 and 32 bits; some writers do not say
+CAF_PLAIN = (b"lpcm", b"ulaw", b"alaw")
 FORMS = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"FORM")  # begin another file, never a chunk
+AIFF_CODED = (b"ulaw", b"ULAW", b"alaw", b"ALAW", b"ima4", b"GSM ", b"DWVW", b"42ni", b"23ni")
 AIFF_PCM = (
     b"NONE",
     b"twos",
@@ -47,8 +52,9 @@ def _chunks(content: Content, start: int, form: str) -> Iterator[tuple[bytes, in
         raw = content.at(offset, 4 + width)
         (size,) = struct.unpack(form, raw[4:])
         yield raw[:4], offset + 4 + width, size
-        pad = size & 1 if width == 4 else 0
-        offset += 4 + width + max(size, 0) + pad
+        offset += 4 + width + max(size, 0)
+        if width == 4:
+            offset = _skip_pad(content, offset, size, form[0])
 
 
 def _is_chunk(content: Content, offset: int, order: str) -> bool:
@@ -106,6 +112,7 @@ def _data_end(
 class _Format:
     """A `fmt ` chunk, as WAV and Wave64 have it."""
 
+    raw: bytes
     tag: int
     channels: int
     rate_hz: int
@@ -115,9 +122,14 @@ class _Format:
     @classmethod
     def read(cls, content: Content, body: int, size: int, order: str) -> "_Format":
         tag, channels, rate_hz, _, align = content.unpack(order + "HHIIH", body)
+        if tag == EXTENSIBLE_TAG and size >= 26:
+            (tag,) = content.unpack(order + "H", body + 24)
+        if tag not in (*PLAIN_TAGS, *ADPCM_TAGS, *MPEG_TAGS, EXTENSIBLE_TAG):
+            raise UnsupportedFormatError("WAV of a rare codec")
         bits = content.unpack(order + "H", body + 14)[0] if size >= 16 else 0
         is_plain = tag in PLAIN_TAGS and align == channels * -(-bits // 8)
-        return cls(tag, channels, rate_hz, align, is_plain)
+        raw = content.at(body, min(max(size, 0), MAX_FORMAT_BYTES) & ~1)
+        return cls(raw, tag, channels, rate_hz, align, is_plain)
 
 
 def read_wav(content: Content, start: int) -> Stream:
@@ -130,44 +142,42 @@ def read_wav(content: Content, start: int) -> Stream:
     kind = content.at(start, 4)
     order = ">" if kind == b"RIFX" else "<"
     (riff_size,) = content.unpack(order + "I", start + 4)
-    wide_at, wide_size, form = 0, 0, None
+    wide_size, form = None, None
+    is_odd = kind == b"BW64"  # in a way that the codec does not follow
     for name, body, size in _chunks(content, start + 12, order + "I"):
         if name == b"ds64":
-            wide_at = body
             riff_size, wide_size = content.unpack("<QQ", body)
         elif name == b"fmt ":
             form = _Format.read(content, body, size, order)
         elif name == b"data":
             if form is None:
                 raise DecodeError("bad_header", "the data chunk comes before the format chunk")
-            if size == 0xFFFFFFFF and wide_at:
+            if size == 0xFFFFFFFF and wide_size is not None:
                 size = wide_size
             if size == 0 and not _is_chunk_list(content, body, order):
                 size = UNKNOWN
             was_right = start + riff_size + 8 > content.size
             end = _data_end(content, stream, body, size, form.frame_bytes, was_right)
-            patches = {start: b"RF64"} if kind == b"BW64" else {}  # the codec knows one name
-            if "size_mismatch" in stream.flags:
-                patches |= _wav_sizes(content, start, body, order, wide_at)
-            if patches:
-                stream.pieces = patched(start, content.size, patches)
+            behind = _skip_pad(content, end, size, order)
+            stream.end = _skip_chunks(content, behind, order)
+            chunks = _chunks(content, behind, order + "I")
+            if any(name == b"data" and at <= stream.end for name, at, _ in chunks):
+                stream.flags.append("trailing_data")
+            if is_odd or stream.flags:
+                stream.pieces = _as_wav(form, body, end, order)
             _use_sound(content, stream, form, body, end)
-            stream.end = _skip_chunks(content, _skip_pad(content, end, size, order), order)
             return stream
+        is_odd |= bool(size & 1)  # with or without a pad byte
     raise DecodeError("bad_header", "no format and data chunk in the WAV file")
 
 
-def _wav_sizes(
-    content: Content, start: int, body: int, order: str, wide_at: int
-) -> dict[int, bytes]:
-    """The sizes of a WAV file whose sound reaches to the end, by their offsets."""
-    riff_size, data_size = content.size - start - 8, content.size - body
-    if wide_at:
-        return {wide_at: struct.pack("<QQ", riff_size, data_size), body - 4: b"\xff" * 4}
-    return {
-        start + 4: struct.pack(order + "I", min(riff_size, 0xFFFFFFFF)),
-        body - 4: struct.pack(order + "I", min(data_size, 0xFFFFFFFF)),
-    }
+def _as_wav(form: _Format, body: int, end: int, order: str) -> list[Piece]:
+    """The shortest WAV file around some sound."""
+    size = struct.pack(order + "I", len(form.raw))
+    head = b"WAVEfmt " + size + form.raw + b"data"
+    head += struct.pack(order + "I", min(end - body, 0xFFFFFFFF))
+    size = struct.pack(order + "I", min(len(head) + end - body, 0xFFFFFFFF))
+    return [(b"RIFF" if order == "<" else b"RIFX") + size + head, (body, end)]
 
 
 def _use_sound(content: Content, stream: Stream, form: _Format, body: int, end: int) -> None:
@@ -188,11 +198,10 @@ def read_w64(content: Content, start: int) -> Stream:
     """
     stream = Stream("w64", start, content.size)
     (riff_size,) = content.unpack("<Q", start + 16)
-    fmt, form = b"", None
+    form = None
     for name, body, size in _w64_chunks(content, start + 40):
         if name == b"fmt ":
             form = _Format.read(content, body, size, "<")
-            fmt = content.at(body, min(size, MAX_FORMAT_BYTES) & ~1)
         elif name == b"data":
             if form is None:
                 raise DecodeError("bad_header", "the data chunk comes before the format chunk")
@@ -201,10 +210,7 @@ def read_w64(content: Content, start: int) -> Stream:
                 size = 0 if is_empty else UNKNOWN
             was_right = start + riff_size > content.size
             end = _data_end(content, stream, body, size, form.frame_bytes, was_right)
-            head = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt
-            head += b"data" + struct.pack("<I", min(end - body, 0xFFFFFFFF))
-            whole = min(len(head) + end - body, 0xFFFFFFFF)
-            stream.pieces = [b"RIFF" + struct.pack("<I", whole) + head, (body, end)]
+            stream.pieces = _as_wav(form, body, end, "<")
             _use_sound(content, stream, form, body, end)
             stream.end = end
             for _, behind, more in _w64_chunks(content, end + (start - end) % 8):
@@ -252,7 +258,10 @@ def read_aiff(content: Content, start: int) -> Stream:
             comm_at = body
             stream.channels, stream.frames, bits = content.unpack(">hIh", body)
             stream.rate_hz = _extended(content.at(body + 8, 10))
-            is_pcm = content.at(start + 8, 4) == b"AIFF" or content.at(body + 18, 4) in AIFF_PCM
+            codec = b"NONE" if content.at(start + 8, 4) == b"AIFF" else content.at(body + 18, 4)
+            is_pcm = codec in AIFF_PCM
+            if not is_pcm and codec not in AIFF_CODED:
+                raise UnsupportedFormatError("AIFF-C of a rare codec")
             align = max(0, stream.channels * -(-bits // 8)) if is_pcm else 0
         elif name == b"SSND":
             sound_at, sound_size = body, size
@@ -318,7 +327,10 @@ def read_caf(content: Content, start: int) -> Stream:
             stream.end = body - 12
             break
         if name == b"desc":
-            stream.rate_hz, _, _, _, _, stream.channels, _ = content.unpack(">d4sIIIII", body)
+            fields = content.unpack(">d4sIIIII", body)
+            stream.rate_hz, codec, variant, _, _, stream.channels, _ = fields
+            if codec not in CAF_PLAIN and (codec != b"alac" or variant not in ALAC_VARIANTS):
+                raise UnsupportedFormatError("CAF of another codec")
         elif name == b"data":
             if size in (0, 4) and not _is_caf_chunk(content, body + size):
                 size = UNKNOWN

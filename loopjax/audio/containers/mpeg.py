@@ -24,6 +24,7 @@ KBPS = {  # by header field; Layer I and II differ from III in MPEG-1, Layer I i
     (False, LAYER_3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 RATES_HZ = {V1: (44100, 48000, 32000), V2: (22050, 24000, 16000), V25: (11025, 12000, 8000)}
+MAX_JUNK_BYTES = 1 << 16  # in front of the first frame
 MAX_FRAME_BYTES = 1729  # 384 kbit/s at 32 kHz
 FREE_FORMAT_BYTES = 4608  # longest frame of a bit rate that no header names
 DECODER_DELAY = 529  # samples that the codec drops in front when a length header is there
@@ -119,14 +120,21 @@ def read_length_header(frame: Frame, raw: bytes) -> LengthHeader | None:
     )
 
 
-def begins_in_a_frame(content: Content, start: int) -> bool:
-    """Whether a stream was cut in front: a chain of frames begins within one frame's length."""
-    offset, end = start, min(content.size, start + MAX_FRAME_BYTES)
+def find_stream(content: Content, start: int) -> int | None:
+    """Offset of the first of a chain of frames behind junk, if one begins near `start`."""
+    offset, end = start, min(content.size, start + MAX_JUNK_BYTES)
     while (offset := content.find(b"\xff", offset, end)) >= 0:
         if _is_confirmed(content, offset, content.size, None):
-            return True
+            return offset
         offset += 1
-    return False
+    return None
+
+
+def begins_in_a_frame(content: Content, start: int, first: int) -> bool:
+    """Whether the bytes from `start` to the first frame can be the rest of an earlier one."""
+    frame = parse_frame(content.at(first, 4))
+    is_first = frame is not None and read_length_header(frame, content.at(first, HEAD_BYTES))
+    return first - start < MAX_FRAME_BYTES and not is_first
 
 
 def read_mpeg(content: Content, start: int, end: int) -> Stream:
@@ -181,17 +189,17 @@ def read_mpeg(content: Content, start: int, end: int) -> Stream:
         is_cut = False  # what follows the last frame is no frame
     elif length is not None and _is_short(length, n_frames, n_bytes):
         stream.truncated = f"{n_frames} of {declared} MPEG frames are there"
+    elif declared and declared != n_frames + 1:  # some writers count the header too
+        stream.flags.append("size_mismatch")
     if is_cut:
         stream.flags.append("truncated")  # as for a page of Ogg: what is there is whole
     return stream
 
 
 def _is_short(length: LengthHeader, n_frames: int, n_bytes: int) -> bool:
-    """Whether frames are missing; some writers count the header too, though all is there."""
-    if length.frames is None or length.frames <= n_frames:
-        return False
+    """Whether frames are missing: not where all bytes are there, whatever their count says."""
     is_whole = length.stream_bytes is not None and 0 < length.stream_bytes <= n_bytes
-    return not (is_whole and length.frames == n_frames + 1)
+    return length.frames is not None and length.frames > n_frames and not is_whole
 
 
 def _use_length(
@@ -211,7 +219,6 @@ def _use_length(
     begin, stop = stream.pieces[0]
     padding = length.padding
     if length.frames is not None and length.frames < n_frames:
-        stream.flags.append("size_mismatch")
         padding = 0  # it stands in the middle now; nothing is cut off the end
     lame = bytearray(length.lame)
     if lame:

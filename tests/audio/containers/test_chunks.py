@@ -133,6 +133,24 @@ def test_a_missing_pad_byte_is_no_missing_sound(tmp_path, counted):
         assert (decoded.info.n_frames, decoded.info.flags) == (N, ())
 
 
+@pytest.mark.parametrize("pad", [b"", b"\0"])
+def test_an_odd_chunk_in_front_may_lack_its_pad_byte(tmp_path, pad):
+    raw = plain("WAV")
+    at = raw.find(b"data")
+    odd = raw[:at] + b"note\5\0\0\0hello" + pad + raw[at:]
+    decoded = decode_bytes(tmp_path, odd)
+    np.testing.assert_array_equal(decoded.samples, decode_bytes(tmp_path, raw).samples)
+    assert decoded.info.flags == ()
+
+
+def test_a_second_data_chunk_is_not_passed_over_in_silence(tmp_path):
+    raw = plain("WAV", n=10_000)
+    both = raw + raw[raw.find(b"data") :]
+    decoded = decode_bytes(tmp_path, replaced(both, 4, struct.pack("<I", len(both) - 8)))
+    np.testing.assert_array_equal(decoded.samples, decode_bytes(tmp_path, raw).samples)
+    assert decoded.info.flags == ("trailing_data",)
+
+
 def test_a_missing_frame_is_missing_sound(tmp_path):
     raw = plain("WAV", n=10_000)
     with pytest.raises(DecodeError) as caught:

@@ -131,16 +131,31 @@ def test_length_headers_that_are_wrong_about_what_is_there(tmp_path):
     np.testing.assert_array_equal(more.samples[:N], right)
     assert more.info.flags == ("size_mismatch",)
     assert N <= more.info.n_frames < N + 1152 + 1152
+    whole = length_header(raw, count + 9)  # all bytes are there that the header counts
+    decoded = decode_bytes(tmp_path, whole)
+    np.testing.assert_array_equal(decoded.samples, right)
+    assert decoded.info.flags == ("size_mismatch",)
+    mark = whole.find(b"Xing") + 12
+    more_bytes = whole[:mark] + struct.pack(">I", len(raw) + 9000) + whole[mark + 4 :]
     with pytest.raises(DecodeError, match=f"{count} of {count + 9} MPEG frames") as caught:
-        decode_bytes(tmp_path, length_header(raw, count + 9))
+        decode_bytes(tmp_path, more_bytes)
     assert caught.value.reason == "truncated"
+
+
+@pytest.mark.parametrize("junk", [b"no sound 0123456" * 25, b"\xff\xfbno sound" * 3000])
+def test_junk_in_front_is_no_part_of_the_sound(tmp_path, junk):
+    raw = mp3(noise(N))
+    decoded = decode_bytes(tmp_path, junk + raw)
+    np.testing.assert_array_equal(decoded.samples, decode_bytes(tmp_path, raw).samples)
+    assert decoded.info.flags == ()  # it begins with its length header: nothing is cut off
 
 
 @pytest.mark.parametrize("extra", [0, 1, 20])
 def test_a_vbri_header_is_no_sound(tmp_path, extra):
     count = decode_bytes(tmp_path, BARE).info.n_frames // 1152
     head = bytes([BARE[0], BARE[1], 0x90 | BARE[2] & 0x0D, BARE[3]])
-    numbers = struct.pack(">HHHII", 1, 0, 75, len(BARE), count + extra)
+    more = 0 if extra <= 1 else 9000
+    numbers = struct.pack(">HHHII", 1, 0, 75, len(BARE) + more, count + extra)
     frame = (head + bytes(32) + b"VBRI" + numbers).ljust(144 * 128_000 // 44_100, b"\0")
     if extra > 1:
         with pytest.raises(DecodeError, match=f"{count} of {count + extra}"):
