@@ -65,6 +65,8 @@ class ForeignAudio:
                 self._container, stream = container, container.streams.audio[0]
                 self._stream = stream
                 context = stream.codec_context
+                if context is None:
+                    raise DecodeError("unsupported_format", f"{kind}: its codec is not known")
                 context.thread_count = 1
                 self.rate_hz, self.channels = context.sample_rate, context.channels
                 self.subtype = context.codec.name.upper()

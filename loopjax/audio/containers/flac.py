@@ -12,6 +12,7 @@ STREAMINFO_BYTES = b"\0\0\x22"  # length of the first metadata block, behind its
 HEAD_BYTES = 42  # mark, block header, STREAMINFO
 TAIL_BYTES = 1 << 16  # where the last frame is looked for
 TOTAL_BITS = 36
+MAX_BLOCKS = 1000  # of metadata
 LONGEST_HEADER_BYTES = 16  # of a frame
 
 
@@ -19,7 +20,7 @@ def read_flac(content: Content, start: int) -> Stream:
     """Reads STREAMINFO, looks for a next FLAC stream and for the last frame of this one.
 
     Raises:
-        DecodeError: no STREAMINFO.
+        DecodeError: no STREAMINFO, or one of frames of another size than there are.
     """
     head = content.at(start, HEAD_BYTES)
     if not _begins_stream(head):
@@ -34,6 +35,7 @@ def read_flac(content: Content, start: int) -> Stream:
     stream = Stream("flac", start, end, ((packed >> 41) & 7) + 1, packed >> 44)
     total = packed & ((1 << TOTAL_BITS) - 1)
     block_frames = int.from_bytes(head[10:12], "big")
+    _check_first_frame(content, start, end, block_frames, total)
     held, frames_end = _count(content, start, end, block_frames, total)
     stream.frames, stream.held_frames = held or total or None, held
     if held not in (0, total):  # libsndfile fails at the end if it is not where it was told
@@ -49,6 +51,23 @@ def read_flac(content: Content, start: int) -> Stream:
 def _begins_stream(head: bytes) -> bool:
     is_complete = len(head) == HEAD_BYTES and head[:4] == MARK
     return is_complete and head[4] & 0x7F == 0 and head[5:8] == STREAMINFO_BYTES
+
+
+def _check_first_frame(
+    content: Content, start: int, end: int, block_frames: int, total: int
+) -> None:
+    """Refuses a wrong block size: frames are numbered by it, and one that is lost went unseen."""
+    offset = start + len(MARK)
+    for _ in range(MAX_BLOCKS):
+        kind, size = content.at(offset, 1), int.from_bytes(content.at(offset + 1, 3), "big")
+        offset += 4 + size
+        if kind >= b"\x80" or offset >= end:  # the last
+            break
+    raw = content.at(offset, LONGEST_HEADER_BYTES)
+    _, n_frames = _frame_samples(raw, block_frames)
+    if n_frames and not raw[1] & 1 and n_frames != block_frames and total > n_frames:
+        message = f"frames of {n_frames} samples, where STREAMINFO says {block_frames}"
+        raise DecodeError("bad_header", message)
 
 
 def _count(

@@ -30,6 +30,17 @@ def test_all_frames_are_decoded_whatever_the_header_says(tmp_path, subtype, tota
     assert decoded.info.flags == (("size_mismatch",) if total else ())
 
 
+def test_a_wrong_block_size_is_a_broken_header(tmp_path):
+    """With it, sound behind a damaged frame was delivered from another place, and as long."""
+    raw = flac()
+    wrong = raw[:8] + b"\xff\xff\xff\xff" + raw[12:]
+    damaged = wrong[: len(raw) * 3 // 4] + bytes(16) + wrong[len(raw) * 3 // 4 + 16 :]
+    for file in (wrong, damaged):
+        with pytest.raises(DecodeError, match="frames of 4096 samples") as caught:
+            decode_bytes(tmp_path, file)
+        assert caught.value.reason == "bad_header"
+
+
 def test_a_claim_of_more_than_there_is(tmp_path):
     with pytest.raises(DecodeError, match=f"{N} of {N + 9} frames are there") as caught:
         decode_bytes(tmp_path, claim(flac(), N + 9))
