@@ -17,9 +17,9 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 # Section, module and seconds; ceilings first, because they tell a sick machine.
-sections=(ceilings:ceilings:30 parity:parity:90 encoder:encoder:160 transformers:peers:110
-    trace:trace:40 heads:heads:60 end-to-end:end_to_end:90)
-carried=(soundfile soxr cffi pycparser pydantic pydantic-core annotated-types platformdirs)
+sections=(ceilings:ceilings:30 parity:parity:100 encoder:encoder:160 transformers:peers:80
+    end-to-end:end_to_end:90 heads:heads:70 trace:trace:60)
+carried=(soundfile soxr cffi pycparser pydantic pydantic-core annotated-types typing-inspection platformdirs)
 
 carry() { # wheels that the usual CUDA images lack, into folder $1
     "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \

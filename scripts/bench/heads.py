@@ -25,7 +25,7 @@ TORCH_VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def setting(X: np.ndarray, batch: int, heads: int, stage: str, epochs: int) -> tuple[Any, ...]:
+def setting(X: np.ndarray, batch: int, heads: int, stage: str) -> tuple[Any, ...]:
     """Recipe, stacked state, rows, split and rates of `heads` seeds, ready to train."""
     from loopjax.detectors.svdd.network import NetworkConfig, encoder_part, initialize
     from loopjax.detectors.svdd.objectives import OneClass, Reconstruction
@@ -47,17 +47,18 @@ def setting(X: np.ndarray, batch: int, heads: int, stage: str, epochs: int) -> t
     rows = np.arange(len(X))
     split = training_loop.pad_split([rows] * heads, [rows[:0]] * heads, batch)
     rates = (np.full(heads, v, np.float32) for v in (1e-5, 5e-6, 1000, 1e-5))
-    hyperparams = Hyperparams(*rates, *(np.full(heads, n, np.int32) for n in (epochs, 10**6)))
+    endless = np.full(heads, 10**6, np.int32)
+    hyperparams = Hyperparams(*rates, endless, endless)
     data = training_loop.place(training_loop.pad_rows(X), None)
     return recipe, training_loop.stack(starts), data, split, hyperparams
 
 
-def loopjax_epoch(X: np.ndarray, batch: int, stage: str) -> Callable[[], Any]:
-    """One epoch of one head in one compiled call."""
+def loopjax_epoch(X: np.ndarray, batch: int, stage: str, heads: int = 1) -> Callable[[], Any]:
+    """One epoch of one head, or of several seeds together, in one compiled call."""
     from loopjax.training import loop as training_loop
     from loopjax.training import steps as training
 
-    recipe, start, data, split, hyperparams = setting(X, batch, 1, stage, 10**6)
+    recipe, start, data, split, hyperparams = setting(X, batch, heads, stage)
     state = training_loop.place(start, None)
     options = {"epochs": 1, "loop_steps": training_loop.loop_steps(recipe, split.n_train)}
 
@@ -65,19 +66,6 @@ def loopjax_epoch(X: np.ndarray, batch: int, stage: str) -> Callable[[], Any]:
         nonlocal state
         state, _ = training.advance(state, data, split, hyperparams, recipe=recipe, **options)
         return state.epoch
-
-    return run
-
-
-def loopjax_seeds(X: np.ndarray, batch: int, stage: str, seeds: int) -> Callable[[], Any]:
-    """One epoch of several seeds trained together, from the first weights on."""
-    from loopjax.training import loop as training_loop
-
-    recipe, start, data, split, hyperparams = setting(X, batch, seeds, stage, 1)
-
-    def run() -> Any:
-        state = training_loop.place(start, None)
-        return training_loop.run(recipe, state, data, split, hyperparams)[0].epoch
 
     return run
 
@@ -180,7 +168,7 @@ def main() -> None:
     for stage in ("reconstruction", "one-class"):
         contenders = {
             "ours": loopjax_epoch(X, args.batch, stage),
-            "together": loopjax_seeds(X, args.batch, stage, args.heads),
+            "together": loopjax_epoch(X, args.batch, stage, args.heads),
         }
         for name, options in TORCH_VARIANTS.items():
             contenders[name] = torch_epoch(X, args.batch, stage, device, options)
