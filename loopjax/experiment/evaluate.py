@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from loopjax.audio.perturb import require_eval_extra
 from loopjax.config import DetectorConfig, EvaluateConfig, ExperimentConfig
@@ -28,9 +27,11 @@ from loopjax.experiment.fit import fit_models
 from loopjax.experiment.gain import gain_rows
 from loopjax.experiment.splits import Split
 from loopjax.io import write_json
-from loopjax.model import Model, ScoredRows
+from loopjax.model import Model, ScoredRows, rows_of
 from loopjax.report.extra import require_report_extra
-from loopjax.store.read import Embeddings, read_embeddings
+from loopjax.store.columns import places_of
+from loopjax.store.read import Embeddings
+from loopjax.store.stream import StoredEmbeddings, open_embeddings
 
 Log = Callable[[str], None]
 SEPARATION_COLUMNS = (
@@ -58,7 +59,7 @@ class FittedRun:
 
     config: ExperimentConfig
     models: Mapping[str, list[Model]]
-    embeddings: Embeddings
+    embeddings: Embeddings | StoredEmbeddings
     split: Split
     labels: np.ndarray | None
 
@@ -66,7 +67,7 @@ class FittedRun:
     def scored(self) -> dict[str, list[ScoredRows]]:
         """Detector name -> all rows scored unseen, per seed."""
         return {
-            name: [model.score_rows(self.embeddings.matrix) for model in seeds]
+            name: [model.score_rows(rows_of(self.embeddings)) for model in seeds]
             for name, seeds in self.models.items()
         }
 
@@ -147,7 +148,7 @@ def _robustness(run: FittedRun, out: Path, log: Log) -> tuple[Table, ...]:
     unseen = ~run.split.train
     normal = unseen if run.labels is None else unseen & (run.labels == 0)
     curves = measure_robustness(
-        run.embeddings.table.filter(pa.array(normal)),
+        run.embeddings.only(normal).columns(["id", "path_bytes", "group"]),
         {name: [model.detector for model in seeds] for name, seeds in run.models.items()},
         load_encoder(run.config.embed.encoder, run.config.embed.precision),
         out / "robustness",
@@ -255,23 +256,27 @@ def _encoders(run: FittedRun, labels: np.ndarray, compare: Path, log: Log) -> Ta
     config, measured = run.config, run.measured
     own = {name: seeds[0] for name, seeds in run.scores.items()}
     rows = [_encoder_row(config.embed.encoder, labels, measured, own)]
-    ids = run.embeddings.table["id"].to_pylist()
+    ids = run.embeddings.columns(["id"])["id"]
     for name in config.compare_encoders:
         log(f"comparing with {name}")
         encoder = load_encoder(name, config.embed.precision)
         store = compare / _folder_name(name)
         embed_corpus(config.data.sources, encoder, store, config.embed)
-        other = read_embeddings(store)
-        place = {row_id: i for i, row_id in enumerate(other.table["id"].to_pylist())}
-        matrix = other.matrix[np.array([place[row_id] for row_id in ids])]
-        aligned = Embeddings(matrix, run.embeddings.table, other.metadata)
+        other = open_embeddings(store)
+        place = places_of(other.columns(["id"])["id"], ids)  # null where this run has none
+        other = other.only(np.asarray(place.is_valid()))
+        place = np.asarray(place.drop_null())
         found = {}
         for detector in config.detectors:
             (model,) = fit_models(
-                aligned, run.split.train, detector, config.seeds[:1], folds=run.split.folds
+                other,
+                run.split.train[place],
+                detector,
+                config.seeds[:1],
+                folds=run.split.folds[place],
             )
-            found[detector.name] = model.score_rows(matrix).scores
-        rows.append(_encoder_row(name, labels, measured, found))
+            found[detector.name] = model.score_rows(rows_of(other)).scores
+        rows.append(_encoder_row(name, labels[place], measured[place], found))
     note = "AUROC of each detector on embeddings of other encoders, same loops and split."
     return Table("Encoders", note, tuple(rows))
 
@@ -305,9 +310,10 @@ def _separation(run: FittedRun) -> Table:
 
 
 def _groups(run: FittedRun) -> list[Table]:
-    if "group" not in run.embeddings.table.column_names:
+    table = run.embeddings.columns(["group"])
+    if "group" not in table.column_names:
         return []
-    groups = [g or "" for g in run.embeddings.table["group"].to_pylist()]
+    groups = [g or "" for g in table["group"].to_pylist()]
     if len(set(groups)) < 2:
         return []
     truth = None if run.labels is None or (run.labels < 0).any() else run.labels

@@ -10,12 +10,15 @@ from loopjax.evaluation.robustness import CurvePoint
 from loopjax.model import Model
 from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings
+from loopjax.store.stream import StoredEmbeddings
+
+MAX_DRAWN = 20_000  # loops in a figure; of more, so many are drawn by lot
 
 
 def draw_run(
     models: Mapping[str, Sequence[Model]],
     scores: Mapping[str, Sequence[np.ndarray]],
-    embeddings: Embeddings,
+    embeddings: Embeddings | StoredEmbeddings,
     train: np.ndarray,
     labels: np.ndarray | None,
     folder: Path,
@@ -39,6 +42,12 @@ def draw_run(
     from loopjax.report import figures
 
     folder.mkdir(parents=True, exist_ok=True)
+    if len(embeddings) > MAX_DRAWN:
+        drawn = np.zeros(len(embeddings), bool)
+        drawn[np.random.default_rng(0).choice(len(embeddings), MAX_DRAWN, replace=False)] = True
+        scores = {name: [own[drawn] for own in seeds] for name, seeds in scores.items()}
+        embeddings, train = embeddings.only(drawn), train[drawn]
+        labels = None if labels is None else labels[drawn]
     anomalous = np.zeros(len(train), bool) if labels is None else labels == 1
     splits = {
         name: {
@@ -59,7 +68,8 @@ def draw_run(
     }
     if not deep:
         return
-    latents = {n: detector.latents(embeddings.matrix) for n, detector in deep.items()}
+    matrix = embeddings.load().matrix
+    latents = {n: detector.latents(matrix) for n, detector in deep.items()}
     figures.latent_distributions(latents, folder / f"{prefix}latent-distributions.svg")
     flagged = {n: scores[n][0] > cuts[n] for n in deep}
     figures.latent_pca(latents, flagged, folder / f"{prefix}latent-pca.svg")

@@ -35,8 +35,9 @@ from loopjax.experiment.splits import Split, split_rows
 from loopjax.io import locked
 from loopjax.model import Model, load_model
 from loopjax.report.extra import require_report_extra
-from loopjax.store.read import Embeddings, read_embeddings
-from loopjax.store.scores import Scores, write_scores
+from loopjax.store.read import Embeddings
+from loopjax.store.scores import SCORED_COLUMNS, Scores, score_table, write_scores
+from loopjax.store.stream import StoredEmbeddings, open_embeddings
 
 Log = Callable[[str], None]
 
@@ -94,11 +95,11 @@ def run_experiment(
             split = split_rows(embeddings, config.split, labels)
             with step(out, "fit"):
                 models = fit_all(config, embeddings, split, out, log)
-            scores = rank(config, models, embeddings, labels)
+            fitted = FittedRun(config, models, embeddings, split, labels)
+            scores = rank(fitted)
             with step(out, "score"):
                 write_scores(scores, out / "scores.parquet", csv=out / "scores.csv")
             with step(out, "evaluate"):
-                fitted = FittedRun(config, models, embeddings, split, labels)
                 evaluation = evaluate_fitted(fitted, out, log)
             with step(out, "report"):
                 log(f"report: {write_report(out, config=config.report)}")
@@ -168,7 +169,9 @@ def check_complete(config: ExperimentConfig) -> None:
         raise UserError("split.train_on: normal needs labels; give data.labels")
 
 
-def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embeddings, int]:
+def embed_or_read(
+    config: ExperimentConfig, out: Path, log: Log
+) -> tuple[Embeddings | StoredEmbeddings, int]:
     """The experiment's embeddings and how many inputs were rejected."""
     if config.data.embeddings is not None:
         embeddings = read_run_embeddings(config, out)
@@ -184,9 +187,9 @@ def embed_or_read(config: ExperimentConfig, out: Path, log: Log) -> tuple[Embedd
     return embeddings, len(embeddings.failures)
 
 
-def read_run_embeddings(config: ExperimentConfig, out: Path) -> Embeddings:
+def read_run_embeddings(config: ExperimentConfig, out: Path) -> Embeddings | StoredEmbeddings:
     """The embeddings of a run that has embedded its sources, or the ones its config names."""
-    found = read_embeddings(config.data.embeddings or out / "embeddings")
+    found = open_embeddings(config.data.embeddings or out / "embeddings")
     return cut_groups(found, config.data.group_depth)
 
 
@@ -208,12 +211,14 @@ def check_labels(config: ExperimentConfig, log: Log) -> LabelFile | None:
 
 
 def labels_of(
-    config: ExperimentConfig, labels: LabelFile | None, embeddings: Embeddings
+    config: ExperimentConfig,
+    labels: LabelFile | None,
+    embeddings: Embeddings | StoredEmbeddings,
 ) -> np.ndarray | None:
     """Labels of the embedded loops, int [N]: 1 anomalous, 0 normal, -1 unknown."""
     if labels is None:
         return None
-    paths = embeddings.table["path"].to_pylist()
+    paths = embeddings.columns(["path"])["path"].to_pylist()
     joined = join_labels(labels, paths, config.data.sources)
     require_labeled(labels, joined)
     return joined.values
@@ -221,7 +226,7 @@ def labels_of(
 
 def fit_all(
     config: ExperimentConfig,
-    embeddings: Embeddings,
+    embeddings: Embeddings | StoredEmbeddings,
     split: Split,
     out: Path,
     log: Log,
@@ -276,29 +281,22 @@ def _load_finished(folder: Path, log: Log) -> Model | None:
         return None
 
 
-def rank(
-    config: ExperimentConfig,
-    models: dict[str, list[Model]],
-    embeddings: Embeddings,
-    labels: np.ndarray | None,
-) -> Scores:
+def rank(run: FittedRun) -> Scores:
     """The primary detector's scores, with the other detectors' scores and the labels beside."""
-    primary = config.primary or config.detectors[0].name
-    scores = models[primary][0].score(embeddings)
-    ids = embeddings.table["id"].to_pylist()
-    place = {row_id: i for i, row_id in enumerate(ids)}
-    order = np.array([place[row_id] for row_id in scores.table["id"].to_pylist()])
+    model, scored = run.models[run.primary][0], run.scored[run.primary][0]
+    rows = run.embeddings.columns(SCORED_COLUMNS)
+    columns = model.columns_of(rows["id"], scored)
+    order = np.argsort(columns["rank"])
+    table = score_table(rows, columns).take(order)
     # What the model calls new is, of its own corpus, what the split kept from it.
-    said = ["held_out" if s == "new" else s for s in scores.table["scored_as"].to_pylist()]
-    at = scores.table.column_names.index("scored_as")
-    table = scores.table.set_column(at, "scored_as", pa.array(said))
-    for name, (model, *_) in models.items():
-        column = model.score_rows(embeddings.matrix).scores[order]
-        table = table.append_column(f"score_{name}", pa.array(column))
-    if labels is not None:
-        known = labels[order]
+    said = ["held_out" if s == "new" else s for s in table["scored_as"].to_pylist()]
+    table = table.set_column(table.column_names.index("scored_as"), "scored_as", pa.array(said))
+    for name, (first, *_) in run.scores.items():
+        table = table.append_column(f"score_{name}", pa.array(first[order]))
+    if run.labels is not None:
+        known = run.labels[order]
         table = table.append_column("is_labeled", pa.array(known == 1, mask=known < 0))
-    return Scores(table, scores.metadata)
+    return Scores(table, model.score_metadata())
 
 
 def _epoch_log(path: Path, detector: str, seeds: list[int]) -> Callable[..., None]:

@@ -174,9 +174,9 @@ def page_content(
         columns=_columns(ranking),
         rows=tuple(_row(page, i, bar) for i in listed),
         typical=tuple(_row(page, i, bar) for i in typical),
-        has_percentile=bool(ranking.percentiles),
-        has_p_value=bool(ranking.p_values),
-        has_label=bool(ranking.labels),
+        has_percentile=ranking.percentiles is not None,
+        has_p_value=ranking.p_values is not None,
+        has_label=ranking.labels is not None,
         threshold_bar=None if ranking.threshold is None else bar(ranking.threshold),
         wave_columns=WAVE_COLUMNS,
         points=points,
@@ -210,9 +210,9 @@ def _columns(ranking: Ranking) -> tuple[ColumnHead, ...]:
         (True, ColumnHead("rank", "#", "Sort by rank", True)),
         (True, ColumnHead("name", "Loop", "Sort by name", False)),
         (True, ColumnHead("score", "Score", "Sort by score", True)),
-        (ranking.percentiles, ColumnHead("percentile", "Pct.", percentile, True)),
-        (ranking.p_values, ColumnHead("p", "p", p_value, True)),
-        (ranking.labels, ColumnHead("label", "Truth", "Label", False)),
+        (ranking.percentiles is not None, ColumnHead("percentile", "Pct.", percentile, True)),
+        (ranking.p_values is not None, ColumnHead("p", "p", p_value, True)),
+        (ranking.labels is not None, ColumnHead("label", "Truth", "Label", False)),
         (True, ColumnHead("mark", "Mark", "Sort by mark", False)),
     )
     return tuple(column for is_there, column in columns if is_there)
@@ -265,10 +265,11 @@ def _lede(facts: RunFacts, ranking: Ranking, n_listed: int) -> str:
     if detector:
         on = f" on {facts.encoder} embeddings" if facts.encoder else ""
         parts.append(f"Ranked by {detector}{on}.")
-    percentiles = ranking.percentiles or ()
-    flagged = [p for p, is_it in zip(percentiles, ranking.is_anomaly, strict=False) if is_it]
-    if flagged and None not in flagged:
-        lowest = min(p for p in flagged if p is not None)
+    flagged = None
+    if ranking.percentiles is not None:
+        flagged = ranking.percentiles.filter(pa.array(ranking.is_anomaly))
+    if flagged is not None and len(flagged) and not flagged.null_count:
+        lowest = np.asarray(flagged).min()
         parts.append(
             f"Flagged ones score higher than {lowest:.0f} % of the training loops or more."
         )

@@ -3,17 +3,18 @@
 import dataclasses
 import os
 import urllib.parse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from loopjax.audio.loop import DecodeError
 from loopjax.report.plane import principal_plane
-from loopjax.report.ranking import Ranking
+from loopjax.report.ranking import RankedRows, Ranking
 from loopjax.report.sound import Sound, hear
 
 MAX_EMBEDDED = 200
@@ -78,22 +79,23 @@ class PageLoops:
     def __init__(
         self,
         ranking: Ranking,
-        matrix: np.ndarray | None,
-        files: Mapping[str, bytes],
+        embeddings: RankedRows | None,
         roots: Sequence[Path],
     ):
         """Begins with no loop.
 
         Args:
             ranking: all scored loops.
-            matrix: their embeddings [N, D], or None: no map and no nearest loops.
-            files: id -> path of the audio.
+            embeddings: theirs, or None: no map and no nearest loops.
             roots: folders that relative paths are looked up in.
         """
-        self.ranking, self.matrix = ranking, matrix
+        self.ranking = ranking
+        self._embeddings = None if embeddings is None or embeddings.n_missing else embeddings
         self.loops: list[PageLoop] = []
         self.notes: list[str] = []  # a sentence for everything that is missing
-        self._files, self._roots = files, roots
+        known = (ranking.path_bytes, embeddings and embeddings.column("path_bytes"))
+        self._exact = [paths for paths in known if paths is not None]
+        self._roots = roots
         self._by_row: dict[int, int] = {}
 
     def add(self, rows: Iterable[int]) -> list[int]:
@@ -103,44 +105,49 @@ class PageLoops:
     def _index(self, row: int) -> int:
         if row not in self._by_row:
             ranking = self.ranking
-            path = ranking.paths[row]
+            path = ranking.paths[row].as_py()
             self._by_row[row] = len(self.loops)
             self.loops.append(
                 PageLoop(
                     i=len(self.loops),
                     row=row,
-                    id=ranking.ids[row],
+                    id=ranking.ids[row].as_py(),
                     name=Path(path).name or path,
                     path=path,
-                    group=ranking.groups[row],
+                    group=ranking.group_of(row),
                     score=float(ranking.scores[row]),
-                    rank=ranking.ranks[row],
+                    rank=int(ranking.ranks[row]),
                     is_anomaly=bool(ranking.is_anomaly[row]),
-                    percentile=ranking.percentiles[row] if ranking.percentiles else None,
-                    p_value=ranking.p_values[row] if ranking.p_values else None,
-                    label=ranking.labels[row] if ranking.labels else None,
-                    flags=tuple(ranking.flags[row] or ()) if ranking.flags else (),
+                    percentile=_value(ranking.percentiles, row),
+                    p_value=_value(ranking.p_values, row),
+                    label=_value(ranking.labels, row),
+                    flags=tuple(_value(ranking.flags, row) or ()),
                     file=self._find(row),
                 )
             )
         return self._by_row[row]
 
     def _find(self, row: int) -> bytes | None:
-        shown = Path(self.ranking.paths[row])
-        exact = self._files.get(self.ranking.ids[row])
+        shown = Path(self.ranking.paths[row].as_py())
+        exact = next(filter(None, (paths[row].as_py() for paths in self._exact)), None)
         choices = [Path(os.fsdecode(exact))] if exact else []
         choices += [root / shown for root in self._roots]  # an absolute path stays as it is
         choices.append(shown.absolute())
         return next((os.fsencode(choice) for choice in choices if choice.is_file()), None)
 
     def typical_rows(self) -> list[int]:
-        """The rows with the lowest scores, at most one per group while groups last."""
+        """The rows with the lowest scores, at most one per group while groups last.
+
+        Without embeddings, which say what they are typical of, none.
+        """
+        if self._embeddings is None:
+            return []
         normal = np.flatnonzero(~self.ranking.is_anomaly)[::-1]
         seen: set[str] = set()
         first: list[int] = []
         rest: list[int] = []
         for row in normal[:500]:
-            group = self.ranking.groups[row]
+            group = self.ranking.group_of(row)
             (rest if group in seen else first).append(int(row))
             seen.add(group)
         return (first + rest)[:N_TYPICAL]
@@ -148,28 +155,26 @@ class PageLoops:
     def add_neighbors(self, indices: Sequence[int]) -> list[int]:
         """Gives loops their nearest normal loops by cosine similarity; returns those."""
         normal = np.flatnonzero(~self.ranking.is_anomaly)
-        if self.matrix is None or len(normal) <= N_NEAREST:
+        if self._embeddings is None or len(normal) <= N_NEAREST:
             return []
-        unit = self.matrix / np.maximum(np.linalg.norm(self.matrix, axis=1, keepdims=True), 1e-12)
-        rows = [self.loops[i].row for i in indices]
-        similarity = unit[rows] @ unit[normal].T
+        rows = np.array([self.loops[i].row for i in indices])
         found: dict[int, None] = {}
-        for i, row, line in zip(indices, rows, similarity, strict=True):
-            line[normal == row] = -np.inf
-            near = self.add(normal[np.argsort(-line, kind="stable")[:N_NEAREST]])
+        for i, line in zip(indices, self._embeddings.nearest(rows, normal, N_NEAREST), strict=True):
+            near = self.add(line)
             self.loops[i] = dataclasses.replace(self.loops[i], near=tuple(near))
             found |= dict.fromkeys(near)
         return list(found)
 
     def add_map_points(self) -> None:
         """Projects all loops to a plane; loops not listed are thinned to `MAX_MAP_POINTS`."""
-        if self.matrix is None or len(self.matrix) < 3:
+        n = len(self.ranking.ids)
+        if self._embeddings is None or n < 3:
             return
         rng = np.random.default_rng(0)
-        n = len(self.matrix)
         extra = rng.permutation(n)[:MAX_MAP_POINTS] if n > MAX_MAP_POINTS else np.arange(n)
         shown = self.add(sorted({*extra.tolist(), *(loop.row for loop in self.loops)}))
-        plane, _ = principal_plane(self.matrix[[self.loops[i].row for i in shown]])
+        rows = np.array([self.loops[i].row for i in shown])
+        plane, _ = principal_plane(self._embeddings.vectors(rows))
         low, high = np.quantile(plane, [0.005, 0.995], axis=0)
         scale = np.where(high > low, high - low, 1.0)
         for i, (x, y) in zip(shown, np.clip((plane - low) / scale, 0, 1), strict=True):
@@ -229,3 +234,7 @@ class PageLoops:
                 relative = os.path.relpath(loop.file, os.fsencode(page_dir.resolve()))
                 href = urllib.parse.quote(relative)
                 self.loops[loop.i] = dataclasses.replace(loop, audio="link", href=href)
+
+
+def _value(column: pa.Array | None, row: int) -> Any:
+    return None if column is None else column[row].as_py()

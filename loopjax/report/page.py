@@ -21,9 +21,10 @@ from loopjax.report.extra import require_report_extra
 from loopjax.report.facts import read_facts, read_object
 from loopjax.report.inline_svg import read_figures
 from loopjax.report.loops import PageLoops
-from loopjax.report.ranking import MAX_MAP_ROWS, files_of, matrix_of, read_ranking
+from loopjax.report.ranking import RankedRows, read_ranking
+from loopjax.store.blocks import open_rows, rows_in_memory
 from loopjax.store.failures import read_failures
-from loopjax.store.read import Embeddings, read_embeddings
+from loopjax.store.read import Embeddings
 from loopjax.store.schema import FAILURE_SCHEMA
 
 ASSETS = Path(__file__).parent / "assets"
@@ -80,22 +81,20 @@ def write_report(
     store = Path(store or facts.embeddings or run_dir / "embeddings")
     failures = read_failures(store) if store.is_dir() else FAILURE_SCHEMA.empty_table()
     notes: list[str] = []
-    if embeddings is None and store.exists():
-        if len(ranking.ids) > MAX_MAP_ROWS:
-            notes.append(f"The map is left out: more than {MAX_MAP_ROWS} loops.")
-        else:
-            embeddings = read_embeddings(store)
-    elif embeddings is None:
-        notes.append("No embeddings beside these scores: no map and no nearest loops.")
+    rows = None
+    if embeddings is not None:
+        rows, failures = rows_in_memory(embeddings), embeddings.failures
+    elif store.exists():
+        rows = open_rows(store)
     else:
-        failures = embeddings.failures
-    matrix = None if embeddings is None else matrix_of(ranking, embeddings)
-    if embeddings is not None and matrix is None:
+        notes.append("No embeddings beside these scores: no map and no nearest loops.")
+    ranked = None if rows is None else RankedRows(ranking, rows)
+    if ranked is not None and ranked.n_missing:
         notes.append("Some scored loops have no embedding here: no map and no nearest loops.")
     roots = [Path(root) for root in (*audio_roots, run_dir)]
-    loops = PageLoops(ranking, matrix, files_of(ranking, embeddings), roots)
+    loops = PageLoops(ranking, ranked, roots)
     listed = loops.add(range(min(config.top, len(ranking.ids))))
-    typical = loops.add(loops.typical_rows()) if matrix is not None else []
+    typical = loops.add(loops.typical_rows())
     nearest = loops.add_neighbors(listed)
     loops.add_map_points()
     n_known = min(MAX_SEARCHED, len(ranking.ids))
@@ -180,5 +179,6 @@ def _data(page: PageLoops, listed: Sequence[int]) -> Json:
             if loop.i not in first:
                 item["wave"] = sound.wave
         loops.append(item)
-    key = hashlib.sha256("\n".join(sorted(page.ranking.ids)).encode()).hexdigest()[:16]
+    ids = page.ranking.ids.sort().to_pylist()
+    key = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
     return {"loops": loops, "total": len(page.ranking.ids), "key": f"loopjax-marks-{key}"}

@@ -1,17 +1,16 @@
 """What a page reads of a run: its scores, most anomalous first, and the embeddings beside them."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from loopjax.errors import UserError
-from loopjax.store.read import Embeddings
+from loopjax.store.blocks import StoredRows
+from loopjax.store.columns import places_of
 from loopjax.store.scores import read_scores
-
-MAX_MAP_ROWS = 50_000  # above, the whole matrix would have to be in memory for a thumbnail
 
 
 @dataclass(frozen=True)
@@ -19,11 +18,11 @@ class Ranking:
     """Scored loops, most anomalous first; columns that the file lacks are None.
 
     Attributes:
-        ids: [N].
-        paths: [N] for people.
-        groups: [N] folders.
+        ids: text [N].
+        paths: text [N] for people.
+        groups: text [N] folders.
         scores: float [N], finite.
-        ranks: [N], 1 = the most anomalous.
+        ranks: int [N], 1 = the most anomalous.
         is_anomaly: bool [N], flagged.
         percentiles: [N] among the training scores.
         p_values: [N] conformal.
@@ -34,19 +33,24 @@ class Ranking:
         threshold: scores above it are flagged.
     """
 
-    ids: list[str]
-    paths: list[str]
-    groups: list[str]
+    ids: pa.Array
+    paths: pa.Array
+    groups: pa.Array | None
     scores: np.ndarray
-    ranks: list[int]
+    ranks: np.ndarray
     is_anomaly: np.ndarray
-    percentiles: list[float | None] | None
-    p_values: list[float | None] | None
-    labels: list[bool | None] | None
-    flags: list[list[str] | None] | None
-    path_bytes: list[bytes | None] | None
+    percentiles: pa.Array | None
+    p_values: pa.Array | None
+    labels: pa.Array | None
+    flags: pa.Array | None
+    path_bytes: pa.Array | None
     detector: str
     threshold: float | None
+
+    def group_of(self, row: int) -> str:
+        """The folder of a loop, as the file says it or else its path."""
+        group = None if self.groups is None else self.groups[row].as_py()
+        return Path(self.paths[row].as_py()).parent.name if group is None else group
 
 
 def read_ranking(path: Path) -> Ranking:
@@ -66,22 +70,19 @@ def read_ranking(path: Path) -> Ranking:
     if not len(order):
         raise UserError(f"{path} holds no scored loop")
     table, score = table.take(order), score[order]
-    flagged = _column(table, "is_anomaly")
-    is_anomaly = np.array([bool(v) for v in flagged]) if flagged else np.zeros(len(score), bool)
+    is_anomaly = np.zeros(len(score), bool)
+    if "is_anomaly" in names:
+        is_anomaly = np.asarray(pc.fill_null(table["is_anomaly"], False))
     threshold = float(stored.metadata["threshold"]) if "threshold" in stored.metadata else None
     if threshold is None and is_anomaly.any():
         threshold = float(score[is_anomaly].min())
-    paths = [str(v) for v in table["path"].to_pylist()]
-    groups = _column(table, "group") or [None] * len(paths)
+    ranks = np.arange(1, len(score) + 1)
     return Ranking(
-        ids=[str(v) for v in table["id"].to_pylist()],
-        paths=paths,
-        groups=[
-            Path(path).parent.name if group is None else group
-            for group, path in zip(groups, paths, strict=True)
-        ],
+        ids=table["id"].cast(pa.string()).combine_chunks(),
+        paths=table["path"].cast(pa.string()).combine_chunks(),
+        groups=_column(table, "group"),
         scores=score,
-        ranks=_column(table, "rank") or list(range(1, len(paths) + 1)),
+        ranks=np.asarray(table["rank"]) if "rank" in names else ranks,
         is_anomaly=is_anomaly,
         percentiles=_column(table, "percentile"),
         p_values=_column(table, "p_value"),
@@ -93,25 +94,61 @@ def read_ranking(path: Path) -> Ranking:
     )
 
 
-def _column(table: pa.Table, name: str) -> list | None:
-    return table[name].to_pylist() if name in table.column_names else None
+def _column(table: pa.Table, name: str) -> pa.Array | None:
+    return table[name].combine_chunks() if name in table.column_names else None
 
 
-def matrix_of(ranking: Ranking, embeddings: Embeddings) -> np.ndarray | None:
-    """Embeddings float32 [N, D] in the order of a ranking; None if some loop has none."""
-    known = {str(key): i for i, key in enumerate(embeddings.table["id"].to_pylist())}
-    rows = [known[key] for key in ranking.ids if key in known]
-    if len(rows) < len(ranking.ids):
-        return None
-    return np.asarray(embeddings.matrix, np.float32)[rows]
+class RankedRows:
+    """The embeddings of ranked loops, read from their store as they are needed."""
+
+    def __init__(self, ranking: Ranking, rows: StoredRows):
+        """Finds the rows; only those that are asked for are read.
+
+        Args:
+            ranking: the loops.
+            rows: of the store or file that holds them.
+        """
+        self._rows = rows
+        ids = rows.table(["id"])["id"].cast(pa.string())
+        place = places_of(ranking.ids, ids)
+        self.n_missing = place.null_count
+        self._place = np.asarray(pc.fill_null(place, -1), np.int64)
+
+    def vectors(self, ranked: np.ndarray) -> np.ndarray:
+        """Embeddings float32 [n, D] of loops by their places in the ranking."""
+        return self._rows.vectors(self._place[ranked])
+
+    def column(self, name: str) -> pa.Array | None:
+        """A column of the store for all loops, null for missing ones; None where it has none."""
+        if name not in self._rows.columns:
+            return None
+        values = self._rows.table([name])[name].combine_chunks()
+        return values.take(pa.array(self._place, mask=self._place < 0))
+
+    def nearest(self, ranked: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
+        """The loops most similar to some by cosine, but for themselves; int [n, count].
+
+        Args:
+            ranked: places of n loops in the ranking.
+            among: places of more than `count` loops to search, ascending; of equal ones the first
+                is nearer.
+            count: how many per loop.
+        """
+        queries = _unit(self.vectors(ranked))
+        at = np.full(self._rows.n_rows, -1)
+        at[self._place[among]] = among
+        best = np.full((len(ranked), count), -np.inf)
+        found = np.full((len(ranked), count), len(self._place))
+        for block in self._rows.blocks():
+            own = at[block.start : block.start + len(block.matrix)]
+            cosine = queries @ _unit(block.matrix[own >= 0]).T
+            own = np.broadcast_to(own[own >= 0], cosine.shape)
+            cosine = np.where(own == ranked[:, None], -np.inf, cosine)
+            best, found = np.hstack([best, cosine]), np.hstack([found, own])
+            first = np.lexsort((found, -best))[:, :count]
+            best, found = (np.take_along_axis(a, first, axis=1) for a in (best, found))
+        return found
 
 
-def files_of(ranking: Ranking, embeddings: Embeddings | None) -> dict[str, bytes]:
-    """Where the audio of each id lies, as far as scores and embeddings know."""
-    files: dict[str, bytes] = {}
-    if embeddings is not None and "path_bytes" in embeddings.table.column_names:
-        ids, paths = embeddings.table["id"].to_pylist(), embeddings.table["path_bytes"].to_pylist()
-        files = {str(key): path for key, path in zip(ids, paths, strict=True) if path}
-    if ranking.path_bytes is not None:
-        files |= {i: p for i, p in zip(ranking.ids, ranking.path_bytes, strict=True) if p}
-    return {key: os.fsencode(path) for key, path in files.items()}
+def _unit(matrix: np.ndarray) -> np.ndarray:
+    return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)

@@ -143,8 +143,7 @@ def open_rows(path: str | Path) -> StoredRows:
         whole = read_embeddings(path)
         if not len(whole):
             raise UserError(f"{path} holds no rows")
-        names = tuple(whole.table.column_names)
-        return StoredRows(len(whole), whole.matrix.shape[1], names, whole.metadata, whole)
+        return rows_in_memory(whole)
     for part, found in zip(parts, metadata, strict=True):
         require_same(metadata[0], found, parts[0], part)
     n_rows = sum(file.n_rows for file in files)
@@ -152,6 +151,12 @@ def open_rows(path: str | Path) -> StoredRows:
         raise UserError(f"{path} holds no rows")
     columns = tuple(name for name in files[0].schema.names if name != EMBEDDING)
     return StoredRows(n_rows, int(metadata[0]["embedding_dim"]), columns, metadata[0], tuple(parts))
+
+
+def rows_in_memory(whole: Embeddings) -> StoredRows:
+    """Embeddings in memory as if they were stored; at least one row."""
+    names = tuple(whole.table.column_names)
+    return StoredRows(len(whole), whole.matrix.shape[1], names, whole.metadata, whole)
 
 
 def _blocks_of(part: Path, start: int, columns: Sequence[str]) -> Iterator[Block]:

@@ -200,6 +200,13 @@ def _require_unique(ids: pa.ChunkedArray, where: str) -> None:
         )
 
 
+def places_of(values: pa.Array | pa.ChunkedArray, among: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Where each value first stands in a column; null where it does not. int32, like `values`."""
+    options = pc.SetLookupOptions(value_set=among)
+    found = pc.call_function("index_in", [values], options)
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+
+
 def repeated_values(column: pa.ChunkedArray) -> list[str]:
     """The values that a column holds more than once."""
     counted = column.value_counts()

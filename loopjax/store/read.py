@@ -6,9 +6,9 @@ mix.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +66,11 @@ class Embeddings:
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Some columns of the row table, N rows; those that it lacks are left out."""
         return self.table.select([name for name in names if name in self.table.column_names])
+
+    def replacing(self, name: str, values: pa.Array) -> Self:
+        """The same with other values [N] in a column of the row table."""
+        table = self.table.set_column(self.table.column_names.index(name), name, values)
+        return replace(self, table=table)
 
     def to_arrow(self) -> pa.Table:
         """The row table with a column `embedding`, which pandas, Polars and DuckDB take."""

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +93,7 @@ class StoredEmbeddings:
         self.n_features = self._matrix(next(self._batches(self._blocks[0], 1)), parts[0], 0).shape[
             1
         ]
+        self._replaced: dict[str, pa.Array] = {}  # columns with a value for every stored row
         self._foreign: pa.Table | None = None
         if self.metadata:
             self._require_distinct()
@@ -128,6 +130,15 @@ class StoredEmbeddings:
         chosen.sizes = np.array([np.count_nonzero(block.kept) for block in chosen._blocks])
         return chosen
 
+    def replacing(self, name: str, values: pa.Array) -> Self:
+        """The same with other values [N] in a column of the row table, in memory."""
+        kept = self._kept()
+        places = np.cumsum(kept) - 1
+        chosen = copy.copy(self)
+        own = values.take(pa.array(places, mask=~kept))
+        chosen._replaced = {**self._replaced, name: own}
+        return chosen
+
     def load(self) -> Embeddings:
         """All of it, in memory."""
         own = [name for name, _ in ROW_FIELDS]
@@ -137,13 +148,20 @@ class StoredEmbeddings:
 
     def columns(self, names: Sequence[str]) -> pa.Table:
         """Some columns of the row table, N rows; those that no file has are left out."""
-        masks = [np.zeros(count, bool) for count in self._part_rows]
-        for block in self._blocks:
-            masks[block.part][block.rows] = block.kept
+        kept = self._kept()
+        table = self._stored_columns(names, kept)
+        for name in self._replaced.keys() & set(table.column_names):
+            own = self._replaced[name].filter(pa.array(kept))
+            table = table.set_column(table.column_names.index(name), name, own)
+        return table
+
+    def _stored_columns(self, names: Sequence[str], kept: np.ndarray) -> pa.Table:
+        """`columns` as the files have them."""
         if self._foreign is not None:
             table = self._foreign.select([n for n in names if n in self._foreign.column_names])
-            return table.filter(pa.array(np.concatenate(masks)))
+            return table.filter(pa.array(kept))
         tables = []
+        masks = np.split(kept, np.cumsum(self._part_rows)[:-1])
         for part, mask in zip(self._parts, masks, strict=True):
             if mask.any():
                 file = self._open(part)
@@ -151,6 +169,13 @@ class StoredEmbeddings:
                 table = table.replace_schema_metadata(None)
                 tables.append(table if mask.all() else table.filter(pa.array(mask)))
         return pa.concat_tables(tables, promote_options="default")
+
+    def _kept(self) -> np.ndarray:
+        """Which of all stored rows are taken, bool."""
+        masks = [np.zeros(count, bool) for count in self._part_rows]
+        for block in self._blocks:
+            masks[block.part][block.rows] = block.kept
+        return np.concatenate(masks)
 
     def read(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
         """Blocks of the matrix by their numbers, float32 [sizes[number], D].

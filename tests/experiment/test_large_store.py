@@ -16,6 +16,8 @@ from loopjax.config import DetectorConfig, SplitConfig
 from loopjax.errors import UserError
 from loopjax.experiment import scoring
 from loopjax.experiment.fit import fit_models
+from loopjax.experiment.load import config_from_dict
+from loopjax.experiment.run import evaluate_run, run_experiment
 from loopjax.experiment.scoring import most_anomalous, score_store
 from loopjax.experiment.splits import split_rows
 from loopjax.model import load_model
@@ -27,6 +29,7 @@ from loopjax.store.stream import StoredEmbeddings, open_embeddings
 from scripts.bench.large_store import write_store
 
 N, WIDTH = 600, 24
+TINY = {"epochs": 1, "pretrain_epochs": 1, "hidden_dims": [8]}
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +242,54 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
     # The larger store holds 90 MiB more of embeddings.
     for few_mib, many_mib in zip(peaks["few"], peaks["store"], strict=True):
         assert many_mib - few_mib < 60
+
+
+def test_a_run_on_a_large_store_is_that_on_a_small_one(store, tmp_path, monkeypatch):
+    """Fit, score, evaluate and report; only the shuffling of rows may differ."""
+    (tmp_path / "labels.csv").write_text(
+        "\n".join(["file,is_anomaly", *(f"loop {i:08d}.wav,{i % 9 == 0:d}" for i in range(N))])
+    )
+    config = config_from_dict(
+        {
+            "name": "large",
+            "data": {
+                "embeddings": str(store),
+                "labels": str(tmp_path / "labels.csv"),
+                "group_depth": 1,
+            },
+            "detectors": [
+                {"name": "pca", "kind": "pca"},
+                {"name": "head", "kind": "deep-svdd", "params": TINY},
+            ],
+            "evaluate": {"bootstrap": 20},
+        },
+        "here",
+    )
+
+    def run(name: str) -> tuple[dict[str, dict], dict]:
+        run_experiment(config, tmp_path / name, log=lambda line: None)
+        told = json.loads((tmp_path / name / "evaluation.json").read_text())
+        return by_id(read_scores(tmp_path / name / "scores.parquet").table), told
+
+    small, small_told = run("small")
+    monkeypatch.setattr(stream, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr("loopjax.experiment.figures.MAX_DRAWN", 200)
+    refuse = "loopjax.store.stream.read_embeddings"
+    monkeypatch.setattr(refuse, lambda path: pytest.fail("it was read whole"))
+    large, large_told = run("large")
+    evaluate_run(tmp_path / "large", lambda line: None)
+    again = json.loads((tmp_path / "large" / "evaluation.json").read_text())
+    assert again == large_told
+    assert small.keys() == large.keys()
+    for row_id, row in small.items():
+        other = large[row_id]
+        assert row.keys() == other.keys() and other["group"] == row["group"] == "pack 00000"
+        assert row["score_pca"] == pytest.approx(other["score_pca"], rel=1e-3)
+        assert row["is_labeled"] == other["is_labeled"]
+    (small_row, *_), (large_row, *_) = (t["tables"][0]["rows"] for t in (small_told, large_told))
+    assert large_row["auroc"] == pytest.approx(small_row["auroc"], abs=1e-3)
+    page = (tmp_path / "large" / "report" / "index.html").read_text()
+    assert "nearest" in page and "left out" not in page
+    assert page.count('"near":') == (tmp_path / "small/report/index.html").read_text().count(
+        '"near":'
+    )
