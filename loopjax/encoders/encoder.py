@@ -27,6 +27,8 @@ FUSION_VIEWS = 4
 # Left to itself XLA's autotuner gives products to Triton or plain cuBLAS, and bias and GELU become
 # passes of their own over memory: on an H100 a quarter of tiny's time in kernels.
 GPU_COMPILER_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+# Of tokens, whose blocks run their second half as one kernel in "bf16-fused": none until timed.
+FUSED_MLP_WIDTHS: frozenset[int] = frozenset()
 
 
 @lru_cache(maxsize=16)
@@ -48,6 +50,7 @@ def abstract_model(config: HtsatConfig, precision: Precision = "fp32") -> tuple[
             for block in stage.blocks:
                 block.mlp.tanh = precision in ("bf16-fast", "bf16-fused")
                 block.fused = kernels
+                block.fused_mlp = kernels and block.norm2.num_features in FUSED_MLP_WIDTHS
         return model
 
     return nnx.split(nnx.eval_shape(build))

@@ -146,7 +146,8 @@ class Mlp(nnx.Module):
 class SwinBlock(nnx.Module):
     """Pre-norm Swin v1 block; odd blocks shift their windows by half a window.
 
-    With `fused` set, attention is one GPU kernel, which has no gradient.
+    With `fused` set, attention is one GPU kernel; with `fused_mlp` the second half is another, with
+    GELU's tanh approximation. Neither has a gradient or stochastic depth.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class SwinBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.side, self.window, self.drop_path, self.fused = side, window, drop_path, False
+        self.fused_mlp = False
         self.shift = window // 2 if shifted and side > window else 0
         self.norm1 = layer_norm(width, dtype, rngs)
         self.attn = WindowAttention(width, heads, window, dtype, rngs=rngs)
@@ -173,6 +175,8 @@ class SwinBlock(nnx.Module):
         """Tokens [B, side**2, width] -> same; `key` switches stochastic depth on."""
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
         x = x + self._drop(self._attend(self.norm1(x)), attention_key)
+        if self.fused_mlp:
+            return self._add_fused_mlp(x)
         return x + self._drop(self.mlp(self.norm2(x)), mlp_key)
 
     def _attend(self, x: jax.Array) -> jax.Array:
@@ -192,6 +196,16 @@ class SwinBlock(nnx.Module):
         if shift:
             image = jnp.roll(image, (shift, shift), axis=(1, 2))
         return image.reshape(b, n, width)
+
+    def _add_fused_mlp(self, x: jax.Array) -> jax.Array:
+        from loopjax.htsat.kernels.mlp import MlpWeights, mlp
+
+        norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
+        parameters = (norm.scale, norm.bias, fc1.kernel, fc1.bias, fc2.kernel, fc2.bias)
+        weights = MlpWeights(*(p[...].astype(x.dtype) for p in parameters if p is not None))
+        flat = x.reshape(-1, x.shape[-1])
+        interpret = jax.default_backend() != "gpu"
+        return mlp(flat, weights, epsilon=LAYER_NORM_EPS, interpret=interpret).reshape(x.shape)
 
     def _drop(self, branch: jax.Array, key: jax.Array | None) -> jax.Array:
         if key is None or self.drop_path == 0.0:
