@@ -42,6 +42,7 @@ WRITTEN = {
     "plain": PLAIN.encode(),
     "CRLF": PLAIN.replace("\n", "\r\n").encode(),
     "CR only": PLAIN.replace("\n", "\r").encode() + b"\r",
+    "NUL as `find -print0` writes": PLAIN.replace("\n", "\0").encode() + b"\0",
     "UTF-8 with mark": PLAIN.encode("utf-8-sig"),
     "UTF-16 little": b"\xff\xfe" + PLAIN.encode("utf-16-le"),
     "UTF-16 big": b"\xfe\xff" + PLAIN.encode("utf-16-be"),
