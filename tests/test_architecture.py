@@ -43,7 +43,7 @@ ALLOWED = {
     "embedding": "errors io config parallel audio store encoders",
     "convert": "errors json_files io htsat encoders detectors restricted_pickle",
     "model": "errors io config store encoders detectors embedding evaluation notebook",
-    "library": "errors io config audio store encoders embedding evaluation",
+    "library": "errors json_files io config audio store encoders embedding evaluation",
     "explanation": "errors store encoders embedding model",
     "doctor": "errors parallel encoders loopjax",
     "report": "errors json_files io config audio store evaluation loopjax",

@@ -117,6 +117,8 @@ def read_encoder(
             _Identity,
             {"id": record["id"], "assumptions": record["about"].get("assumptions", [])},
         )
+        if not identity.id.strip():
+            raise ValueError("id: names nothing")
         config = _architecture(record["architecture"])
         mel_config = read_front_end(record["front_end"])
         stored = read_arrays(folder / "weights")

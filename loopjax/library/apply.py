@@ -14,6 +14,7 @@ from typing import Literal
 
 from loopjax.errors import UserError, WriteError
 from loopjax.io import locked, write_atomically, write_text
+from loopjax.json_files import parse_json
 from loopjax.library.marks import Mark
 
 JOURNAL = "loopjax-moved.jsonl"
@@ -182,7 +183,7 @@ def _note(journal: Path, steps: list[Step]) -> None:
 
 def _read_journal(journal: Path) -> dict[Path, Path]:
     try:
-        rows = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+        rows = [parse_json(line) for line in journal.read_text(encoding="utf-8").splitlines()]
         return {Path(row["from"]): Path(row["to"]) for row in rows}
     except FileNotFoundError:
         raise UserError(f"{journal}: not there, so nothing was moved into this folder") from None

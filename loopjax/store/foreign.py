@@ -1,5 +1,6 @@
 """Embeddings that other tools made: tables, arrays and the reference implementation's pickles."""
 
+import re
 import struct
 import tokenize
 import zipfile
@@ -27,6 +28,7 @@ from loopjax.store.columns import (
 from loopjax.store.parquet import MAX_EXPANSION, first_line, open_parquet
 from loopjax.store.schema import EMBEDDING
 
+GET_AGAIN = "get it again from where it was made"  # a damaged file of other origin
 MAX_PICKLE_BYTES = 4 << 30
 MAX_COLUMNS = 8192  # of a table of text: each takes Arrow ten thousand bytes
 MAX_HEADER_BYTES = 1 << 20
@@ -62,7 +64,7 @@ def read_tables(paths: Sequence[Path], where: str) -> tuple[np.ndarray, pa.Table
     Raises:
         UserError: damaged, of different columns, or without embeddings.
     """
-    tables = [open_parquet(path, "get it again from where it was made").read() for path in paths]
+    tables = [open_parquet(path, GET_AGAIN).read() for path in paths]
     return _sorted(*split_table(_joined(tables, where), where))
 
 
@@ -74,7 +76,7 @@ def read_without(paths: Sequence[Path], names: Sequence[str], where: str) -> pa.
     """
     tables = []
     for path in paths:
-        file = open_parquet(path, "get it again from where it was made")
+        file = open_parquet(path, GET_AGAIN)
         tables.append(file.read([name for name in file.schema.names if name not in names]))
     return _joined(tables, where)
 
@@ -92,12 +94,24 @@ def _sorted(matrix: np.ndarray, table: pa.Table) -> tuple[np.ndarray, pa.Table]:
 
 
 def _read_csv(path: Path) -> tuple[np.ndarray, pa.Table]:
-    delimiter = "\t" if path.suffix == ".tsv" else ","
     with path.open("rb") as file:
-        if file.readline(MAX_HEADER_BYTES).count(delimiter.encode()) >= MAX_COLUMNS:
-            raise ValueError(f"more than {MAX_COLUMNS} columns")
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    table = pyarrow.csv.read_csv(path, parse_options=parse)
+        head = [file.readline(MAX_HEADER_BYTES) for _ in range(2)]
+    encoding = "utf-16" if head[0].startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8"
+    header, row = (line.replace(b"\0", b"") for line in head)  # UTF-16 is ASCII between zeros
+    delimiter = max(b"\t,;", key=header.count)
+    if header.count(delimiter) >= MAX_COLUMNS:
+        raise ValueError(f"more than {MAX_COLUMNS} columns")
+    parse = pyarrow.csv.ParseOptions(delimiter=chr(delimiter), newlines_in_values=True)
+    has_decimal_comma = delimiter == ord(";") and re.search(rb"\d,\d", row)
+    convert = pyarrow.csv.ConvertOptions(decimal_point="," if has_decimal_comma else ".")
+
+    def read(encoding: str) -> pa.Table:
+        options = pyarrow.csv.ReadOptions(encoding=encoding)
+        return pyarrow.csv.read_csv(path, options, parse, convert)
+
+    table = read(encoding)
+    if any(pa.types.is_binary(kind) for kind in table.schema.types):  # no UTF-8
+        table = read("latin-1")
     if EMBEDDING in table.schema.names and pa.types.is_string(table[EMBEDDING].type):
         lists = [_list_of_numbers(text, row) for row, text in enumerate(table[EMBEDDING])]
         at = table.schema.get_field_index(EMBEDDING)

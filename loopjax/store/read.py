@@ -17,7 +17,7 @@ from loopjax.errors import UserError
 from loopjax.store.columns import as_matrix, repeated_values, row_order
 from loopjax.store.display import embeddings_html, require_package
 from loopjax.store.failures import read_failures
-from loopjax.store.foreign import SUFFIXES, read_foreign_file, read_tables
+from loopjax.store.foreign import GET_AGAIN, SUFFIXES, read_foreign_file, read_tables
 from loopjax.store.parquet import open_footer, open_parquet, require_finite
 from loopjax.store.schema import (
     EMBEDDING,
@@ -191,7 +191,7 @@ def _read_folder(folder: Path) -> Embeddings:
 def _read_file(path: Path) -> Embeddings:
     if not path.exists():
         raise UserError(f"{path}: no such store or embedding file")
-    if path.suffix == ".parquet" and read_metadata(open_parquet(path).schema):
+    if path.suffix == ".parquet" and read_metadata(open_parquet(path, GET_AGAIN).schema):
         return _read_parts([path], FAILURE_SCHEMA.empty_table())
     if path.suffix not in SUFFIXES:
         raise UserError(f"{path} is neither a store folder nor one of {', '.join(SUFFIXES)}")

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from loopjax.errors import UserError
 from loopjax.io import write_json
+from loopjax.json_files import read_json
 from loopjax.store.failures import table_of_failures, unit_failures, write_failures
 from loopjax.store.parquet import write_parquet
 from loopjax.store.schema import (
@@ -77,7 +78,7 @@ def require_plan(folder: Path, plan: Plan) -> None:
         UserError: says what differs.
     """
     try:
-        theirs = json.loads((folder / WORKERS / _PLAN).read_text(encoding="utf-8"))
+        theirs = read_json(folder / WORKERS / _PLAN)
     except (OSError, ValueError):
         theirs = {}
     mine = asdict(plan)

@@ -107,7 +107,7 @@ WRONG_VALUES = {
     "front_end.fmax_hz": [float("nan"), float("inf"), "x"],
     "front_end.clip_samples": [0, -1, "x", 10**15],
     "weights_sha256": [None, 5, "0" * 64, []],
-    "id": [None, 5, []],
+    "id": [None, 5, [], "", "  "],
     "about": [None, [], 3, {"assumptions": 3}],
     "format": [None, 3, []],
 }

@@ -9,7 +9,7 @@ import loopjax
 from loopjax.cli import main
 from loopjax.errors import UserError, WriteError
 from loopjax.library import apply
-from loopjax.library.apply import carry_out, plan, undo_plan
+from loopjax.library.apply import JOURNAL, carry_out, plan, undo_plan
 from loopjax.library.marks import marks_of_rows, read_marks
 from tests.library.stores import write_store
 
@@ -157,3 +157,10 @@ def test_a_mark_follows_its_content_when_the_file_moves(tmp_path):
     write_marks(tmp_path / "marks.csv", rows)
     marks = marks_of_rows(read_marks(tmp_path / "marks.csv"), table)
     assert marks.tolist() == ["keep", "reject", "", ""]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{}", "[]", '{"from": 1, "to": 2}', "\xff"])
+def test_a_damaged_journal_is_named(tmp_path, text):
+    (tmp_path / JOURNAL).write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=f"{JOURNAL} cannot be read"):
+        undo_plan(tmp_path)

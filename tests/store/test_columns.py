@@ -126,6 +126,22 @@ def test_shards_of_other_tools_are_one_table(tmp_path):
     np.testing.assert_array_equal(read_embeddings(tmp_path).matrix, MATRIX[ORDER])
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "latin-1"])
+def test_csv_as_programs_write_it(tmp_path, separator, encoding):
+    paths = [f"Übung/{path}" for path in PATHS]
+    decimal = "," if separator == ";" else "."  # as where numbers have a comma
+    lines = [
+        separator.join([path, *(repr(value).replace(".", decimal) for value in row)])
+        for path, row in zip(paths, LISTS, strict=True)
+    ]
+    text = "\r\n".join([separator.join(["path", "e0", "e1", "e2", "e3"]), *lines])
+    (tmp_path / "a.csv").write_bytes(text.encode(encoding))
+    found = read_embeddings(tmp_path / "a.csv")
+    np.testing.assert_array_equal(found.matrix, MATRIX[ORDER])
+    assert found.table["path"].to_pylist() == sorted(paths)
+
+
 def test_csv_of_lists_and_of_columns(tmp_path):
     lines = [f'{path},"{row}"' for path, row in zip(PATHS, LISTS, strict=True)]
     (tmp_path / "a.csv").write_text("\n".join(["path,embedding", *lines]))

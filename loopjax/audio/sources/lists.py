@@ -1,9 +1,10 @@
 """Lists of audio files as people and programs write them: one path per line, or a CSV column.
 
 Plain text in any encoding with or without a byte order mark, with line ends of any system or the
-NUL of `find -print0`; M3U playlists; CSV with a column of paths. A line may be quoted, a `file://` address, end in blanks or
-have backslashes. What is really on disk decides: the first reading of a line that names something
-that exists is taken, so a name that begins with `#` or ends in a blank is found as it stands.
+NUL of `find -print0`; M3U playlists; CSV with a column of paths. A line may be quoted, a `file://`
+address, end in blanks or have backslashes. What is really on disk decides: the first reading of a
+line that names something that exists is taken, so a name that begins with `#` or ends in a blank is
+found as it stands.
 """
 
 # Names that are not UTF-8 must stay bytes, which pathlib does not hold.
@@ -61,7 +62,7 @@ def read_list(given: bytes) -> Iterator[Line]:
     if extension in TABLES:
         entries = _column(lines, TABLES[extension], display(given))
     else:
-        ends = rb"\r\n|\n|\r" if re.search(rb"[\r\n]", lines) else rb"\0"  # as `find -print0` writes
+        ends = rb"\r\n|\n|\r" if re.search(rb"[\r\n]", lines) else rb"\0"  # `find -print0`
         entries = enumerate(re.split(ends, lines), start=1)
     for number, text in entries:
         if not text.strip():
