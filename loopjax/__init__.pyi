@@ -1,4 +1,5 @@
 # The public names and their homes: read by type checkers, and at run time by `lazy_loader`.
+from .config.finetuning import FinetuneConfig as FinetuneConfig
 from .detectors.base import Detector as Detector
 from .detectors.ensemble import Ensemble as Ensemble
 from .detectors.isolation_forest import IsolationForest as IsolationForest
@@ -23,6 +24,8 @@ from .errors import ModelCheckError as ModelCheckError
 from .errors import TooManyRejectedError as TooManyRejectedError
 from .errors import UserError as UserError
 from .errors import WriteError as WriteError
+from .experiment.finetune import FinetuneResult as FinetuneResult
+from .experiment.finetune import finetune as finetune
 from .experiment.load import load_config as load_config
 from .experiment.run import run_experiment as run_experiment
 from .explanation import explain as explain

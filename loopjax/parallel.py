@@ -130,6 +130,11 @@ def data_mesh() -> Mesh:
     return Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def global_mesh() -> Mesh:
+    """One-axis mesh of the devices of all processes, for work that they share step by step."""
+    return Mesh(np.array(jax.devices()), (AXIS,), axis_types=(AxisType.Auto,))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Splits the leading axis over the mesh."""
     return NamedSharding(mesh, PartitionSpec(AXIS))

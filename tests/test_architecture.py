@@ -41,6 +41,7 @@ ALLOWED = {
     "encoders": "errors forks json_files bundled io arrays htsat notebook",
     "detectors": "errors forks json_files arrays io training evaluation",
     "embedding": "errors io config parallel audio store encoders",
+    "finetuning": "errors config parallel audio htsat training encoders embedding",
     "convert": "errors json_files io htsat encoders detectors restricted_pickle",
     "model": "errors io config store encoders detectors embedding evaluation notebook",
     "library": "errors json_files io config audio store encoders embedding evaluation",

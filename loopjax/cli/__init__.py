@@ -18,6 +18,7 @@ from loopjax.cli import (
     encoders,
     evaluate,
     explain,
+    finetune,
     fit,
     mislabelled,
     report,
@@ -44,7 +45,7 @@ CANNOT_WRITE = {
 }
 
 _MODULES = (
-    *(demo, run, embed, fit, score, explain, evaluate, report),
+    *(demo, run, embed, finetune, fit, score, explain, evaluate, report),
     *(similar, dedup, mislabelled, rerank, apply),
     *(store, config, convert, encoders, doctor),
 )

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
 from typing import Any, Self
 
@@ -145,7 +145,7 @@ class HtsatEncoder:
         self.precision: Precision = precision
         self.weights_sha256 = weights_sha256 or weights_digest(weights)
         self._graphdef, abstract = abstract_model(config, precision)
-        self.params = _fill(abstract, weights, precision)
+        self.params = fill_state(abstract, weights, precision)
         self._mesh: Mesh | None = None
         options = GPU_COMPILER_OPTIONS if jax.default_backend() == "gpu" else None
         self._encode = jax.jit(self.apply, static_argnames="mesh", compiler_options=options)
@@ -193,6 +193,12 @@ class HtsatEncoder:
     def device_rates_hz(self) -> tuple[int, ...]:
         """Sample rates that the front end resamples itself."""
         return tuple(sorted({*DEVICE_RATES_HZ, self.sample_rate_hz}))
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The weights by flat name, float32; kernels of a bf16 encoder are rounded already."""
+        return {
+            name: value.astype(np.float32) for name, value in flatten_state(self.params).items()
+        }
 
     def replicate(self, mesh: Mesh) -> Self:
         """Copies the weights to every device of a one-axis mesh; batches split along that axis."""
@@ -275,13 +281,13 @@ class HtsatEncoder:
     def _apply(
         self, params: Any, mel: jax.Array, longer: jax.Array | None, everything: bool = False
     ):
-        with _matmul_precision(self.precision):
+        with matmul_precision(self.precision):
             model = nnx.merge(self._graphdef, params)
             return model.outputs(mel, longer) if everything else model(mel, longer)
 
 
 @contextlib.contextmanager
-def _matmul_precision(precision: Precision) -> Iterator[None]:
+def matmul_precision(precision: Precision) -> Iterator[None]:
     """Full float32 products for fp32: accelerators would silently use TF32 or bfloat16."""
     # A TPU has no TensorFloat-32; three bfloat16 passes stand for it.
     products = {"fp32": "highest", "tf32": "tensorfloat32"}.get(precision)
@@ -289,8 +295,16 @@ def _matmul_precision(precision: Precision) -> Iterator[None]:
         yield
 
 
-def _fill(abstract: Any, weights: dict[str, np.ndarray], precision: Precision) -> Any:
-    """The state with these weights; what a layer would round to bfloat16 is rounded here, once."""
+def fill_state(
+    abstract: Any, weights: Mapping[str, np.ndarray | jax.Array], precision: Precision
+) -> Any:
+    """A model's state with these weights, by flat name, in the places of its shapes.
+
+    What a layer would round to bfloat16 is rounded here, once.
+
+    Raises:
+        ValueError: a name or shape does not fit; lists them.
+    """
     flat = nnx.to_flat_state(abstract)
     wanted = {".".join(map(str, path)): leaf for path, leaf in flat}
     missing = sorted(set(wanted) - set(weights))

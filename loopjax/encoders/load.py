@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import platformdirs
@@ -121,6 +121,15 @@ def _bundled_row() -> EncoderRow:
         license="MIT",
         source="bundled",
     )
+
+
+def record_of(name: str | Path) -> dict[str, Any]:
+    """The `config.json` of an encoder, which says where it comes from; empty if it has no folder.
+
+    Raises:
+        UserError: no such encoder.
+    """
+    return {} if str(name) in REFERENCES else read_record(_locate(name))
 
 
 def verify(name: str | Path) -> str:

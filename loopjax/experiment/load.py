@@ -14,6 +14,8 @@ from loopjax.config import (
 from loopjax.config.settings import Schema, nearest
 from loopjax.errors import UserError
 
+TRAININGS = ("finetune_", "pretrain_")  # how their files' names begin
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """Reads an experiment from a YAML file or a bundled recipe and checks all of it.
@@ -46,24 +48,37 @@ def schema() -> Schema:
 
 def recipes() -> dict[str, str]:
     """The bundled experiments: name -> the first line of the file, which says what it is."""
+    return {name: what for name, what in _bundled().items() if not name.startswith(TRAININGS)}
+
+
+def trainings() -> dict[str, str]:
+    """The same of the bundled settings for `loopjax finetune`."""
+    return {name: what for name, what in _bundled().items() if name.startswith(TRAININGS)}
+
+
+def _bundled() -> dict[str, str]:
     found = {}
     for file in sorted(folder("configs").glob("*.yaml")):
         found[file.stem] = file.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
     return found
 
 
-def find_config(path: str | Path) -> Path:
+def find_config(path: str | Path, known: Mapping[str, str] | None = None) -> Path:
     """The file of a recipe's name, or the path itself.
+
+    Args:
+        path: a file or a name.
+        known: the names that there are; default `recipes`.
 
     Raises:
         UserError: neither a file nor a recipe.
     """
-    known = recipes()
+    known = recipes() if known is None else known
     if str(path) in known:
         return folder("configs") / f"{path}.yaml"
     if not Path(path).exists():
         raise UserError(
             f"{path}: no such file, and no bundled recipe of that name{nearest(str(path), known)}; "
-            "`loopjax run --list` names them"
+            f"there are {', '.join(known)}"
         )
     return Path(path)

@@ -200,10 +200,20 @@ class PatchEmbed(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """Swin blocks on one grid, and the merge to the next."""
+    """Swin blocks on one grid, and the merge to the next.
+
+    With `remat`, the backward pass computes each block again instead of keeping what is inside.
+    """
 
     def __init__(
-        self, index: int, config: HtsatConfig, rates: list[float], dtype, *, rngs: nnx.Rngs
+        self,
+        index: int,
+        config: HtsatConfig,
+        rates: list[float],
+        dtype,
+        remat: bool = False,
+        *,
+        rngs: nnx.Rngs,
     ):
         width, side = config.width * 2**index, config.grid // 2**index
         self.blocks = nnx.List(
@@ -222,25 +232,29 @@ class Stage(nnx.Module):
         )
         last = index == len(config.depths) - 1
         self.merge = nnx.data(None if last else PatchMerging(width, dtype, rngs=rngs))
+        self.remat = remat
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Tokens of this grid -> tokens of the next (the last stage keeps its grid)."""
         for j, block in enumerate(self.blocks):
-            x = block(x, None if key is None else jax.random.fold_in(key, j))
+            run = nnx.remat(type(block).__call__) if self.remat else type(block).__call__
+            x = run(block, x, None if key is None else jax.random.fold_in(key, j))
         return x if self.merge is None else self.merge(x)
 
 
 class Htsat(nnx.Module):
     """The audio tower: mel views in, embedding and token-semantic outputs out."""
 
-    def __init__(self, config: HtsatConfig, *, dtype=jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self, config: HtsatConfig, *, dtype=jnp.float32, remat: bool = False, rngs: nnx.Rngs
+    ):
         self.config, self.dtype = config, dtype
         self.bn0 = nnx.BatchNorm(config.mel_bins, momentum=0.9, epsilon=1e-5, rngs=rngs)
         self.patch_embed = PatchEmbed(config, dtype, rngs=rngs)
         rates = np.linspace(0.0, config.drop_path, sum(config.depths)).tolist()
         ends = np.cumsum(config.depths)
         self.stages = nnx.List(
-            Stage(i, config, rates[end - depth : end], dtype, rngs=rngs)
+            Stage(i, config, rates[end - depth : end], dtype, remat, rngs=rngs)
             for i, (depth, end) in enumerate(zip(config.depths, ends, strict=True))
         )
         c = config.embedding_dim

@@ -7,10 +7,12 @@ import pytest
 import yaml
 
 from loopjax.config import to_dict
+from loopjax.config.finetuning import read_finetuning
 from loopjax.errors import UserError
-from loopjax.experiment.load import load_config, recipes, schema
+from loopjax.experiment.load import TRAININGS, find_config, load_config, recipes, schema, trainings
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = [path for path in SHIPPED if not path.name.startswith(TRAININGS)]
 
 
 @pytest.fixture
@@ -33,6 +35,18 @@ def test_shipped_configs_load_and_open_with_their_command(path):
     assert recipes()[path.stem] == first.removeprefix("# ")
     assert first.endswith((".", "?"))
     assert "#   loopjax " in rest.split("name:")[0], "the header holds the exact command"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SHIPPED if path not in CONFIGS], ids=lambda path: path.name
+)
+def test_shipped_trainings_load_and_open_with_their_command(path):
+    assert path.stem not in recipes()
+    assert read_finetuning(find_config(path.stem, trainings())) == read_finetuning(path)
+    first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+    assert trainings()[path.stem] == first.removeprefix("# ")
+    assert first.endswith((".", "?"))
+    assert "#   loopjax finetune " in rest.split("name:")[0], "the header holds the exact command"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,253 @@
+"""One fine-tuning from its configuration: before, training, the new encoder, after, tables."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from loopjax import parallel
+from loopjax.audio.loop import Failure
+from loopjax.audio.sources.selection import Selection
+from loopjax.audio.sources.source import Source, open_source
+from loopjax.config import DataConfig, EmbedConfig, to_dict
+from loopjax.config.finetuning import FinetuneConfig, check_finetuning, read_finetuning
+from loopjax.embedding.chain import embed_corpus
+from loopjax.encoders.encoder import HtsatEncoder
+from loopjax.encoders.load import load_encoder, record_of
+from loopjax.encoders.space import Precision
+from loopjax.errors import UserError
+from loopjax.evaluation.tables import Evaluation
+from loopjax.experiment.before_after import compare_encoders
+from loopjax.experiment.groups import cut_groups
+from loopjax.experiment.labels import join_labels, label_path, read_labels, require_labeled
+from loopjax.experiment.load import find_config, trainings
+from loopjax.finetuning.batches import BatchReader, Loops, list_loops
+from loopjax.finetuning.export import export_encoder, with_corpus_statistics
+from loopjax.finetuning.loop import COLUMNS, OnStep, Trained, train, training_precision
+from loopjax.finetuning.objectives import Objective, make_objective
+from loopjax.io import write_json
+from loopjax.store.read import Embeddings, read_embeddings
+
+ENCODER, STATES, RECORD = "encoder", "states", "finetune.json"
+CENTERED = ("mean-shifted", "one-class")
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a fine-tuning leaves.
+
+    Attributes:
+        encoder: the folder of the tuned encoder, for `load_encoder` and `--encoder`.
+        best_step: the step whose weights it holds.
+        curve: float32 [steps, 4]: loss, spread, norm of the gradient, loss of the held-out loops
+            (NaN where it was not computed).
+        evaluation: tables before and after.
+        rejected: loops that could not be read.
+    """
+
+    encoder: Path
+    best_step: int
+    curve: np.ndarray
+    evaluation: Evaluation
+    rejected: list[Failure]
+
+
+def finetune(
+    config: FinetuneConfig | str | Path,
+    out: str | Path | None = None,
+    *,
+    restart: bool = False,
+    log: Log = lambda line: None,
+    on_step: OnStep | None = None,
+) -> FinetuneResult:
+    """Trains an encoder further on one's own loops; a killed run of the same settings goes on.
+
+    Args:
+        config: settings, or the file that holds them.
+        out: folder of the run: encoder/, embeddings before and after, finetune.json; default
+            out/NAME. All processes of a run must see it.
+        restart: discard what an earlier run wrote there.
+        log: receives one line per stage.
+        on_step: called with the number of finished steps and the metrics of the last one.
+
+    Raises:
+        UserError: mistakes in the settings or their inputs, or `out` holds another run.
+        ModelCheckError: the embeddings collapsed.
+        TooManyRejectedError: more rejected inputs than the settings allow.
+        WriteError: the disk is full and the like; finished checkpoints stay.
+    """
+    if not isinstance(config, FinetuneConfig):
+        config = read_finetuning(find_config(config, trainings()))
+    check_finetuning(config)
+    training_precision(config)
+    folder = Path("out") / config.name if out is None else Path(out)
+    first = parallel.process_slot()[0] == 0
+    parallel.first_process_does(lambda: _prepare(folder, restart))
+    source = _open(config.data.sources, config.embed)
+    parent = _load(config, "fp32")
+    loops = list_loops(source, config.data, config.optimizer.batch_size)
+    if config.input_statistics == "corpus":
+        log("measuring the mel bands")
+        parent = with_corpus_statistics(parent, source, config.embed, loops.train, config.seed)
+    log(f"{len(loops.train)} loops train, {len(loops.held_out)} pick the best step")
+    before = _before(config, parent, folder, log)
+    objective, targets = _objective(config, parent, loops, before, folder, log)
+    started_s = time.monotonic()
+    trained = train(
+        config,
+        parent,
+        loops,
+        objective,
+        lambda slot: BatchReader(
+            source, parent, config.embed, config.augment, loops, slot, targets, config.seed
+        ),
+        folder / STATES,
+        on_step,
+    )
+    duration_s = time.monotonic() - started_s
+    record = {} if config.input_statistics == "corpus" else record_of(config.embed.encoder)
+    parallel.first_process_does(
+        lambda: export_encoder(folder / ENCODER, config, parent, record, trained, loops)
+    )
+    evaluation = Evaluation(())
+    if config.detectors:
+        after = _after(config, folder, log)
+        evaluation = _tables(config, folder, before, after, log) if first else evaluation
+    if first:
+        _write_record(folder, config, trained, evaluation, duration_s)
+    parallel.wait_for_all()
+    return FinetuneResult(
+        folder / ENCODER, trained.best_step, trained.curve, evaluation, trained.rejected
+    )
+
+
+def _prepare(folder: Path, restart: bool) -> None:
+    if restart and folder.exists():
+        if not (folder / STATES).is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds something else than a fine-tuning; choose another -o")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _load(
+    config: FinetuneConfig, precision: Precision | Literal["auto"] | None = None
+) -> HtsatEncoder:
+    """The encoder to start from; for training in float32, for embedding as the settings say."""
+    parent = load_encoder(config.embed.encoder, precision or config.embed.precision)
+    if type(parent) is not HtsatEncoder:
+        raise UserError(f"embed.encoder: {config.embed.encoder} has no weights to train")
+    return parent
+
+
+def _open(sources: Sequence[str], embed: EmbedConfig) -> Source:
+    return open_source(sources, Selection(embed.include, embed.exclude))
+
+
+def _embed(
+    sources: Sequence[str], encoder: HtsatEncoder | str, config: FinetuneConfig, store: Path
+) -> Embeddings:
+    embed_corpus(sources, encoder, store, config.embed)
+    parallel.wait_for_all()
+    return read_embeddings(store)
+
+
+def _before(
+    config: FinetuneConfig, parent: HtsatEncoder, folder: Path, log: Log
+) -> Embeddings | None:
+    """The training loops as the parent embeds them, where something needs that."""
+    measured = config.detectors and not config.data.measure_on
+    if not measured and config.objective.kind not in CENTERED:
+        return None
+    log(f"embedding with {parent.id}")
+    encoder = parent if config.input_statistics == "corpus" else _load(config)
+    return _embed(config.data.sources, encoder, config, folder / "before")
+
+
+def _objective(
+    config: FinetuneConfig,
+    parent: HtsatEncoder,
+    loops: Loops,
+    before: Embeddings | None,
+    folder: Path,
+    log: Log,
+) -> tuple[Objective, dict[str, np.ndarray]]:
+    """The objective, and what loops are to follow: sha256 -> the teacher's embedding."""
+    targets: dict[str, np.ndarray] = {}
+    if config.objective.teacher:
+        teacher = load_encoder(config.objective.teacher, config.embed.precision)
+        log(f"embedding with {teacher.id}, the teacher")
+        found = _embed(config.data.sources, teacher, config, folder / "teacher")
+        targets = dict(zip(found.table["sha256"].to_pylist(), found.matrix, strict=True))
+    start = None
+    if config.objective.kind in CENTERED and before is not None:
+        # Sorted, so that sums do not depend on the order in which a store was filled.
+        order = np.argsort(before.table["key"].to_numpy(zero_copy_only=False).astype(str))
+        start = before.matrix[order]
+    return make_objective(
+        config.objective,
+        parent.embedding_dim,
+        config.seed,
+        start=start,
+        n_groups=len(loops.groups),
+        target_width=len(next(iter(targets.values()))) if targets else 0,
+    ), targets
+
+
+def _after(config: FinetuneConfig, folder: Path, log: Log) -> Embeddings:
+    tuned = load_encoder(folder / ENCODER, config.embed.precision)
+    log(f"embedding with {tuned.id}")
+    return _embed(config.data.measure_on or config.data.sources, tuned, config, folder / "after")
+
+
+def _tables(
+    config: FinetuneConfig, folder: Path, before: Embeddings | None, after: Embeddings, log: Log
+) -> Evaluation:
+    sources = config.data.measure_on or config.data.sources
+    if config.data.measure_on or before is None:
+        before = _embed(sources, _load(config), config, folder / "before-measured")
+    before = cut_groups(before, config.data.group_depth)
+    labels, path = None, label_path(DataConfig(sources=tuple(sources), labels=config.data.labels))
+    if path is not None:
+        file = read_labels(path, log)
+        joined = join_labels(file, before.table["path"].to_pylist(), sources)
+        require_labeled(file, joined)
+        labels = joined.values
+    log("measuring before and after")
+    return compare_encoders(before, after, labels, config.detectors, config.seeds)
+
+
+def _write_record(
+    folder: Path,
+    config: FinetuneConfig,
+    trained: Trained,
+    evaluation: Evaluation,
+    duration_s: float,
+) -> None:
+    """What was done and found, beside the encoder."""
+    curve = [
+        {name: None if np.isnan(value) else float(value) for name, value in zip(COLUMNS, row)}  # noqa: B905
+        for row in trained.curve
+    ]
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    write_json(
+        folder / RECORD,
+        {
+            "config": to_dict(config),
+            "best_step": trained.best_step,
+            "device": device,
+            "last_part_s": round(duration_s, 1),
+            "rejected": [
+                {"path": failure.path, "reason": failure.reason, "message": failure.message}
+                for failure in trained.rejected
+            ],
+            "evaluation": evaluation.to_json(),
+            "curve": curve,
+        },
+    )

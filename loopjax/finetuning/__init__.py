@@ -1,0 +1,1 @@
+"""Training through the encoder: what changes, what for, step by step."""

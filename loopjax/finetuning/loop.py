@@ -1,0 +1,219 @@
+"""The host's side of a training: batch after batch, checkpoints, the best step, collapse."""
+
+import hashlib
+import itertools
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from loopjax import parallel
+from loopjax.audio.loop import Failure
+from loopjax.config import to_dict
+from loopjax.config.finetuning import FinetuneConfig
+from loopjax.encoders.encoder import HtsatEncoder
+from loopjax.encoders.load import default_precision
+from loopjax.encoders.space import Precision
+from loopjax.errors import ModelCheckError, TooManyRejectedError, UserError
+from loopjax.finetuning.batches import BatchReader, Loops, Slot
+from loopjax.finetuning.network import build_network, plain_weights, split_weights
+from loopjax.finetuning.objectives import Objective
+from loopjax.finetuning.steps import METRICS, Params, State, averaged, make_steps, place_batch
+from loopjax.training.checkpoints import Checkpoints
+
+TRAINABLE_PRECISIONS = ("fp32", "tf32", "bf16")
+COLUMNS = (*METRICS, "held_out_loss")
+
+OnStep = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves.
+
+    Attributes:
+        weights: of the encoder at its best step, plain float32 arrays by flat name.
+        best_step: steps after which that was.
+        curve: float32 [steps, 4], see `COLUMNS`; NaN where the held-out loss was not computed.
+        rejected: loops that could not be read.
+    """
+
+    weights: dict[str, np.ndarray]
+    best_step: int
+    curve: np.ndarray
+    rejected: list[Failure]
+
+
+def training_precision(config: FinetuneConfig) -> Precision:
+    """The arithmetic of a training's steps; weights stay float32.
+
+    Raises:
+        UserError: one that has no gradient, or is not exact enough for one.
+    """
+    wanted = config.embed.precision
+    precision = default_precision() if wanted == "auto" else wanted
+    if precision not in TRAINABLE_PRECISIONS:
+        raise UserError(
+            f"embed.precision: {precision} is for inference; train in "
+            f"{', '.join(TRAINABLE_PRECISIONS)}"
+        )
+    return precision
+
+
+def train(
+    config: FinetuneConfig,
+    parent: HtsatEncoder,
+    loops: Loops,
+    objective: Objective,
+    reader: Callable[[Slot], BatchReader],
+    folder: Path,
+    on_step: OnStep | None = None,
+) -> Trained:
+    """Trains, or goes on where a killed run of the same settings was.
+
+    Args:
+        config: all settings.
+        parent: the encoder to start from.
+        loops: enter the identity of the run.
+        objective: what it is trained for.
+        reader: gives the batches of this process's part.
+        folder: of the checkpoints.
+        on_step: called with the number of finished steps and the metrics of the last one.
+
+    Raises:
+        UserError: the batch cannot be split over the devices, or other checkpoints lie there.
+        ModelCheckError: embeddings collapsed, or the loss is no number.
+        TooManyRejectedError: more unreadable loops than `embed.max_failures` allows.
+        WriteError: a checkpoint cannot be written; earlier ones stay.
+    """
+    settings, mesh = config.optimizer, parallel.global_mesh()
+    slot = Slot(settings.batch_size, settings.accumulate, *parallel.process_slot())
+    parts = settings.accumulate * mesh.devices.size
+    if settings.batch_size % parts:
+        raise UserError(
+            f"optimizer.batch_size: {settings.batch_size} loops cannot be split evenly over "
+            f"{mesh.devices.size} devices in {settings.accumulate} parts"
+        )
+    network = build_network(
+        parent.config, config.trainable, training_precision(config), settings.remat
+    )
+    trained, frozen = split_weights(network, parent, config.trainable, config.seed)
+    steps = make_steps(
+        network, objective, frozen, mesh,
+        optimizer=settings, augmentation=config.augment, anchor=config.objective.anchor,
+        start=trained, seed=config.seed,
+    )  # fmt: skip
+    batches = reader(slot)
+    state = steps.start({"encoder": dict(trained), "head": objective.head})
+    best = _Best(jax.tree.map(jnp.copy, averaged(state, settings.ema)["encoder"]))
+    curve = np.full((settings.steps, len(COLUMNS)), np.nan, np.float32)
+    checkpoints = Checkpoints(folder, _fingerprint(config, parent, loops))
+    try:
+        saved = checkpoints.restore(_record(state, best, curve))
+        if saved is not None:
+            state, curve = State(*saved["state"]), np.array(saved["curve"])
+            best = _Best(saved["best"], float(saved["best_loss"]), int(saved["best_step"]))
+        held_out = [place_batch(batch, mesh) for batch in batches.held_out()]
+        first = int(state.step)
+        with closing(batches.train(first)) as read:
+            batch = next(read) if first < settings.steps else None
+            for step in range(first, settings.steps):
+                assert batch is not None
+                state, metrics = steps.train(state, place_batch(batch, mesh))
+                done = step + 1
+                batch = next(read) if done < settings.steps else None  # while the device works
+                curve[step, : len(METRICS)] = np.asarray(metrics)
+                _check(curve[:done], config)
+                _check_budget(batches, loops, config)
+                if done % config.every_steps == 0 or done == settings.steps:
+                    params = averaged(state, settings.ema)
+                    curve[step, -1] = loss = _held_out_loss(steps.evaluate, params, held_out)
+                    if not loss >= best.loss:  # NaN where nothing is held out: the last is the best
+                        best = _Best(jax.tree.map(jnp.copy, params["encoder"]), loss, done)
+                    checkpoints.save(done, _record(state, best, curve))
+                if on_step is not None:
+                    on_step(done, dict(zip(COLUMNS, map(float, curve[step]), strict=True)))
+    finally:
+        checkpoints.close()
+    weights = frozen | {name: np.asarray(value) for name, value in best.weights.items()}
+    return Trained(
+        weights=plain_weights(weights, config.trainable),
+        best_step=best.step,
+        curve=curve,
+        rejected=list(batches.rejected.found.values()),
+    )
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The trained weights of the encoder with the lowest held-out loss so far."""
+
+    weights: dict[str, jax.Array]
+    loss: float = float("inf")
+    step: int = 0
+
+
+def _record(state: State, best: _Best, curve: np.ndarray) -> dict[str, Any]:
+    """Everything that the next step depends on, and what was found so far."""
+    return {
+        "state": tuple(state),
+        "best": best.weights,
+        "best_loss": np.float32(best.loss),
+        "best_step": np.int32(best.step),
+        "curve": curve,
+    }
+
+
+def _held_out_loss(evaluate, params: Params, batches: list) -> float:
+    losses = [float(evaluate(params, batch)[0]) for batch in batches]
+    return float(np.mean(losses)) if losses else float("nan")
+
+
+def _check_budget(batches: BatchReader, loops: Loops, config: FinetuneConfig) -> None:
+    """Stops where too many loops cannot be read.
+
+    Raises:
+        TooManyRejectedError: more than the settings allow.
+    """
+    n_rejected, n_loops = len(batches.rejected.found), len(loops.train) + len(loops.held_out)
+    embed = config.embed
+    if n_rejected > embed.max_failures * n_loops or (embed.strict and n_rejected):
+        example = next(iter(batches.rejected.found.values()))
+        raise TooManyRejectedError(
+            f"{n_rejected} of {n_loops} loops cannot be read, such as {example.path} "
+            f"({example.reason}: {example.message})"
+        )
+
+
+def _check(curve: np.ndarray, config: FinetuneConfig) -> None:
+    """Stops a training that leads nowhere.
+
+    Raises:
+        ModelCheckError: the loss is no number, or all embeddings have become alike.
+    """
+    loss, spread = curve[-1, 0], curve[-1, 1]
+    if not np.isfinite(loss):
+        raise ModelCheckError(
+            f"the loss of step {len(curve)} is {loss}: lower optimizer.learning_rate, or train in "
+            "fp32"
+        )
+    if spread < config.min_spread * curve[0, 1]:
+        raise ModelCheckError(
+            f"collapsed: after {len(curve)} steps embeddings spread {spread:.2g}, at the start "
+            f"{curve[0, 1]:.2g} (min_spread {config.min_spread:g}); lower "
+            "optimizer.learning_rate, raise objective.anchor, or train fewer weights"
+        )
+
+
+def _fingerprint(config: FinetuneConfig, parent: HtsatEncoder, loops: Loops) -> dict[str, Any]:
+    keys = "".join(loop.key for loop in itertools.chain(loops.held_out, loops.train))
+    return {
+        "config": to_dict(config),
+        "parent": parent.weights_sha256,
+        "loops": hashlib.sha256(keys.encode()).hexdigest(),
+    }

@@ -1,0 +1,196 @@
+"""Whole trainings with a tiny encoder: resumed, rejected, collapsed, exported, every objective."""
+
+import json
+
+import numpy as np
+import pytest
+
+from loopjax.arrays import read_arrays
+from loopjax.encoders.load import load_encoder, verify
+from loopjax.errors import ModelCheckError, TooManyRejectedError, UserError
+from loopjax.experiment.finetune import finetune
+from tests.finetuning.tiny import tiny_config, write_encoder, write_loops
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """(loops, encoder) folders."""
+    folder = tmp_path_factory.mktemp("finetune")
+    return write_loops(folder / "loops", long=False), write_encoder(folder / "encoder")
+
+
+@pytest.fixture(scope="module")
+def whole(inputs, tmp_path_factory):
+    """An undisturbed training."""
+    return finetune(tiny_config(*inputs), tmp_path_factory.mktemp("whole") / "run")
+
+
+def weights_of(result) -> dict[str, np.ndarray]:
+    return read_arrays(result.encoder / "weights")
+
+
+def require_equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert value.tobytes() == second[name].tobytes(), name
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_to_equal_bytes(inputs, whole, tmp_path):
+    def kill(step, metrics):
+        if step == 3:
+            raise Killed
+
+    config = tiny_config(*inputs)
+    with pytest.raises(Killed):
+        finetune(config, tmp_path / "run", on_step=kill)
+    steps = []
+    result = finetune(config, tmp_path / "run", on_step=lambda step, metrics: steps.append(step))
+    assert steps[0] == 3  # a checkpoint every two steps; a pass has 19 loops, a step 8
+    require_equal(weights_of(result), weights_of(whole))
+    np.testing.assert_array_equal(result.curve, whole.curve)
+
+
+def test_the_result_is_an_encoder_with_its_origin(inputs, whole):
+    assert "as recorded" in verify(whole.encoder)
+    record = json.loads((whole.encoder / "config.json").read_text("utf-8"))
+    parent = load_encoder(inputs[1])
+    assert record["about"]["parent"]["weights_sha256"] == parent.weights_sha256
+    assert record["about"]["license"] == "MIT"
+    assert record["about"]["finetuning"]["optimizer"]["steps"] == 6
+    tuned = load_encoder(whole.encoder)
+    assert tuned.id == "tuned"
+    assert tuned.weights_sha256 != parent.weights_sha256
+    assert tuned.config == parent.config  # no adapters are left
+
+
+@pytest.mark.slow
+def test_the_loss_falls_and_only_adapted_kernels_change(inputs, tmp_path):
+    config = tiny_config(
+        *inputs,
+        optimizer={"steps": 30, "learning_rate": 1e-2},
+        every_steps=30,
+        augment={"time_stripe": 0, "band_stripe": 0, "tilt_db": 0.0},
+    )
+    result = finetune(config, tmp_path / "run")
+    assert result.curve[-5:, 0].mean() < 0.9 * result.curve[:5, 0].mean()
+    before, after = read_arrays(inputs[1] / "weights"), weights_of(result)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    kernels = {f"{layer}.kernel" for layer in ("qkv", "proj", "fc1", "fc2")}
+    assert {
+        name.split(".", 4)[-1].removeprefix("attn.").removeprefix("mlp.") for name in changed
+    } == kernels
+    assert all(name.startswith("stages.") for name in changed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"kind": "mean-shifted", "projection": 4},
+        {"kind": "groups"},
+        {"kind": "one-class", "anchor": 0.1},
+        {"kind": "distill", "teacher": "log-mel-statistics"},
+    ],
+    ids=lambda objective: objective["kind"],
+)
+def test_every_objective_lowers_its_loss(inputs, tmp_path, objective):
+    config = tiny_config(
+        *inputs,
+        objective=objective,
+        trainable={"what": "all"},
+        optimizer={"steps": 20, "learning_rate": 3e-3, "batch_size": 16},
+        every_steps=20,
+        min_spread=0.0,
+    )
+    result = finetune(config, tmp_path / "run")
+    assert result.curve[-4:, 0].mean() < result.curve[:4, 0].mean()
+    assert np.isfinite(result.curve[-1]).all()
+
+
+@pytest.mark.slow
+def test_from_a_stage_on_leaves_the_stages_before(inputs, tmp_path):
+    config = tiny_config(
+        *inputs,
+        trainable={"what": "stages", "from_stage": 1},
+        optimizer={"steps": 2, "ema": 0.0, "accumulate": 2, "remat": True},
+    )
+    after = weights_of(finetune(config, tmp_path / "run"))
+    before = read_arrays(inputs[1] / "weights")
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {".".join(name.split(".")[:2]) for name in changed} == {
+        "stages.1", "norm.scale", "norm.bias",
+    }  # fmt: skip
+    with pytest.raises(UserError, match="has 2 stages"):
+        finetune(
+            tiny_config(*inputs, trainable={"what": "stages", "from_stage": 2}), tmp_path / "b"
+        )
+
+
+@pytest.mark.slow
+def test_collapse_ends_with_a_reason(inputs, tmp_path):
+    config = tiny_config(
+        *inputs,
+        objective={"kind": "one-class"},
+        trainable={"what": "all"},
+        optimizer={"steps": 60, "learning_rate": 3e-2},
+        min_spread=0.5,
+    )
+    with pytest.raises(ModelCheckError, match="collapsed: after"):
+        finetune(config, tmp_path / "run")
+
+
+def test_unreadable_loops_leave_empty_rows_and_are_told(inputs, whole, tmp_path):
+    loops = write_loops(tmp_path / "loops")  # and one of them is longer than a clip
+    for name in ("aa.wav", "bb.wav"):
+        (loops / "low" / name).write_bytes(b"RIFF")
+    result = finetune(tiny_config(loops, inputs[1]), tmp_path / "run")
+    assert {failure.path.rsplit("/")[-1] for failure in result.rejected} == {"aa.wav", "bb.wav"}
+    assert np.isfinite(result.curve[:, 0]).all()
+    strict = tiny_config(loops, inputs[1], embed={"max_failures": 0.01})
+    with pytest.raises(TooManyRejectedError, match="of 26 loops cannot be read"):
+        finetune(strict, tmp_path / "strict")
+
+
+@pytest.mark.slow
+def test_tables_before_and_after_for_groups(inputs, tmp_path):
+    config = tiny_config(
+        *inputs, detectors=[{"name": "knn", "kind": "knn", "params": {"n_neighbors": 2}}]
+    )
+    result = finetune(config, tmp_path / "run")
+    groups, spread = result.evaluation.tables
+    assert groups.rows[0]["detector"] == "knn"
+    assert 0.4 < groups.rows[0]["before"] <= 1
+    assert "groups won" in groups.rows[0]
+    assert spread.rows[1]["encoder"] == "after: tuned"
+    record = json.loads((tmp_path / "run" / "finetune.json").read_text("utf-8"))
+    assert record["evaluation"]["tables"][0]["title"] == groups.title
+    assert len(record["curve"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"sources": []}}, "data.sources"),
+        ({"optimizer": {"batch_size": 9, "accumulate": 2}}, "do not divide a batch of 9"),
+        ({"optimizer": {"batch_size": 64}}, "do not fill a batch"),
+        ({"optimizer": {"warmup_steps": 10}}, "do not fit into 6 steps"),
+        ({"objective": {"kind": "distill"}}, "objective.teacher"),
+        ({"embed": {"precision": "bf16-fast"}}, "is for inference"),
+        ({"embed": {"encoder": "log-mel-statistics"}}, "no weights to train"),
+        ({"embed": {"crops": "seeded:2"}}, "embed.crops"),
+        ({"objective": {"kind": "groups"}, "data": {"group_depth": 0, "include": "x"}}, "include"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(inputs, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        finetune(tiny_config(*inputs, **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "states").exists()
+
+
+def test_another_run_is_not_overwritten(inputs, whole):
+    with pytest.raises(UserError, match="holds checkpoints of another run"):
+        finetune(tiny_config(*inputs, seed=1), whole.encoder.parent)
