@@ -20,6 +20,7 @@ from loopjax.detectors.rows import (
     iter_blocks,
     len_rows,
     narrowed,
+    only_rows,
     take_rows,
 )
 from loopjax.errors import ParameterError, UserError
@@ -28,6 +29,8 @@ from loopjax.forks import refuse_after_fork
 
 # Fraction of training rows above the threshold by default (the paper's quantile of 0.95).
 CONTAMINATION = 0.05
+# A median of so many training scores is right within a percent.
+_MAX_UNIT_ROWS = 32_768
 
 
 class Detector(OutlierMixin, BaseEstimator):
@@ -57,8 +60,6 @@ class Detector(OutlierMixin, BaseEstimator):
     run_time_params: ClassVar[tuple[str, ...]] = ()
     # Whether a fit with default parameters depends on `random_state`.
     depends_on_seed: ClassVar[bool] = False
-    # Whether scores of two fits of one recipe differ by a factor, which cross-fitting takes out.
-    rescale_across_fits: ClassVar[bool] = True
     # Fewer rows say nothing about what is normal.
     min_rows: ClassVar[int] = 2
     contamination: float | Literal["auto"]
@@ -88,6 +89,37 @@ class Detector(OutlierMixin, BaseEstimator):
         rows = self._check_training(X)
         self._learn(rows)
         return self.calibrate_by(self._training_scores(take_rows(rows, numbers), numbers))
+
+    def cross_fit(self, X: np.ndarray | RowBlocks, folds: np.ndarray, seed: int = 0) -> np.ndarray:
+        """Fit on all rows and score each by a model of the other folds; see `crossfit`.
+
+        The scale of a score depends on the fit. Models of the same recipe on the same kind of rows
+        share the ratio of unseen to seen scores, so each fold's scores are divided by the median
+        training score of its model and multiplied by that of the model of all rows.
+
+        Args:
+            X: [N, D].
+            folds: int [N]; row i is scored by a model of the rows of all other folds.
+            seed: of the training rows whose scores give that median, where there are many.
+
+        Returns:
+            Scores float64 [N], in the units of the model of all rows.
+        """
+        self.fit_for(X, _unit_rows(X, seed))
+        scores = np.zeros(len_rows(X))
+        for fold in np.unique(folds):
+            held_out = folds == fold
+            rest = only_rows(X, ~held_out)
+            model = self.unfitted().fit_for(rest, _unit_rows(rest, seed))
+            found = model.decision_function(only_rows(X, held_out))
+            scores[held_out] = found * unit_ratio(model, self)
+        self.calibrate_by(scores)
+        return self.decision_scores_
+
+    def unfitted(self) -> Self:
+        """Another one of the same parameters, without progress and checkpoints of its own."""
+        params = self.get_params(deep=False)
+        return type(self)(**{k: v for k, v in params.items() if k not in self.run_time_params})
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Anomaly score of every row of [N, D] as float64 [N]; higher = more anomalous."""
@@ -256,6 +288,19 @@ class Detector(OutlierMixin, BaseEstimator):
         if reset:
             self.origin_ = self._origin_of(rows)
         return narrowed(rows, self.origin_)
+
+
+def _unit_rows(rows: np.ndarray | RowBlocks, seed: int) -> np.ndarray:
+    """Ascending numbers of the training rows whose scores give a model its unit."""
+    total = len_rows(rows)
+    rng = np.random.default_rng([seed, 6])
+    return np.sort(rng.choice(total, min(_MAX_UNIT_ROWS, total), replace=False))
+
+
+def unit_ratio(model: Detector, whole: Detector) -> float:
+    """What takes scores of a model of some rows to the units of the model of all rows."""
+    own, unit = (float(np.median(fitted.decision_scores_)) for fitted in (model, whole))
+    return unit / own if own else 1.0
 
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)

@@ -8,19 +8,18 @@ come from these scores; a model of all rows scores what comes later.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from loopjax.detectors.base import Detector
-from loopjax.detectors.rows import DataError, as_rows
+from loopjax.detectors.base import Detector, unit_ratio
+from loopjax.detectors.rows import DataError, RowBlocks, as_rows
 from loopjax.detectors.svdd.estimator import DeepSVDD
-from loopjax.detectors.svdd.together import fit_heads
+from loopjax.detectors.svdd.together import fit_heads, recipe_of
 from loopjax.errors import UserError
-from loopjax.evaluation.folds import fold_numbers, linked_groups, near_duplicates
+from loopjax.evaluation.folds import copy_groups, fold_numbers
 
 N_FOLDS = 5
-# Rows whose cosine, after the mean row is taken off, reaches this count as copies.
-COPY_COSINE = 0.999
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,14 @@ class CrossFit:
     folds: np.ndarray
 
 
-def copy_folds(X: np.ndarray, n_folds: int = N_FOLDS, seed: int = 0) -> np.ndarray:
+def copy_folds(X: Any, n_folds: int = N_FOLDS, seed: int = 0) -> np.ndarray:
     """A fold for every row of [N, D], int [N], that of its copies; folds of nearly equal size.
 
     Raises:
         DataError: nearly all rows are copies of one another.
     """
-    rows = as_rows(X).astype(np.float64)
-    if rows.shape[1] == 1:  # on a line all rows of a side point the same way
-        groups = np.unique(rows[:, 0], return_inverse=True)[1]
-    else:
-        groups = linked_groups(len(rows), near_duplicates(rows - rows.mean(axis=0), COPY_COSINE))
+    rows = as_rows(X)
+    groups = copy_groups(rows, n_folds)[0]
     n_groups = len(np.unique(groups))
     if n_groups < n_folds:
         raise DataError(
@@ -62,7 +58,7 @@ def copy_folds(X: np.ndarray, n_folds: int = N_FOLDS, seed: int = 0) -> np.ndarr
 
 def fit_and_cross_fit(
     detectors: Sequence[Detector],
-    X: np.ndarray,
+    X: np.ndarray | RowBlocks,
     folds: np.ndarray | None = None,
     n_folds: int = N_FOLDS,
     seed: int = 0,
@@ -72,9 +68,7 @@ def fit_and_cross_fit(
     Afterwards `decision_scores_`, `threshold_`, percentiles and p-values of every detector come
     from its cross-fitted scores. Deep SVDD heads of all folds and seeds train together.
 
-    The scale of a score depends on the fit. Models of the same recipe on the same kind of rows
-    share the ratio of unseen to seen scores, so each fold's scores are divided by the median
-    training score of its model and multiplied by that of the model of all rows. On the paper's 392
+    Scores are in the units of the model of all rows, see `Detector.cross_fit`. On the paper's 392
     bass loops with eight anomalies among them this takes Deep SVDD's AUROC from .357 to .383 (ff)
     and from .686 to .692 (nff), and leaves the others where they were (within .009); of new loops,
     1 to 9 % lie above the threshold that was to leave 5 %, where in-sample thresholds flagged up to
@@ -83,7 +77,7 @@ def fit_and_cross_fit(
     Args:
         detectors: unfitted; they become the models of all rows.
         X: [N, D].
-        folds: [N], the fold of every row; default `copy_folds`.
+        folds: [N], the fold of every row; default `copy_folds`, which `RowBlocks` do not have.
         n_folds: of the default: how many models per detector.
         seed: of the default.
 
@@ -92,39 +86,28 @@ def fit_and_cross_fit(
         ParameterError: a hyper-parameter is out of range.
         ModelCheckError: a model collapsed.
     """
-    rows = np.asarray(X)
+    rows = X if isinstance(X, RowBlocks) else np.asarray(X)
     folds = copy_folds(rows, n_folds, seed) if folds is None else np.asarray(folds)
-    everything, numbers = np.arange(len(rows)), np.unique(folds)
-    subsets = [np.flatnonzero(folds != fold) for fold in numbers]
-    models = [[unfitted(detector) for _ in subsets] for detector in detectors]
-    heads = [
-        head
-        for detector, folded in zip(detectors, models, strict=True)
-        for head in (detector, *folded)
-        if isinstance(head, DeepSVDD)
-    ]
-    if heads:
-        fit_heads(heads, rows, [everything, *subsets] * (len(heads) // (len(numbers) + 1)))
-    found = []
-    for detector, folded in zip(detectors, models, strict=True):
-        if not isinstance(detector, DeepSVDD):
-            detector.fit(rows)
-        unit = np.median(detector.decision_scores_)
+    heads: dict[str, list[DeepSVDD]] = {}
+    for detector in detectors:
+        if isinstance(detector, DeepSVDD) and isinstance(rows, np.ndarray):
+            heads.setdefault(recipe_of(detector), []).append(detector)
+        else:
+            detector.cross_fit(rows, folds, seed)
+    for alike in heads.values():
+        _cross_fit_heads(alike, np.asarray(rows), folds)
+    return [CrossFit(detector.decision_scores_, folds) for detector in detectors]
+
+
+def _cross_fit_heads(heads: Sequence[DeepSVDD], rows: np.ndarray, folds: np.ndarray) -> None:
+    """What `Detector.cross_fit` does, for all heads at once."""
+    numbers = np.unique(folds)
+    subsets = [np.arange(len(rows)), *(np.flatnonzero(folds != fold) for fold in numbers)]
+    models = [[head, *(head.unfitted() for _ in numbers)] for head in heads]
+    fit_heads([model for group in models for model in group], rows, subsets * len(heads))
+    for head, *folded in models:
         scores = np.zeros(len(rows))
-        for fold, model, subset in zip(numbers, folded, subsets, strict=True):
-            if not isinstance(detector, DeepSVDD):
-                model.fit(rows[subset])
-            own = np.median(model.decision_scores_)
+        for fold, model in zip(numbers, folded, strict=True):
             held_out = folds == fold
-            factor = unit / own if own and detector.rescale_across_fits else 1.0
-            scores[held_out] = model.decision_function(rows[held_out]) * factor
-        detector.calibrate_by(scores)
-        found.append(CrossFit(scores, folds))
-    return found
-
-
-def unfitted(detector: Detector) -> Detector:
-    """Another detector of the same parameters, without progress and checkpoints of its own."""
-    params = detector.get_params(deep=False)
-    own = {name: params[name] for name in params if name not in detector.run_time_params}
-    return type(detector)(**own)
+            scores[held_out] = model.decision_function(rows[held_out]) * unit_ratio(model, head)
+        head.calibrate_by(scores)

@@ -6,7 +6,8 @@ and groups are dealt out as a whole.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -18,6 +19,9 @@ from loopjax.errors import UserError
 PROJECTED = 12  # dimensions in which candidates for near-duplicates are looked up
 SAMPLE = 4096  # rows that choose these dimensions
 BLOCK = 4096  # rows looked up at once
+COPY_COSINE = 0.999  # from which rows, relative to the mean one, count as copies
+FEW_COLUMNS = 3
+STRICTEST = 1e-5  # 1 - cosine; below lie rounding errors
 ROUNDING = 1e-5  # of float32 cosines and distances
 
 
@@ -36,7 +40,7 @@ def near_duplicates(X: np.ndarray, cosine: float) -> np.ndarray:
     """
     if len(X) < 2:
         return np.empty((0, 2), np.int64)
-    unit = unit_rows(np.asarray(X, np.float32))
+    unit = unit_rows(X)
     projected = unit @ leading_directions(unit[:: max(1, len(unit) // SAMPLE)][:SAMPLE]).T
     tree = KDTree(projected)
     radius = reach_of(cosine)
@@ -52,8 +56,11 @@ def near_duplicates(X: np.ndarray, cosine: float) -> np.ndarray:
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows [N, D] of length 1; zero rows stay."""
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    """Rows [N, D] of any scale at length 1, float32; zero rows stay."""
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    rows = rows / np.where(largest > 0, largest, 1)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
 def leading_directions(sample: np.ndarray) -> np.ndarray:
@@ -96,6 +103,71 @@ def linked_groups(
     _, component = connected_components(graph, directed=False)
     _, first_row = np.unique(component, return_index=True)
     return first_row[component]
+
+
+def like_groups(
+    pairs_at: Callable[[float], np.ndarray],
+    n_rows: int,
+    cosine: float,
+    folds: int,
+    keys: Sequence[Sequence[str] | np.ndarray] = (),
+) -> tuple[np.ndarray, float]:
+    """Groups of rows that are alike, small enough to be dealt out to folds.
+
+    Args:
+        pairs_at: pairs of rows of a cosine, int [P, 2].
+        n_rows: N.
+        cosine: from which rows are alike, unless chains of like rows then hold more than a fold;
+            it becomes stricter until they do not, as far as rounding allows.
+        folds: how many there will be.
+        keys: see `linked_groups`.
+
+    Returns:
+        int [N] as `linked_groups`, and the cosine.
+    """
+    while True:
+        groups = linked_groups(n_rows, pairs_at(cosine), keys)
+        if fit_folds(groups, folds) or 1 - cosine < STRICTEST:
+            return groups, cosine
+        cosine = 1 - (1 - cosine) / 4
+
+
+def fit_folds(groups: np.ndarray, folds: int) -> bool:
+    """Whether no group is larger than a fold."""
+    return np.unique(groups, return_counts=True)[1].max() <= max(len(groups) / folds, 2)
+
+
+def copy_groups(
+    X: np.ndarray,
+    folds: int,
+    cosine: float = COPY_COSINE,
+    keys: Sequence[Sequence[str] | np.ndarray] = (),
+) -> tuple[np.ndarray, float]:
+    """Groups of rows [N, D] that are copies of one another, wherever zero lies.
+
+    The cosine is that of rows seen from `center_of` all. Rows of at most `FEW_COLUMNS` are copies
+    where they are equal: in a plane or in space, many point nearly the same way.
+
+    Returns:
+        int [N] and the cosine, see `like_groups`.
+    """
+    rows = X.astype(np.float64)
+    if rows.shape[1] <= FEW_COLUMNS:
+        equal = np.unique(rows, axis=0, return_inverse=True)[1].ravel()
+        return linked_groups(len(rows), np.empty((0, 2)), [*keys, equal]), 1.0
+    rows -= center_of(rows)
+    at_center = np.where(rows.any(axis=1), -1, 0)  # these point nowhere, but are equal
+    return like_groups(partial(near_duplicates, rows), len(rows), cosine, folds, [*keys, at_center])
+
+
+def center_of(rows: np.ndarray) -> np.ndarray:
+    """Mean row [D] of [N, D], of which a tenth on either side of every column is clipped.
+
+    Seen from a mean that follows one row far outside, all others would point the same way.
+    """
+    low = np.quantile(rows, 0.1, axis=0, method="higher")
+    high = np.quantile(rows, 0.9, axis=0, method="lower")
+    return np.clip(rows, low, high).mean(axis=0, dtype=np.float64)
 
 
 def fold_numbers(

@@ -9,7 +9,6 @@ import pyarrow as pa
 from loopjax.config import DetectorConfig, nearest
 from loopjax.detectors import detector_class, make_detector
 from loopjax.detectors.crossfit import fit_and_cross_fit
-from loopjax.detectors.crossfit_blocks import cross_fit_blocks
 from loopjax.detectors.known_rows import KnownRows
 from loopjax.detectors.rows import RowBlocks, only_rows, take_rows
 from loopjax.encoders.space import Space
@@ -80,9 +79,6 @@ def fit_models(
             detector.fit(rows)
             if not train.all():
                 detector.calibrate(only_rows(everything, ~train))
-    elif isinstance(rows, RowBlocks):
-        for detector in detectors:
-            cross_fit_blocks(detector, rows, folds[train])
     else:
         fit_and_cross_fit(detectors, rows, folds[train])
     if threshold is not None:

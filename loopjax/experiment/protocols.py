@@ -24,18 +24,18 @@ import numpy as np
 from loopjax.config import DetectorConfig, ProtocolName
 from loopjax.detectors import make_detector
 from loopjax.detectors.base import Detector
-from loopjax.detectors.crossfit import COPY_COSINE
+from loopjax.detectors.crossfit import N_FOLDS
 from loopjax.detectors.svdd.estimator import DeepSVDD
 from loopjax.detectors.svdd.fit import FittedHead, group_size
 from loopjax.detectors.svdd.together import train_together
 from loopjax.errors import ModelCheckError
-from loopjax.evaluation.folds import linked_groups, near_duplicates
+from loopjax.evaluation.folds import copy_groups
 from loopjax.evaluation.metrics import labeled_metrics
 from loopjax.evaluation.separation import separation
 from loopjax.evaluation.splits import protocol_splits, with_their_like
 from loopjax.json_files import parse_json
 
-CACHE_FORMAT = 3  # of its rows; raised when they change
+CACHE_FORMAT = 4  # of its rows; raised when they change
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -130,7 +130,7 @@ def run_protocols(
     """
     X = np.asarray(X, np.float32)
     store = _Cache(cache, X, groups, methods)
-    alike = linked_groups(len(X), near_duplicates(X - X.mean(axis=0), COPY_COSINE))
+    alike = copy_groups(X, N_FOLDS)[0]
     rows: list[ProtocolRow] = []
     for method in methods:
         detector = make_detector(method.kind, **method.params)

@@ -3,10 +3,9 @@
 Equal and nearly equal loops are never parted: a copy on the other side of a split would look known.
 """
 
-import dataclasses
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -16,14 +15,21 @@ import pyarrow.compute as pc
 from loopjax.config import SplitConfig
 from loopjax.detectors.rows import SCORED_ROWS, RowBlocks, iter_blocks, take_rows
 from loopjax.errors import UserError
-from loopjax.evaluation.folds import fold_numbers, linked_groups, near_duplicates
+from loopjax.evaluation.folds import (
+    SAMPLE,
+    center_of,
+    copy_groups,
+    fit_folds,
+    fold_numbers,
+    like_groups,
+    linked_groups,
+    near_duplicates,
+)
 from loopjax.evaluation.folds_blocks import near_duplicates_in_blocks
 from loopjax.evaluation.splits import MIN_TRAIN
 from loopjax.model import rows_of
 from loopjax.store.read import Embeddings
 from loopjax.store.stream import StoredEmbeddings
-
-STRICTEST = 1e-5  # below lie rounding errors
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,9 @@ class Split:
         held_out: bool [N], loops taken as normal that fit nothing at all.
         n_moved: loops that changed sides so as not to be parted from their like.
         n_alike: loops that have their like in the corpus.
-        cosine: from which loops count as alike: that of the settings, or a stricter one where
-            chains of like loops would hold most of the corpus.
+        cosine: from which loops count as alike: that of the settings; where chains of like loops
+            would hold more than a fold, that of their differences from the mean loop, or a
+            stricter one.
     """
 
     train: np.ndarray
@@ -80,7 +87,7 @@ def split_rows(
     own = _split(embeddings.only(drawn), split, None if labels is None else labels[drawn])
     train, held_out, folds = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, int)
     train[drawn], held_out[drawn], folds[drawn] = own.train, own.held_out, own.folds
-    return dataclasses.replace(own, train=train, held_out=held_out, folds=folds)
+    return replace(own, train=train, held_out=held_out, folds=folds)
 
 
 def _split(
@@ -122,13 +129,16 @@ def _alike(
 ) -> tuple[np.ndarray, float]:
     """Groups of loops that are alike, int [N], and the cosine that makes them so."""
     n, content = len(embeddings), _codes(embeddings.columns(["sha256"]))
-    cosine = split.near_duplicate_cosine
-    while True:
-        groups = linked_groups(n, _near_duplicates(rows_of(embeddings), cosine), content)
-        largest = np.unique(groups, return_counts=True)[1].max()
-        if largest <= max(n / split.folds, 2) or 1 - cosine < STRICTEST:
-            return groups, cosine
-        cosine = 1 - (1 - cosine) / 4
+    rows, cosine, folds = rows_of(embeddings), split.near_duplicate_cosine, split.folds
+    groups = linked_groups(n, _near_duplicates(rows, cosine), content)
+    if fit_folds(groups, folds):
+        return groups, cosine
+    # Far from zero all point the same way: what counts is how loops differ from the mean one.
+    if isinstance(rows, np.ndarray):
+        return copy_groups(rows, folds, cosine, content)
+    sample = take_rows(rows, np.arange(0, n, -(-n // SAMPLE)))
+    centered = replace(rows, origin=center_of(sample))
+    return like_groups(partial(_near_duplicates, centered), n, cosine, folds, content)
 
 
 def _near_duplicates(rows: np.ndarray | RowBlocks, cosine: float) -> np.ndarray:

@@ -14,6 +14,9 @@ from loopjax.store.schema import EMBEDDING
 ID_NAMES = ("id", "__index_level_0__")  # the second is the index of a pandas frame
 PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "uri")
 GROUP_NAMES = ("group", "family")
+# Float64 columns that span less than a hundred times what float32 moves them lose too much in it.
+# Fewer rows, and equal ones, may be copies of one another.
+_LOSS, _FEW_ROWS = 0.01, 5
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 
 
@@ -70,11 +73,12 @@ def matrix_of_columns(table: pa.Table, where: str, first_row: int = 0) -> np.nda
     """
     if table.schema.names == [EMBEDDING]:
         return as_matrix(table[EMBEDDING], where, first_row)
-    matrix = np.empty((len(table), table.num_columns), np.float32)
+    types = [np.float64 if t.bit_width == 64 else np.float32 for t in table.schema.types]
+    matrix = np.empty((len(table), table.num_columns), np.result_type(*types))
     for i, (name, column) in enumerate(zip(table.schema.names, table.columns, strict=True)):
         _require_no_nulls(column, name, where, first_row)
         matrix[:, i] = column.to_numpy()
-    return matrix
+    return as_float32(matrix, where)
 
 
 def as_matrix(column: pa.ChunkedArray, where: str, first_row: int = 0) -> np.ndarray:
@@ -105,9 +109,28 @@ def as_matrix(column: pa.ChunkedArray, where: str, first_row: int = 0) -> np.nda
     if values.null_count:
         row = first_row + int(np.argmax(np.asarray(values.is_null()))) // width
         raise UserError(f"{where}: row {row} has a null in column {EMBEDDING!r}")
-    with np.errstate(over="ignore"):  # numbers beyond float32 are refused as infinity later
-        numbers = np.asarray(values.to_numpy(zero_copy_only=False), np.float32)
-    return numbers.reshape(len(array), width)
+    numbers = values.to_numpy(zero_copy_only=False)
+    return as_float32(numbers.reshape(len(array), width), where)
+
+
+def as_float32(matrix: np.ndarray, where: str) -> np.ndarray:
+    """Numbers [N, D] of any type in float32; those beyond its range become infinite.
+
+    Raises:
+        UserError: float32 holds too little of what tells the rows apart.
+    """
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(matrix, np.float32)
+    if matrix.dtype.itemsize < 8 or len(matrix) < _FEW_ROWS or not np.isfinite(narrow).all():
+        return narrow
+    lost, span = float(np.abs(matrix - narrow).max()), float(np.ptp(matrix, axis=0).max())
+    if lost > _LOSS * span > 0:
+        raise UserError(
+            f"{where}: the widest column spans {span:.3g}, and float32, in which rows are scored, "
+            f"moves numbers of this size by up to {lost:.3g}: subtract the mean of every column, "
+            "or multiply tiny numbers, before you save them"
+        )
+    return narrow
 
 
 def row_table(table: pa.Table, where: str, n_rows: int) -> pa.Table:

@@ -21,6 +21,7 @@ from loopjax.store.columns import (
     GROUP_NAMES,
     ID_NAMES,
     PATH_NAMES,
+    as_float32,
     row_order,
     row_table,
     split_table,
@@ -161,8 +162,7 @@ def _from_arrays(arrays: dict[str, Any], path: Path) -> tuple[np.ndarray, pa.Tab
     for name, values in columns.items():
         if values.shape != (len(matrix),):
             raise UserError(f"{path}: {name!r} has shape {values.shape}, expected ({len(matrix)},)")
-    with np.errstate(over="ignore"):  # numbers beyond float32 are refused as infinity later
-        matrix = np.ascontiguousarray(matrix, np.float32)
+    matrix = as_float32(matrix, str(path))
     texts = {name: [_text(value) for value in values.tolist()] for name, values in columns.items()}
     table = pa.table({name: pa.array(values, pa.string()) for name, values in texts.items()})
     return matrix, row_table(table, str(path), len(matrix))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from loopjax.errors import UserError
-from loopjax.evaluation.folds import fold_numbers, linked_groups, near_duplicates
+from loopjax.evaluation.folds import copy_groups, fold_numbers, linked_groups, near_duplicates
 
 
 @pytest.mark.parametrize("dim", [2, 40])
@@ -56,3 +56,29 @@ def test_a_corpus_of_copies_is_refused():
     groups = np.r_[np.zeros(30, int), np.arange(30, 40)]
     with pytest.raises(UserError, match=r"holds 30 of 40 loops.*near_duplicate_cosine"):
         fold_numbers(groups, [str(i) for i in range(40)], 5, 0, np.ones(40, bool))
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-20, 1.0, 1e20])
+def test_copies_are_found_at_every_scale_and_beside_a_far_row(scale):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(100, 8)) @ rng.normal(size=(8, 32)) + 3
+    rows[90:95] = rows[:5] * (1 + 1e-4)
+    rows[50] *= 1e6  # seen from the mean, all others point away from this one
+    groups, _ = copy_groups(rows * scale, 5)
+    expected = np.arange(100)
+    expected[90:95] = np.arange(5)
+    np.testing.assert_array_equal(groups, expected)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_rows_of_few_columns_are_copies_where_they_are_equal(width):
+    rows = np.random.default_rng(0).normal(size=(500, width))
+    rows[400:] = rows[:100]
+    groups, _ = copy_groups(rows, 5)
+    np.testing.assert_array_equal(groups, np.r_[np.arange(400), np.arange(100)])
+
+
+def test_rows_that_all_point_the_same_way_are_not_all_copies():
+    rows = np.random.default_rng(0).normal(size=(300, 4)) ** 2 + [1e4, 0, 0, 0]
+    for groups, _ in (copy_groups(rows, 5), copy_groups(rows[:, 0:1] * rows, 5)):
+        assert np.unique(groups, return_counts=True)[1].max() <= 60

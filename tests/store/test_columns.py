@@ -163,3 +163,28 @@ def test_safetensors(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-9])
     with pytest.raises(UserError, match=r"cannot read embeddings from .*cut\.safetensors"):
         read_embeddings(tmp_path / "cut.safetensors")
+
+
+def write_lists(rows: np.ndarray, path):
+    pq.write_table(pa.table({"embedding": pa.array(list(rows))}), path)
+
+
+def write_columns(rows: np.ndarray, path):
+    pq.write_table(pa.table({f"e{i}": column for i, column in enumerate(rows.T)}), path)
+
+
+@pytest.mark.parametrize(
+    ("write", "suffix"),
+    [(lambda rows, path: np.save(path, rows), "npy"), (write_lists, "parquet"),
+     (write_columns, "parquet")],
+)  # fmt: skip
+def test_double_precision_that_float32_would_lose_is_refused(tmp_path, write, suffix):
+    rows = np.random.default_rng(0).normal(size=(40, 6))
+    path = tmp_path / f"a.{suffix}"
+    for lost, span in ((rows + 1e8, "5.46"), (rows * 1e-200, "5.46e-200")):
+        write(lost, path)
+        with pytest.raises(UserError, match=f"the widest column spans {span}, and float32"):
+            read_embeddings(path)
+    for kept in (rows + 1e3, rows * 1e-20, np.repeat(rows[:1], 40, axis=0)):
+        write(kept, path)
+        np.testing.assert_array_equal(read_embeddings(path).matrix, kept.astype(np.float32))

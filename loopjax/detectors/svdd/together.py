@@ -22,6 +22,11 @@ PER_HEAD = (
 )
 
 
+def recipe_of(detector: DeepSVDD) -> str:
+    """The same for detectors that may train together."""
+    return repr({k: v for k, v in detector.get_params().items() if k not in PER_HEAD})
+
+
 def train_together(
     detectors: Sequence[DeepSVDD], X: Any, subsets: Sequence[np.ndarray] | None = None
 ) -> list[FittedHead]:
