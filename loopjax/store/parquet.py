@@ -204,30 +204,31 @@ class CheckedFile:
         if self.is_sealed:
             return
         footer = self._file.metadata
+        widths = [max(_VALUE_BYTES, leaf.length or 0) for leaf in _leaves(footer.schema)]
         groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-        n_values = sum(
-            group.column(i).num_values for group in groups for i in range(group.num_columns)
+        n_bytes = sum(
+            group.column(i).num_values * width for group in groups for i, width in enumerate(widths)
         )
-        if n_values * _VALUE_BYTES > max(_EASY_BYTES, MAX_EXPANSION * self._stat.st_size):
+        if n_bytes > max(_EASY_BYTES, MAX_EXPANSION * self._stat.st_size):
             raise UserError(
-                f"{self.path} holds {n_values} values in {self._stat.st_size} bytes; it would take "
-                f"more than {MAX_EXPANSION} times its size"
+                f"{self.path} holds {n_bytes} bytes of values in {self._stat.st_size} bytes; it "
+                f"would take more than {MAX_EXPANSION} times its size"
             )
+        self._check_texts(columns)
 
-        texts = [
-            field.name
-            for field in self.schema
-            if _is_text(field.type) and (columns is None or field.name in columns)
-        ]
-        if texts:
-            self._check_texts(texts)
-
-    def _check_texts(self, names: list[str]) -> None:
+    def _check_texts(self, columns: list[str] | None) -> None:
         """Refuses texts that the file holds once and many rows point at.
 
         Raises:
             UserError: damaged, or see `_check_expansion`.
         """
+        names = [
+            leaf.path
+            for leaf in _leaves(self._file.metadata.schema)
+            if leaf.physical_type == "BYTE_ARRAY"
+            and leaf.logical_type.type != "DECIMAL"
+            and (columns is None or any(f"{leaf.path}.".startswith(f"{c}.") for c in columns))
+        ]
         if len(set(names)) < len(names):
             raise self.damaged("two columns have one name")
         limit, n_bytes = max(_EASY_BYTES, MAX_EXPANSION * self._stat.st_size), 0
@@ -235,14 +236,7 @@ class CheckedFile:
             file = pq.ParquetFile(self.path, read_dictionary=names, pre_buffer=False)
             for name in names:
                 for batch in file.iter_batches(1 << 20, columns=[name], use_threads=False):
-                    column = batch.column(0)
-                    lengths = pc.call_function("binary_length", [column.dictionary])
-                    places = column.indices.drop_null().to_numpy()
-                    n_bytes += int(
-                        pc.fill_null(lengths, 0)
-                        .to_numpy(zero_copy_only=False)[places]
-                        .sum(dtype=np.int64)
-                    )
+                    n_bytes += _text_bytes(batch.column(0))
         except (OSError, ValueError, pa.ArrowException) as error:
             raise self.damaged(first_line(error)) from None
         if n_bytes > limit:
@@ -295,15 +289,23 @@ def damaged(path: Path, reason: str, repair: str, touched: bool = False) -> User
     return UserError(f"{path} is damaged: {reason}; {repair}")
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-    )
+def _leaves(schema: pq.ParquetSchema) -> list[pq.ColumnSchema]:
+    return [schema.column(i) for i in range(len(schema))]
+
+
+def _text_bytes(column: pa.Array) -> int:
+    """Bytes of all texts in a column that was read as a dictionary, on any level of it."""
+    if pa.types.is_struct(column.type):
+        return sum(_text_bytes(inner) for inner in column.flatten())
+    if pa.types.is_map(column.type):
+        return _text_bytes(column.keys) + _text_bytes(column.items)
+    if pa.types.is_nested(column.type):
+        return _text_bytes(column.flatten())
+    if not pa.types.is_dictionary(column.type):
+        return column.nbytes
+    lengths = pc.fill_null(pc.call_function("binary_length", [column.dictionary]), 0)
+    places = column.indices.drop_null().to_numpy()
+    return int(lengths.to_numpy(zero_copy_only=False)[places].sum(dtype=np.int64))
 
 
 def require_finite(matrix: np.ndarray, where: str, first_row: int = 0) -> None:

@@ -147,13 +147,18 @@ def _parquet_runs() -> bytes:
     return raw.getvalue()
 
 
-def _parquet_dictionary() -> bytes:
+N_TEXTS = 400
+LONG = pa.DictionaryArray.from_arrays(
+    pa.array(np.zeros(N_TEXTS, np.int32)), pa.array(["x" * 1_000_000])
+)
+ONE_EACH = pa.array(range(N_TEXTS + 1), pa.int32())
+
+
+def _parquet_of(note: pa.Array) -> bytes:
     """A column whose rows all point at one long text, which Parquet holds once."""
     raw = io.BytesIO()
-    n_rows = 400
-    text = pa.array(["x" * 1_000_000] * n_rows, pa.large_string())
-    table = pa.table({"note": text, "embedding": pa.array([[0.5, 1.5]] * n_rows)})
-    pq.write_table(table, raw, compression="zstd", use_dictionary=True)
+    table = pa.table({"note": note, "embedding": pa.array([[0.5, 1.5]] * len(note))})
+    pq.write_table(table, raw, compression="zstd", store_schema=False)
     return raw.getvalue()
 
 
@@ -206,12 +211,27 @@ INPUTS = {  # name -> (kind, ending, makes the file)
     "npy of endless shape": ("npy", ".npy", lambda: _npy("(9223372036854775807, 4)")),
     "npz bomb": ("npz", ".npz", _npz_bomb),
     "parquet of one value": ("parquet", ".parquet", _parquet_runs),
-    "parquet of one long text": ("parquet", ".parquet", _parquet_dictionary),
+    "parquet of one long text": ("parquet", ".parquet", lambda: _parquet_of(LONG)),
+    "parquet of one long text in lists": (
+        "parquet",
+        ".parquet",
+        lambda: _parquet_of(pa.ListArray.from_arrays(ONE_EACH, LONG)),
+    ),
+    "parquet of one long text in structures": (
+        "parquet",
+        ".parquet",
+        lambda: _parquet_of(pa.StructArray.from_arrays([LONG, LONG], names=["a", "b"])),
+    ),
+    "parquet of one long value of fixed width": (
+        "parquet",
+        ".parquet",
+        lambda: _parquet_of(pa.array([bytes(1_000_000)] * N_TEXTS, pa.binary(1_000_000))),
+    ),
     "parquet of one value, read in blocks": ("parquet in blocks", ".parquet", _parquet_runs),
     "parquet of one long text, read in blocks": (
         "parquet in blocks",
         ".parquet",
-        _parquet_dictionary,
+        lambda: _parquet_of(LONG),
     ),
     "csv of commas": ("csv", ".csv", lambda: b"a," * 20_000 + b"\n" + b"1," * 20_000),
     "csv of lines": ("csv", ".csv", lambda: b"e0,e1\n" + b"1,2\n" * 500_000),
