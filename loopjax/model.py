@@ -27,6 +27,7 @@ from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
 from loopjax.errors import UserError
 from loopjax.evaluation.conformal import adjusted_p_values, require_attainable
+from loopjax.io.remote import place_of
 from loopjax.notebook import html_facts
 from loopjax.store.foreign import SUFFIXES
 from loopjax.store.read import Embeddings, part_files
@@ -187,8 +188,8 @@ class Model:
             table = pa.table({"id": ids, "path": pa.array([""] * len(data), pa.string())})
             return Embeddings(data, table, {})
         paths = [data] if isinstance(data, str | os.PathLike) else data
-        if len(paths) == 1 and _holds_embeddings(Path(paths[0])):
-            return self.embeddings_of(open_embeddings(Path(paths[0])))
+        if len(paths) == 1 and _holds_embeddings(place_of(paths[0])):
+            return self.embeddings_of(open_embeddings(place_of(paths[0])))
         return self.embed(paths, encoder)
 
     def score(

@@ -9,14 +9,22 @@ from loopjax.errors import UserError
 from loopjax.io import write_text
 
 
-@pytest.mark.parametrize("verb", [("embed", "bundled:demo"), ("embed", "bundled:demo", "--worker")])
+@pytest.mark.parametrize("verb", [("fit", "emb"), ("demo",), ("score", "model", "emb")])
 @pytest.mark.parametrize("out", ["gs://bucket/emb", "s3://bucket/emb"])
 def test_no_local_folder_of_that_name(tmp_path, monkeypatch, capsys, verb, out):
     monkeypatch.chdir(tmp_path)
-    assert main([*verb, "-o", out, "--encoder", "log-mel-statistics"]) == 2
+    assert main([*verb, "-o", out]) == 2
     error = capsys.readouterr().err
     assert out in error
     assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_that_nothing_installed_knows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    embed = ["embed", "bundled:demo", "--encoder", "log-mel-statistics"]
+    assert main([*embed, "-o", "nosuch://bucket/emb"]) == 2
+    assert "nosuch://bucket/emb" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -32,7 +32,7 @@ ALLOWED = {
     "notebook": "",
     "io": "errors bundled",
     "arrays": "errors json_files",
-    "audio": "errors bundled json_files",
+    "audio": "errors bundled json_files io",
     "parallel": "errors bundled",
     "config": "errors bundled",
     "evaluation": "errors bundled json_files notebook",

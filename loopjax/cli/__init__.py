@@ -33,6 +33,7 @@ from loopjax.cli.verb import Verb
 from loopjax.errors import InterruptedRunError, LoopjaxError, UserError, WriteError
 from loopjax.experiment.interrupt import ignore_signals, stoppable
 from loopjax.io import require_name
+from loopjax.io.remote import is_address
 
 EXIT_CODES = """exit codes:
   0 done   2 usage or config   3 done, some inputs rejected and listed   4 too many rejected
@@ -65,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             from loopjax.parallel import enable_compilation_cache
 
             enable_compilation_cache()
-        if getattr(args, "out", None) is not None:  # told now, not after hours of work
-            require_name(Path(args.out))
+        out = getattr(args, "out", None)
+        if out is not None and not (verb.writes_to_addresses and is_address(out)):
+            require_name(Path(out))  # told now, not after hours of work
         with stoppable():
             return verb.act(args)
     except InterruptedRunError as error:

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 from loopjax.cli.options import add_settings, given_settings
 from loopjax.cli.verb import DONE, SOME_REJECTED, Verb
@@ -20,7 +19,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="audio file, folder, list of paths (.txt), tar or Parquet shards (a-{000..099}.tar), "
         "address (s3://bucket/loops), hf:NAME, tfds:NAME or bundled:demo",
     )
-    parser.add_argument("-o", "--out", required=True, help="folder of the embedding store")
+    parser.add_argument(
+        "-o", "--out", required=True, help="folder of the embedding store, or s3://bucket/emb"
+    )
     parser.add_argument("--restart", action="store_true", help="discard what an earlier run wrote")
     parser.add_argument("--prune", action="store_true", help="drop the rows of files that are gone")
     add_settings(parser, EmbedConfig)
@@ -58,7 +59,7 @@ def _alone(args: argparse.Namespace, config: EmbedConfig):
     initialize(args.coordinator, args.processes, args.process_index)
     encoder = load_encoder(config.encoder, config.precision)
     return embed_corpus(
-        args.sources, encoder, Path(args.out), config, restart=args.restart, prune=args.prune
+        args.sources, encoder, args.out, config, restart=args.restart, prune=args.prune
     )
 
 
@@ -83,7 +84,7 @@ def _beside_others(args: argparse.Namespace, config: EmbedConfig):
     return embed_shared(
         args.sources,
         load_encoder(config.encoder, config.precision),
-        Path(args.out),
+        args.out,
         config,
         slice_of=(int(found[1]), int(found[2])) if args.shard else None,
         unit_files=args.unit_files or UNIT_FILES,
@@ -98,4 +99,5 @@ VERB = Verb(
     add_options=_add_options,
     act=_act,
     compiles=True,
+    writes_to_addresses=True,
 )

@@ -61,6 +61,7 @@ def _act(args: argparse.Namespace) -> int:
 
     from loopjax.experiment.fit import fit_models
     from loopjax.experiment.splits import split_rows
+    from loopjax.io.remote import place_of
     from loopjax.library.marks import KEEP, REJECT, marks_of_rows, read_marks
     from loopjax.store.stream import open_embeddings
 
@@ -78,7 +79,7 @@ def _act(args: argparse.Namespace) -> int:
     rows = split_rows(embeddings, split, labels)
     if len(embeddings) > split.max_rows:
         say(f"fitting on {split.max_rows} of {len(embeddings)} loops, drawn with seed {split.seed}")
-    path = str(Path(args.embeddings).absolute())
+    path = str(place_of(args.embeddings).absolute())
     with _epoch_progress() as on_epoch:
         models = fit_models(
             embeddings,

@@ -7,6 +7,7 @@ from pathlib import Path
 from loopjax.cli.terminal import printable
 from loopjax.cli.verb import DONE, Verb
 from loopjax.errors import ModelCheckError, UserError
+from loopjax.io.remote import place_of
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _act(args: argparse.Namespace) -> int:
-    folder = Path(args.store)
+    folder = place_of(args.store)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such store")
     inner = folder / "embeddings"

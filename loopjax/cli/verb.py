@@ -18,6 +18,7 @@ class Verb:
         add_options: adds the verb's arguments to its parser.
         act: does the work and returns the exit code.
         compiles: whether jax compiles something, which is then cached on disk.
+        writes_to_addresses: whether `--out` may be `s3://bucket/emb` and the like.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Verb:
     add_options: Callable[[argparse.ArgumentParser], None]
     act: Callable[[argparse.Namespace], int]
     compiles: bool = False
+    writes_to_addresses: bool = False
 
 
 def add_encoder_option(parser: argparse.ArgumentParser) -> None:

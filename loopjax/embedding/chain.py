@@ -37,6 +37,7 @@ from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
 from loopjax.errors import InterruptedRunError, TooManyRejectedError, UserError
 from loopjax.io import locked, sweep
+from loopjax.io.remote import place_of
 from loopjax.store.index import DoneIndex
 from loopjax.store.read import Embeddings
 from loopjax.store.resume import finish, prepare
@@ -82,7 +83,7 @@ def embed_corpus(
     config = config or EmbedConfig()
     check_config(config)
     encoder = as_encoder(encoder, config)
-    sources, folder = _as_list(sources), Path(out_dir)
+    sources, folder = _as_list(sources), place_of(out_dir)
     index, n_processes = parallel.process_slot()
     space = space_of(encoder, config)  # like the next lines, before anything is written
     engine = BatchEncoder[list[Row]](encoder, space, config)
@@ -174,7 +175,7 @@ def embed_shared(
     config = config or EmbedConfig()
     check_config(config)
     encoder = as_encoder(encoder, config)
-    sources, folder = _as_list(sources), Path(out_dir)
+    sources, folder = _as_list(sources), place_of(out_dir)
     if slice_of is not None and not 0 <= slice_of[0] < slice_of[1]:
         raise UserError(f"slice {slice_of[0]}/{slice_of[1]}: slices are counted from 0 to N-1")
     space = space_of(encoder, config)

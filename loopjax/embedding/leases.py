@@ -12,7 +12,9 @@ import uuid
 from pathlib import Path
 
 from loopjax.errors import WriteError
-from loopjax.io import create, require_name
+from loopjax.io import require_name
+from loopjax.io.locks import create
+from loopjax.io.remote import is_remote, listed
 
 WATCH_S = 0.2
 BEATS = 6  # in the time after which a lease expires
@@ -38,6 +40,8 @@ class Leases:
         self._n_beats = 0
         self._last_beat_s = time.monotonic()
         self._seen: dict[str, tuple[bytes, float]] = {}  # content, since when it is that
+        if is_remote(folder):
+            return
         require_name(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +50,7 @@ class Leases:
 
     def present(self) -> set[str]:
         """Names of all leases, whoever holds them."""
-        return {path.name for path in self._folder.iterdir()}
+        return {path.name for path in listed(self._folder, "*")}
 
     def take(self, name: str) -> bool:
         """Takes a lease, unless somebody holds it.

@@ -16,6 +16,7 @@ from loopjax.config import ReportConfig
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Evaluation, Json
 from loopjax.io import write_text
+from loopjax.io.remote import place_of
 from loopjax.report.content import Page, page_content
 from loopjax.report.extra import require_report_extra
 from loopjax.report.facts import read_facts, read_object
@@ -76,9 +77,9 @@ def write_report(
     evaluation_file = run_dir / "evaluation.json"
     evaluation = Evaluation.from_json(read_object(evaluation_file), str(evaluation_file))
     ranking = read_ranking(scores)
-    if store is not None and not Path(store).exists():
+    if store is not None and not place_of(store).exists():
         raise UserError(f"{store}: no such store")
-    store = Path(store or facts.embeddings or run_dir / "embeddings")
+    store = place_of(store or facts.embeddings or run_dir / "embeddings")
     failures = read_failures(store) if store.is_dir() else FAILURE_SCHEMA.empty_table()
     notes: list[str] = []
     rows = None

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from loopjax.errors import UserError
+from loopjax.io.remote import place_of
 from loopjax.store.parquet import open_footer
 from loopjax.store.read import (
     BLOCK_ROWS,
@@ -134,7 +135,7 @@ def open_rows(path: str | Path) -> StoredRows:
     Raises:
         UserError: nothing to read, shards of different encoders or settings, no rows.
     """
-    path = Path(path)
+    path = place_of(path)
     folder = path / "embeddings" if (path / "embeddings").is_dir() else path
     parts = part_files(folder) if folder.is_dir() else []
     files = [open_footer(part) for part in parts]

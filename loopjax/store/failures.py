@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from loopjax.io.remote import listed
 from loopjax.store.parquet import CheckedFile, first_line, open_parquet, write_parquet
 from loopjax.store.schema import FAILURE_SCHEMA, Rejected, shard_schema
 
@@ -53,7 +54,7 @@ def read_failures(folder: Path) -> pa.Table:
 def failure_files(folder: Path) -> list[Path]:
     """The lists in a store, oldest first: one, or several of a run that goes on or was killed."""
     patterns = (*_OLD_NAMES, FAILURES_NAME, f"{_PIECE}*.parquet")
-    return [file for pattern in patterns for file in sorted(folder.glob(pattern))]
+    return [file for pattern in patterns for file in listed(folder, pattern)]
 
 
 def piece_of(folder: Path, process_index: int) -> Path:

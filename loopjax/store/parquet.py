@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from loopjax.errors import UserError
 from loopjax.io import write_atomically
+from loopjax.io.remote import is_remote
 from loopjax.store.schema import EMBEDDING
 
 _SEAL = b"loopjax_seal"
@@ -87,7 +88,7 @@ def write_parquet_tables(
             writer.add_key_value_metadata({**(notes or {}), _SEAL: _UNSEALED})
         _seal(temporary)
 
-    write_atomically(Path(path), write)
+    write_atomically(path, write)
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
@@ -142,7 +143,7 @@ class CheckedFile:
         self.path, self._repair = path, repair
         try:
             self._file = pq.ParquetFile(
-                path,
+                path.open("rb") if is_remote(path) else path,
                 page_checksum_verification=True,
                 thrift_string_size_limit=_MAX_FOOTER_STRING,
                 pre_buffer=False,  # else a row group is in memory before its first batch
@@ -170,8 +171,11 @@ class CheckedFile:
 
     @property
     def is_untouched(self) -> bool:
-        """Whether the file has the modification time that its seal names."""
-        return self._seal is not None and self._seal[0] * 10**9 == self._stat.st_mtime_ns
+        """Whether the file is as it was written, as far as its size and time tell."""
+        if self._seal is None:
+            return False
+        # An object is replaced or not; it has no time that could be set.
+        return is_remote(self.path) or self._seal[0] * 10**9 == self._stat.st_mtime_ns
 
     def damaged(self, reason: str) -> UserError:
         """The error for this file, if something in it is not as it was written."""
@@ -269,7 +273,7 @@ class CheckedFile:
 
     def trust(self) -> None:
         """Gives a file that was found sound the time that its seal names."""
-        if self._seal is not None:
+        if self._seal is not None and not is_remote(self.path):
             os.utime(self.path, (self._seal[0], self._seal[0]))
 
 
@@ -283,7 +287,7 @@ def damaged(path: Path, reason: str, repair: str, touched: bool = False) -> User
         touched: whether to change the time of the file where that is allowed, so that the next
             `loopjax embed` compares all of it instead of trusting it.
     """
-    if touched:
+    if touched and not is_remote(path):
         with contextlib.suppress(OSError):
             os.utime(path)
     return UserError(f"{path} is damaged: {reason}; {repair}")

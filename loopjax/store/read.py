@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from loopjax.errors import UserError
+from loopjax.io.remote import listed, place_of
 from loopjax.store.columns import as_matrix, repeated_values, row_order
 from loopjax.store.display import embeddings_html, require_package
 from loopjax.store.failures import read_failures
@@ -149,7 +150,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
         UserError: nothing to read, a damaged file, shards of different encoders or settings, a
             row of the wrong width or with NaN, repeated ids; names file and row or column.
     """
-    path = Path(path)
+    path = place_of(path)
     try:
         return _read_folder(path) if path.is_dir() else _read_file(path)
     except MemoryError:
@@ -158,7 +159,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
 
 def part_files(folder: Path) -> list[Path]:
     """The finished shards of a store, sorted by name."""
-    return sorted(folder.glob("part-*.parquet"))
+    return listed(folder, "part-*.parquet")
 
 
 def matrix_of(table: pa.Table, part: Path) -> np.ndarray:

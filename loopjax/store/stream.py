@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from loopjax.io.remote import place_of
 from loopjax.store.columns import embedding_columns, matrix_of_columns, row_table
 from loopjax.store.failures import read_failures
 from loopjax.store.foreign import read_without
@@ -238,7 +239,7 @@ def open_embeddings(path: str | Path) -> Embeddings | StoredEmbeddings:
     Raises:
         UserError: see `read_embeddings`.
     """
-    path = Path(path)
+    path = place_of(path)
     folder = path
     if path.is_dir() and not part_files(path):
         folder = path / "embeddings"

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from loopjax.errors import UserError
 from loopjax.io import write_json
+from loopjax.io.locks import locked_file
+from loopjax.io.remote import listed
 from loopjax.json_files import read_json
 from loopjax.store.failures import table_of_failures, unit_failures, write_failures
 from loopjax.store.parquet import write_parquet
@@ -117,7 +117,7 @@ class UnitFiles:
         return {
             int(path.name[len(start) : -len(end)])
             for start, end in patterns
-            for path in self._folder.glob(f"{start}*{end}")
+            for path in listed(self._folder, f"{start}*{end}")
             if path.name[len(start) : -len(end)].isdigit()
         }
 
@@ -149,10 +149,10 @@ class UnitFiles:
         if self.is_finished(number):
             return
         for part, keys in replaced.items():  # a kill from here on only undoes these rows
-            with FileLock(self._folder / REWRITE_LOCK_NAME):
+            with locked_file(self._folder / REWRITE_LOCK_NAME):
                 drop_rows(part, keys)
         for part, places in moved.items():
-            with FileLock(self._folder / REWRITE_LOCK_NAME):
+            with locked_file(self._folder / REWRITE_LOCK_NAME):
                 move_rows(part, places)
         listed = self._failures_file(number, has_rows=bool(rows))
         if failures or not rows:

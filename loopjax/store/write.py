@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 
+from loopjax.io.locks import locked_file
+from loopjax.io.remote import listed
 from loopjax.store.failures import piece_of, table_of_failures, write_failures
 from loopjax.store.parquet import read_parquet, write_parquet
 from loopjax.store.schema import (
@@ -81,7 +82,8 @@ class ShardWriter:
         own = f"p{process_index:03d}-" if process_count > 1 else ""
         self._prefix = f"part-{own}"
         self._failures_path = piece_of(folder, process_index)
-        taken = [p.stem.removeprefix(self._prefix) for p in folder.glob(f"{self._prefix}*.parquet")]
+        own_parts = listed(folder, f"{self._prefix}*.parquet")
+        taken = [part.stem.removeprefix(self._prefix) for part in own_parts]
         self._next = 1 + max((int(t) for t in taken if t.isdigit()), default=-1)
         self._open = _Batch()
         self._first_row_s = 0.0
@@ -164,10 +166,10 @@ class ShardWriter:
 
     def _write(self, batch: _Batch) -> None:
         for part, keys in batch.outdated.items():  # a kill from here on only undoes these rows
-            with FileLock(self._folder / REWRITE_LOCK_NAME):  # other processes of this run wait
+            with locked_file(self._folder / REWRITE_LOCK_NAME):  # other processes of this run wait
                 drop_rows(part, keys)
         for part, places in batch.moved.items():  # a kill leaves rows where they were
-            with FileLock(self._folder / REWRITE_LOCK_NAME):
+            with locked_file(self._folder / REWRITE_LOCK_NAME):
                 move_rows(part, places)
         if batch.rows:
             table = table_of_rows(batch.rows, self._schema)

@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from loopjax.errors import UserError
+from loopjax.io.remote import is_address
 
 MAX_EXPANSION = 1_000_000
-_REMOTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
-
-
-def is_remote(place: str) -> bool:
-    """Whether this is an address such as `s3://bucket/loops`."""
-    return _REMOTE.match(place) is not None
 
 
 def expand(pattern: str) -> Iterator[str]:
@@ -79,7 +74,7 @@ def open_place(place: str) -> BinaryIO:
         OSError: it cannot be read.
         UserError: what its address needs is missing.
     """
-    if not is_remote(place):
+    if not is_address(place):
         return Path(place).open("rb")
     system, path = file_system(place)
     return cast(BinaryIO, system.open(path, "rb"))

@@ -10,7 +10,7 @@ from loopjax.audio.decoder import Decoder
 from loopjax.audio.loop import Failure, Loop
 from loopjax.audio.sources.files import EVERYTHING, Files
 from loopjax.audio.sources.objects import RemoteFolder
-from loopjax.audio.sources.places import expand, is_remote, local_matches
+from loopjax.audio.sources.places import expand, local_matches
 from loopjax.audio.sources.records import Container, Records
 from loopjax.audio.sources.selection import Selection
 from loopjax.audio.sources.tables import HF_PREFIX, ParquetTable, open_hf
@@ -18,6 +18,7 @@ from loopjax.audio.sources.tars import TAR_SUFFIXES, Tar
 from loopjax.audio.sources.unit import Unit
 from loopjax.audio.sources.walk import AUDIO_EXTENSIONS
 from loopjax.errors import UserError
+from loopjax.io.remote import is_address
 
 
 class Source(Protocol):
@@ -87,9 +88,9 @@ def _containers(source: str) -> list[Container]:
     Raises:
         UserError: a container is not there.
     """
-    if source.startswith(HF_PREFIX) and not is_remote(source):
+    if source.startswith(HF_PREFIX) and not is_address(source):
         return [*open_hf(source)]
-    if is_remote(source):
+    if is_address(source):
         return [_container(address) or RemoteFolder(address) for address in expand(source)]
     if Path(source).is_dir():
         inside = sorted(file for file in Path(source).iterdir() if file.is_file())
@@ -106,7 +107,7 @@ def _containers(source: str) -> list[Container]:
 
 
 def _absolute(place: str) -> str:
-    return place if is_remote(place) else str(Path(place).absolute())
+    return place if is_address(place) else str(Path(place).absolute())
 
 
 def _container(place: str) -> Container | None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from loopjax.audio.sources.places import is_remote, open_place
+from loopjax.audio.sources.places import open_place
 from loopjax.audio.sources.records import ContainerError, Record, as_text, group_of
 from loopjax.audio.sources.walk import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
 from loopjax.errors import UserError
+from loopjax.io.remote import is_address
 
 AUDIO_COLUMNS = ("audio", "bytes", "wav", "flac", "file", "path", "file_name")
 NAME_COLUMNS = ("path", "id", "name", "file_name", "filename")
@@ -162,7 +163,7 @@ def _read_beside(table: str, path: str | None) -> bytes:
     suffix = PurePosixPath(path or "").suffix.lower().encode()
     if path is None or suffix not in AUDIO_EXTENSIONS | FOREIGN_EXTENSIONS:
         raise OSError("the row holds neither audio nor the path of an audio file")
-    if is_remote(path) or path.startswith("/"):
+    if is_address(path) or path.startswith("/"):
         place = path
     else:
         place = f"{table.rpartition('/')[0]}/{path}" if "/" in table else path

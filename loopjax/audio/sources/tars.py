@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from loopjax.audio.sources.places import is_remote, open_place
+from loopjax.audio.sources.places import open_place
 from loopjax.audio.sources.records import ContainerError, Record, as_text, group_of
 from loopjax.audio.sources.walk import AUDIO_EXTENSIONS, FOREIGN_EXTENSIONS
+from loopjax.io.remote import is_address
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 TEXT_SUFFIXES = frozenset(["txt", "text", "cls", "label", "caption"])
@@ -42,7 +43,7 @@ class Tar:
         Raises:
             ContainerError: it is damaged or cannot be read.
         """
-        at_random = self.address.endswith(".tar") and not is_remote(self.address)
+        at_random = self.address.endswith(".tar") and not is_address(self.address)
         try:
             with (
                 open_place(self.address) as file,

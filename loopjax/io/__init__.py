@@ -18,9 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from loopjax.errors import HeldError, UserError, WriteError
+from loopjax.io import remote
+from loopjax.io.locks import locked_file
 
 LOCK_NAME = ".loopjax.lock"
 _FOLDER_LOCK = ".writing.lock"  # ends the name of the lock beside a folder that is written whole
@@ -53,8 +55,8 @@ def require_name(path: Path) -> None:
     if _SCHEME.fullmatch(first) and not Path(first).exists():
         address = str(path).replace(":/", "://", 1)
         raise UserError(
-            f"{address} is no local folder, and results are written to local folders: mount it, or "
-            "write to a local folder and copy that there"
+            f"{address} is no local folder, and only `loopjax embed` writes elsewhere: mount it, "
+            "or write to a local folder and copy that there"
         )
 
 
@@ -88,6 +90,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         UserError: see `require_name`.
         WriteError: disk full, no permission and the like; nothing is left behind.
     """
+    if remote.is_remote(path):
+        _upload_atomically(path, write)
+        return
     require_name(path)
     path = path.absolute()  # Arrow takes a relative `a:b` for an address
     temporary = _beside(path, "tmp")
@@ -104,20 +109,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         _remove(temporary)
 
 
-def create(path: Path, content: bytes) -> bool:
-    """Makes a small file unless there is one; of several processes, on any host, one succeeds.
-
-    Raises:
-        WriteError: no permission and the like.
-    """
+def _upload_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a local file and puts it at a remote place, where it appears as a whole."""
     try:
-        with path.open("xb") as file:
-            file.write(content)
-    except FileExistsError:
-        return False
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / path.name
+            write(local)
+            remote.upload(local, path)
     except OSError as error:
         raise _write_error(path, error) from None
-    return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -179,13 +179,17 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Holds a folder that grows in place, such as a store or a run, for one writer.
 
-    The folder is made where it is missing, and what killed writers left in it is removed. The
-    system frees the lock when the holder dies.
+    The folder is made where it is missing, and what killed writers left in it is removed. A lock
+    frees itself when its holder dies, see `locks`.
 
     Raises:
         UserError: another run holds it; names the holder.
         WriteError: the folder cannot be written.
     """
+    if remote.is_remote(folder):  # nothing is half-written there
+        with _held(folder / LOCK_NAME, folder):
+            yield
+        return
     require_name(folder)
     with contextlib.ExitStack() as stack:
         try:
@@ -217,6 +221,8 @@ def sweep(folder: Path, elsewhere: bool = True) -> None:
     Raises:
         WriteError: something cannot be removed.
     """
+    if remote.is_remote(folder):
+        return
     try:
         for place, folders, files in os.walk(folder):
             for name in (*folders, *files):
@@ -243,19 +249,16 @@ def is_empty(folder: Path) -> bool:
 @contextlib.contextmanager
 def _held(lock_file: Path, folder: Path) -> Iterator[None]:
     """Holds a lock file, or says who does."""
-    lock = FileLock(lock_file)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        holder = next((_describe(path) for path in folder.glob(f"{_HOLDER}*")), "")
-        raise HeldError(
-            f"{folder} is being written by another run{holder and f' ({holder})'}; "
-            "wait for it, stop it, or choose another output folder"
-        ) from None
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked_file(lock_file, waits=False))
+        except Timeout:
+            holder = next((_describe(path) for path in folder.glob(f"{_HOLDER}*")), "")
+            raise HeldError(
+                f"{folder} is being written by another run{holder and f' ({holder})'}; "
+                "wait for it, stop it, or choose another output folder"
+            ) from None
         yield
-    finally:
-        lock.release()
 
 
 def _describe(holder: Path) -> str:
