@@ -18,16 +18,7 @@ import soundfile
 from loopjax.audio.decode import Decoded, decode_file
 from loopjax.audio.loop import DecodeError
 from loopjax.errors import UserError
-from scripts.fuzz.outcomes import (
-    CANARY,
-    Outcomes,
-    command_line,
-    in_parts,
-    limit_memory,
-    mutated,
-    scratch,
-    tried,
-)
+from scripts.fuzz.outcomes import CANARY, Outcomes, command_line, mutated, tried
 
 RATE_HZ = 48_000
 HEAD_BYTES = 200  # where the sizes, rates and channels of most containers stand
@@ -49,16 +40,9 @@ FILES = (  # extension, format, subtype
 CHECKED = ("flac",)  # whose frames carry checksums: what is decoded is what was written
 
 
-def main(n: int, seed: int) -> Outcomes:
+def work(outcomes: Outcomes, n: int, seed: int, folder: Path) -> None:
     """Tries `n` damaged files."""
-    with scratch() as folder:
-        return in_parts(work, n, seed, folder)
-
-
-def work(n: int, seed: int, folder: Path) -> Outcomes:
-    """Tries `n` damaged files in this process."""
-    limit_memory()
-    rng, outcomes = random.Random(seed), Outcomes()
+    rng = random.Random(seed)
     whole = write_files(folder / "whole")
     sounds = {file: decode(file).samples for file in whole}
     for number in range(n):
@@ -72,7 +56,6 @@ def work(n: int, seed: int, folder: Path) -> Outcomes:
 
         label = f"{kind} in {file.name} (seed {seed}, number {number})"
         tried(outcomes, label, read, folder / CANARY)
-    return outcomes
 
 
 def write_files(folder: Path) -> list[Path]:
@@ -121,4 +104,4 @@ def fault(decoded: Decoded, sound: np.ndarray, file: Path) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(main, __doc__))
+    sys.exit(command_line(work, __doc__))

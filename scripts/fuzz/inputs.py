@@ -8,7 +8,6 @@ embeddings must be finite and have unique ids. Ends with "0 lost, 0 hung, 0 ran,
 exit code 1.
 """
 
-import logging
 import os
 import pickle
 import random
@@ -25,16 +24,7 @@ from loopjax.audio.sources.files import scan
 from loopjax.experiment.labels import read_labels
 from loopjax.experiment.load import load_config
 from loopjax.store.read import read_embeddings
-from scripts.fuzz.outcomes import (
-    CANARY,
-    Outcomes,
-    command_line,
-    in_parts,
-    limit_memory,
-    mutated,
-    scratch,
-    tried,
-)
+from scripts.fuzz.outcomes import CANARY, Outcomes, command_line, mutated, tried
 
 MATRIX = np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32)
 PATHS = [f"loops/{i:02d}.wav" for i in range(20)]
@@ -59,17 +49,9 @@ class Payload:
         return os.system, (f"touch {self.canary}",)
 
 
-def main(n: int, seed: int) -> Outcomes:
+def work(outcomes: Outcomes, n: int, seed: int, folder: Path) -> None:
     """Tries `n` inputs."""
-    with scratch() as folder:
-        return in_parts(work, n, seed, folder)
-
-
-def work(n: int, seed: int, folder: Path) -> Outcomes:
-    """Tries `n` inputs in this process."""
-    limit_memory()
-    logging.disable(logging.CRITICAL)
-    rng, outcomes, canary = random.Random(seed), Outcomes(), folder / CANARY
+    rng, canary = random.Random(seed), folder / CANARY
     whole = folder / "whole"
     whole.mkdir()
     readers = _inputs(whole, canary)
@@ -83,7 +65,6 @@ def work(n: int, seed: int, folder: Path) -> Outcomes:
         label = f"{kind} in {name} (seed {seed}, number {number})"
         tried(outcomes, label, lambda path=path, name=name: readers[name](path), canary)
         path.unlink(missing_ok=True)
-    return outcomes
 
 
 def _inputs(folder: Path, canary: Path) -> dict[str, Callable[[Path], str | None]]:
@@ -143,4 +124,4 @@ def _load_config(path: Path) -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(main, __doc__))
+    sys.exit(command_line(work, __doc__))

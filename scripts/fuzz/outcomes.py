@@ -1,7 +1,7 @@
 """What a fuzzed reader may do: return, or refuse with a message. Everything else is counted."""
 
 import argparse
-import contextlib
+import logging
 import multiprocessing
 import os
 import random
@@ -16,6 +16,7 @@ from loopjax.errors import LoopjaxError
 
 HANG_S = 30.0
 LIMIT_S = 280.0  # of a whole run
+MEMORY_BYTES = 8 << 30  # a reader that asks for much more than its input fails
 CANARY = "fuzz-canary"  # a file that appears where one of the inputs was run
 
 
@@ -88,42 +89,50 @@ def tried(outcomes: Outcomes, label: str, read: Callable[[], str | None], canary
         outcomes.hung.append(label)
 
 
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for the files of one run, in memory where that is possible."""
-    memory = Path("/dev/shm")
-    place = memory if os.access(memory, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="loopjax-fuzz-", dir=place) as folder:
-        yield Path(folder)
+Work = Callable[[Outcomes, int, int, Path], None]  # adds to outcomes: inputs, seed, scratch folder
 
 
-def in_parts(
-    work: Callable[[int, int, Path], Outcomes], n: int, seed: int, folder: Path, n_parts: int = 2
-) -> Outcomes:
+def in_parts(work: Work, n: int, seed: int, n_parts: int = 2) -> Outcomes:
     """Does the work in processes of their own; one that dies or hangs is counted, not met.
 
     Args:
-        work: tries `n` inputs with a seed in a folder.
+        work: tries `n` inputs with a seed in a folder that is empty and goes away afterwards.
         n: inputs in all.
         seed: of the whole run.
-        folder: for scratch files.
         n_parts: processes side by side.
     """
+    memory = Path("/dev/shm")
+    place = memory if os.access(memory, os.W_OK) else None
     context = multiprocessing.get_context("spawn")
     total = Outcomes()
-    with context.Pool(n_parts) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="loopjax-fuzz-", dir=place) as folder,
+        context.Pool(n_parts) as pool,
+    ):
         shares = [n // n_parts + (i < n % n_parts) for i in range(n_parts)]
         tasks = []
         for i, share in enumerate(shares):
-            scratch = folder / f"part-{i}"
-            scratch.mkdir(parents=True)
-            tasks.append(pool.apply_async(work, (share, seed + i, scratch)))
+            scratch = Path(folder) / f"part-{i}"
+            scratch.mkdir()
+            tasks.append(pool.apply_async(_part, (work, share, seed + i, scratch)))
         for i, task in enumerate(tasks):
             try:
                 total.add(task.get(timeout=min(LIMIT_S, 60 + 0.5 * n)))
             except multiprocessing.TimeoutError:
                 total.hung.append(f"part {i}, seed {seed + i}")
     return total
+
+
+def _part(work: Work, n: int, seed: int, folder: Path) -> Outcomes:
+    """One process's part, under a limit of memory and without a log."""
+    if os.name == "posix":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    logging.disable(logging.CRITICAL)
+    outcomes = Outcomes()
+    work(outcomes, n, seed, folder)
+    return outcomes
 
 
 def mutated(raw: bytes, rng: random.Random) -> tuple[str, bytes]:
@@ -151,22 +160,14 @@ def mutated(raw: bytes, rng: random.Random) -> tuple[str, bytes]:
     return "empty", b""
 
 
-def limit_memory(gibibytes: int = 8) -> None:
-    """A reader that asks for much more than its input fails instead of stopping the machine."""
-    if os.name == "posix":
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (gibibytes << 30, gibibytes << 30))
-
-
-def command_line(main: Callable[[int, int], Outcomes], description: str) -> int:
+def command_line(work: Work, description: str) -> int:
     """Runs a fuzzer as its options say, prints what went wrong, and returns the exit code."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--n", type=int, default=2000, help="inputs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     started_s = time.monotonic()
-    result = main(options.n, options.seed)
+    result = in_parts(work, options.n, options.seed)
     print("\n".join(result.details()))
     print(f"{result.n} inputs, {result.n_refused} refused, {time.monotonic() - started_s:.0f} s")
     print(result.summary())

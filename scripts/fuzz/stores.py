@@ -7,7 +7,6 @@ refused must be repaired by continuing the store; a model must score as before. 
 "0 lost, 0 hung, 0 ran, 0 tracebacks", or exit code 1.
 """
 
-import logging
 import os
 import random
 import shutil
@@ -25,16 +24,7 @@ from loopjax.store.schema import StoreRow
 from loopjax.store.scores import Scores, read_scores, write_scores
 from loopjax.store.verify import verify_store
 from loopjax.store.write import ShardWriter
-from scripts.fuzz.outcomes import (
-    CANARY,
-    Outcomes,
-    command_line,
-    in_parts,
-    limit_memory,
-    mutated,
-    scratch,
-    tried,
-)
+from scripts.fuzz.outcomes import CANARY, Outcomes, command_line, mutated, tried
 
 WIDTH = 8
 METADATA = {
@@ -60,17 +50,9 @@ class Rejected:
     size_bytes: int
 
 
-def main(n: int, seed: int) -> Outcomes:
-    """Tries `n` damages."""
-    with scratch() as folder:
-        return in_parts(work, n, seed, folder)
-
-
-def work(n: int, seed: int, folder: Path) -> Outcomes:
-    """Tries `n` damages in this process; three of four go to stores."""
-    limit_memory()
-    logging.disable(logging.CRITICAL)
-    rng, outcomes = random.Random(seed), Outcomes()
+def work(outcomes: Outcomes, n: int, seed: int, folder: Path) -> None:
+    """Tries `n` damages; three of four go to stores."""
+    rng = random.Random(seed)
     whole = folder / "whole"
     write_store(whole / "emb")
     write_scores(_scores(), whole / "scores.parquet")
@@ -104,7 +86,6 @@ def work(n: int, seed: int, folder: Path) -> Outcomes:
             return None if again.equals(scores) else "other scores"
 
         tried(outcomes, f"{label} (seed {seed}, number {number})", read, folder / CANARY)
-    return outcomes
 
 
 def store_fault(folder: Path, expected: Embeddings) -> str | None:
@@ -199,4 +180,4 @@ def _scores() -> Scores:
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(main, __doc__))
+    sys.exit(command_line(work, __doc__))
