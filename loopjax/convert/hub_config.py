@@ -15,6 +15,7 @@ Word = TypeVar("Word", bound=str)
 Filling = Literal["repeatpad", "repeat", "pad"]
 _FILLINGS: tuple[Filling, ...] = ("repeatpad", "repeat", "pad")
 _TRUNCATIONS = ("fusion", "rand_trunc")
+_SETTINGS = frozenset(("sampling_rate", "max_length_s", "frequency_min", "truncation", "padding"))
 # Settings that change numbers, which HTS-AT weights are never published with another value of.
 _FIXED = {
     "spec_size": 256,
@@ -120,6 +121,8 @@ def _extractor(folder: Path) -> Extractor | None:
                 return _read_extractor(path, nested)
             if nested is not None and not isinstance(nested, str):
                 raise UserError(f"{path}: {key} is no JSON object")
+        if not _SETTINGS.isdisjoint(processor):  # not nested at all
+            return _read_extractor(path, processor)
     path = folder / "preprocessor_config.json"
     return _read_extractor(path, read_json(path)) if path.is_file() else None
 

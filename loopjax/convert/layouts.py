@@ -196,7 +196,9 @@ _WRAPPERS = re.compile(
 # Containers of weights in a training file, the preferred one first; optimizers hold none.
 _CONTAINERS = ("", "state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 _AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged|teacher|momentum)", re.IGNORECASE)
-_NO_WEIGHTS = ("optimizer", "optimizers", "optimizer_states", "optimizer_state_dict")
+_NO_WEIGHTS = re.compile(
+    r"optimizers?(_states?|_state_dict)?|(lr_)?schedulers?|\w*rng_states?|scaler"
+)
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def find_branch(source: Source) -> Branch:
         if (match := re.search(r"(?:^|(?<=\.))patch_embed\.", key))
     }
     branches = [_layout_below(prefix, source) for prefix in prefixes]
-    branches = [b for b in branches if b[1].split(".")[0] not in _NO_WEIGHTS]
+    branches = [branch for branch in branches if not _is_training_state(branch[1])]
     if not branches:
         some = ", ".join(sorted(source)[:5]) or "none at all"
         known = ", ".join(f"{layout.name}: {layout.branch}*" for layout in LAYOUTS)
@@ -244,9 +246,13 @@ def find_branch(source: Source) -> Branch:
     if len(branches) > 1:
         others = ", ".join(repr(other) for _, other in branches[1:])
         notes.append(f"several towers in the file: the one below {root!r} is used, not {others}")
-    below = {key.removeprefix(root): t for key, t in source.items() if key.startswith(root)}
-    elsewhere = [key for key in source if not key.startswith(root)]
-    return Branch(layout, root, below, elsewhere, notes)
+    is_below = {key: key.startswith(root) and not _is_training_state(key) for key in source}
+    below = {key.removeprefix(root): source[key] for key in source if is_below[key]}
+    return Branch(layout, root, below, [key for key in source if not is_below[key]], notes)
+
+
+def _is_training_state(key: str) -> bool:
+    return _NO_WEIGHTS.fullmatch(key.split(".")[0]) is not None
 
 
 def _without_wrappers(source: Source) -> Source:

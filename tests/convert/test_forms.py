@@ -85,6 +85,24 @@ def test_the_settings_of_transformers_5_lie_in_processor_config(folder, tmp_path
     assert read_encoder(tmp_path / "out").mel_config == SEVEN_S_FRONT_END
 
 
+def test_settings_of_a_processor_that_are_not_nested(folder, tmp_path):
+    save_file(state(), folder / "model.safetensors")
+    processor = {"processor_class": "ClapProcessor", **SEVEN_S}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    assert convert_encoder(folder, tmp_path / "out").assumptions == []
+    assert read_encoder(tmp_path / "out").mel_config == SEVEN_S_FRONT_END
+
+
+def test_training_state_beside_weights_in_a_container_called_module(folder, tmp_path):
+    """DeepSpeed's name for the weights is also what wrappers put in front of every name."""
+    moments = {"state": {0: {"exp_avg": np.ones(3, np.float32)}}}
+    write_torch(folder / "last.pt", {"module": state(), "optimizer": moments, "epoch": 3})
+    (folder / "preprocessor_config.json").write_text(json.dumps(SEVEN_S))
+    convert_encoder(folder, tmp_path / "out")
+    expected = encoder("hf_mini_unfused").weights_sha256
+    assert read_encoder(tmp_path / "out").weights_sha256 == expected
+
+
 def test_a_processor_without_settings_leaves_them_to_the_older_file(folder, tmp_path):
     save_file(state(), folder / "model.safetensors")
     (folder / "processor_config.json").write_text('{"feature_extractor": "ClapFeatureExtractor"}')
