@@ -20,7 +20,8 @@ def protocol_splits(
     """Yields the one-class-per-category splits.
 
     P1: one group is normal, all others are anomalies. P3: one group is the anomaly, all others
-    are normal. P2-5: as P3, but 5 % of the training loops are unnoticed anomalies of that group.
+    are normal. P2-5: as P3, but 5 % of the training loops are unnoticed anomalies of that group: at
+    most half of the group, of as many normal loops as make it 5 %.
     `train_fraction` of the normal loops train; the rest of them and all (other) anomalies
     are the test. A group with fewer than `MIN_TRAIN` loops to fit on is never the normal one.
 
@@ -60,6 +61,8 @@ def protocol_splits(
             wanted = round(contamination * n_train / (1 - contamination))
             drawn = np.random.default_rng([seed, index, 2]).permutation(anomalous)
             hidden = drawn[: min(wanted, len(anomalous) // 2)]  # the other half is the test
+            if len(hidden) < wanted:  # a small group is that fraction of fewer training loops
+                train = train[: round(len(hidden) * (1 - contamination) / contamination)]
             train, anomalous = np.r_[train, hidden], np.setdiff1d(anomalous, hidden)
         if alike is not None:
             anomalous = anomalous[~np.isin(alike[anomalous], alike[train])]

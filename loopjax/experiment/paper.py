@@ -147,9 +147,19 @@ def _labeled_tables(
         hidden = f", {percent} % of it in training" if percent else ""
         yield Table(
             f"{protocol} on {set_name}: one folder {role}{hidden}",
-            f"AUROC by the {role} folder; mean over folders with its range over seeds.",
+            f"AUROC by the {role} folder; mean over folders with its range over seeds. "
+            f"{_copies_kept_together(own)}",
             (*ordered, *gain_rows(ordered, detectors)),
         )
+
+
+def _copies_kept_together(rows: Sequence[ProtocolRow]) -> str:
+    moved = max((row.n_moved for row in rows), default=0)
+    if not moved:
+        return "No loop has a copy on the other side of a split."
+    return (
+        f"Copies stay on one side: for that, up to {moved} loops of a split were moved or left out."
+    )
 
 
 def _means(measured: Sequence[Measurement], detectors: Sequence[DetectorConfig]) -> Iterator[Table]:

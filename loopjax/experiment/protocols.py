@@ -35,7 +35,7 @@ from loopjax.evaluation.separation import separation
 from loopjax.evaluation.splits import protocol_splits, with_their_like
 from loopjax.json_files import parse_json
 
-CACHE_FORMAT = 4  # of its rows; raised when they change
+CACHE_FORMAT = 5  # of its rows; raised when they change
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -175,8 +175,9 @@ def _tasks(
             plain = {split[0]: split for split in protocol_splits(groups, protocol, seed)}
             for split in protocol_splits(groups, protocol, seed, alike=alike):
                 folder, train, test, labels = split
-                n_moved = len(np.setxor1d(train, plain[folder][1])) + (
-                    len(groups) - len(train) - len(test)
+                _, plain_train, plain_test, _ = plain[folder]
+                n_moved = len(np.setxor1d(train, plain_train)) + (
+                    len(plain_train) + len(plain_test) - len(train) - len(test)
                 )
                 yield _Task(method, protocol, folder, seed, train, test, labels, n_moved)
 

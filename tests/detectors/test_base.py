@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from loopjax.detectors import detector_kinds, make_detector
 from loopjax.detectors.isolation_forest import IsolationForest
@@ -141,6 +142,19 @@ def test_an_offset_that_float32_cannot_hold_changes_nothing(kind, scale):
     if kind != "deep-svdd":  # streams its batches in another order
         blocks.fit(blocks_of(x + offset))
         np.testing.assert_allclose(blocks.decision_scores_, near.decision_scores_, **tolerance)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-7, 1e13])
+def test_rows_of_any_scale_are_told_apart_or_refused(kind, scale):
+    x, new = rows().astype(np.float64), np.concatenate([rows(30, seed=1), odd_rows()])
+    detector = DETECTORS[kind]()
+    if kind == "deep-svdd" and scale < 1:
+        with pytest.raises(DataError, match="BatchNorm takes for constant"):
+            detector.fit(x * scale)
+        return
+    scores = detector.fit(x * scale).decision_function(new * scale)
+    expected = DETECTORS[kind]().fit(x).decision_function(new)
+    assert spearmanr(scores, expected).statistic > 0.98
 
 
 def test_constant_columns_are_harmless(kind):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from loopjax.detectors.rows import RowBlocks, take_rows
+from loopjax.detectors.rows import DataError, RowBlocks, iter_blocks, len_rows, take_rows
 from loopjax.detectors.svdd.network import (
     Arrays,
     NetworkConfig,
@@ -73,6 +73,9 @@ class TrainingConfig:
 STEPS_PER_EPOCH, BATCH_ROWS = 5, 32
 
 
+_SMALLEST_DEVIATION, _SCALE_ROWS = 1e-4, 4096
+
+
 @dataclass(frozen=True)
 class HeadConfig:
     """What may differ between heads that train in one program."""
@@ -122,7 +125,12 @@ def train_heads(
     """Train heads together, each on its own row numbers of X [N, D].
 
     Equal to training each alone up to float rounding.
+
+    Raises:
+        DataError: see `check_scale`.
     """
+    if config.network.batch_norm:
+        check_scale(X)
     mesh = _mesh(config)
     trained: list[FittedHead] = []
     size = group_size(config.network)
@@ -168,12 +176,15 @@ def train_streamed(
 
     Raises:
         ParameterError: the settings need the whole matrix.
+        DataError: see `check_scale`.
     """
     if config.soft_boundary or config.reference_shuffle or config.data_parallel:
         raise ParameterError(
             "row blocks: objective soft-boundary, compat reference and data_parallel need the "
             "whole matrix"
         )
+    if config.network.batch_norm:
+        check_scale(blocks)
     if config.steps_per_epoch is not None:
         train, val = _train_and_val(config, head, blocks.n_rows)
         used = np.sort(np.concatenate([train, val]))
@@ -188,6 +199,26 @@ def train_streamed(
     source = StreamedRows(blocks, val_rows, take_rows(blocks, val_rows), None, head.seed)
     (fitted,) = _Training(config, [head], source, None, options or RunOptions()).run()
     return fitted
+
+
+def check_scale(rows: np.ndarray | RowBlocks) -> None:
+    """Refuse rows [N, D] that scatter so little that BatchNorm takes them for constant.
+
+    It adds 1e-5 to every variance: scores of rows with a mean variance of 1e-11 are chance.
+
+    Raises:
+        DataError: says by how much they scatter.
+    """
+    sample = next(iter_blocks(rows, _SCALE_ROWS))
+    deviation = float(np.sqrt(np.var(sample, axis=0, dtype=np.float64).mean()))
+    if deviation == 0.0 and len(sample) == len_rows(rows):
+        raise DataError("all rows are identical: there is nothing to learn from")
+    if 0.0 < deviation < _SMALLEST_DEVIATION:
+        raise DataError(
+            f"columns scatter by {deviation:.1e} on average, which Deep SVDD's BatchNorm takes for "
+            f"constant: multiply the rows until it is {_SMALLEST_DEVIATION:.0e} or more, or use "
+            "another detector"
+        )
 
 
 def check_spread(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loopjax.detectors.rows import DataError
 from loopjax.detectors.svdd.estimator import REFERENCE, DeepSVDD
 from loopjax.detectors.svdd.rows import duplicating_shuffle
 from loopjax.detectors.svdd.together import fit_heads
@@ -289,3 +290,14 @@ def test_killed_ten_times_it_ends_the_same(tmp_path):
     lines = last.communicate()[0].splitlines()
     assert last.returncode == 0 and len(lines) < 800
     np.testing.assert_array_equal(np.load(tmp_path / "killed.npy"), np.load(tmp_path / "whole.npy"))
+
+
+def test_rows_that_batch_norm_takes_for_constant_are_refused():
+    x = rows(60)
+    with pytest.raises(DataError, match=r"columns scatter by 2.6e-08 on average"):
+        DeepSVDD(**TINY).fit(x * np.float32(1e-8))
+    with pytest.raises(DataError, match="all rows are identical"):
+        DeepSVDD(**TINY).fit(np.zeros_like(x))
+    scores = DeepSVDD(**TINY).fit(x).decision_scores_
+    small = DeepSVDD(**TINY).fit(x * np.float32(1e-3)).decision_scores_
+    assert np.corrcoef(np.log(scores), np.log(small))[0, 1] > 0.9
