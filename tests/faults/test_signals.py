@@ -14,6 +14,7 @@ import pytest
 from loopjax.cli import main
 from loopjax.errors import InterruptedRunError
 from loopjax.experiment.interrupt import stoppable
+from loopjax.report import page
 from tests.audio_files import write_corpus
 from tests.faults.crash import left_over
 
@@ -73,6 +74,36 @@ def test_a_signal_keeps_what_is_finished(config, tmp_path, step, number, code):
     assert (tmp_path / "run" / "models" / "pca" / "seed-0" / "config.json").exists()
     assert not left_over(tmp_path)
     assert main(["run", str(config), "-o", str(tmp_path / "run")]) == 0
+    assert not left_over(tmp_path)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_within_the_report_keeps_the_run_and_the_older_page(
+    config, tmp_path, monkeypatch, capfd, number, code
+):
+    """First in `run`, before there is a page, then in `report`, which leaves the page alone."""
+    run, render = tmp_path / "run", page._render
+    index = run / "report" / "index.html"
+
+    def stop(*args):
+        os.kill(os.getpid(), number)
+        return render(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(page, "_render", stop)
+        assert main(["run", str(config), "-o", str(run)]) == code
+        assert "what was finished is saved" in capfd.readouterr().err
+        assert not index.exists()
+        assert not left_over(tmp_path)
+    evaluation = (run / "evaluation.json").read_bytes()
+    assert main(["run", str(config), "-o", str(run)]) == 0
+    assert (run / "evaluation.json").read_bytes() == evaluation
+    written = index.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(page, "_render", stop)
+        assert main(["report", str(run)]) == code
+        assert index.read_bytes() == written
+    assert main(["report", str(run)]) == 0
     assert not left_over(tmp_path)
 
 
