@@ -5,13 +5,14 @@ square and flattened row by row; B clips, W windows of n = window**2 tokens.
 """
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+MlpCompiler = Literal["triton", "mosaic"]
 LAYER_NORM_EPS = 1e-5  # PyTorch's default; flax would use 1e-6
 
 
@@ -147,7 +148,8 @@ class SwinBlock(nnx.Module):
     """Pre-norm Swin v1 block; odd blocks shift their windows by half a window.
 
     With `fused` set, attention is one GPU kernel; with `fused_mlp` the second half is another, with
-    GELU's tanh approximation. Neither has a gradient or stochastic depth.
+    GELU's tanh approximation, by the compiler that it names. Neither has a gradient or stochastic
+    depth.
     """
 
     def __init__(
@@ -164,7 +166,7 @@ class SwinBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.side, self.window, self.drop_path, self.fused = side, window, drop_path, False
-        self.fused_mlp = False
+        self.fused_mlp: MlpCompiler | None = None
         self.shift = window // 2 if shifted and side > window else 0
         self.norm1 = layer_norm(width, dtype, rngs)
         self.attn = WindowAttention(width, heads, window, dtype, rngs=rngs)
@@ -198,8 +200,12 @@ class SwinBlock(nnx.Module):
         return image.reshape(b, n, width)
 
     def _add_fused_mlp(self, x: jax.Array) -> jax.Array:
-        from loopjax.htsat.kernels.mlp import MlpWeights, mlp
+        from loopjax.htsat.kernels.mlp_parts import MlpWeights
 
+        if self.fused_mlp == "triton":
+            from loopjax.htsat.kernels.mlp import mlp
+        else:
+            from loopjax.htsat.kernels.mlp_mosaic import mlp
         norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
         parameters = (norm.scale, norm.bias, fc1.kernel, fc1.bias, fc2.kernel, fc2.bias)
         weights = MlpWeights(*(p[...].astype(x.dtype) for p in parameters if p is not None))

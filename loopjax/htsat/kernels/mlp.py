@@ -1,4 +1,4 @@
-"""The second half of a Swin block as one GPU kernel, for bfloat16 inference.
+"""The second half of a Swin block as one GPU kernel in Triton, for bfloat16 inference.
 
 x + fc2(gelu(fc1(layer_norm(x)))) reads every token once and writes it once: the hidden layer, four
 times as wide, is made chunk by chunk and used up on the spot. What it computes is
@@ -8,12 +8,13 @@ times as wide, is made chunk by chunk and used up on the spot. What it computes 
 import math
 import struct
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+
+from loopjax.htsat.kernels.mlp_parts import GELU_CUBIC, GELU_SLOPE, MlpWeights, twice_gelu
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,6 @@ class Tiling:
 
 
 TILINGS = {96: Tiling(), 128: Tiling(), 192: Tiling(), 256: Tiling()}
-
-
-class MlpWeights(NamedTuple):
-    """What the kernel multiplies by, all of the tokens' type.
-
-    Attributes:
-        scale: of the LayerNorm, [width].
-        shift: of the LayerNorm, [width].
-        kernel1: first layer, [width, hidden].
-        bias1: [hidden].
-        kernel2: second layer, [hidden, width].
-        bias2: [width].
-    """
-
-    scale: jax.Array
-    shift: jax.Array
-    kernel1: jax.Array
-    bias1: jax.Array
-    kernel2: jax.Array
-    bias2: jax.Array
 
 
 def mlp(
@@ -81,7 +62,7 @@ def mlp(
     tiling = tiling or TILINGS[width]
     tokens = math.gcd(n_tokens, tiling.tokens)
     columns = _columns(width)
-    gelu, again = (_twice_gelu, lambda x: x) if interpret else (_twice_gelu_on_a_gpu, _again)
+    gelu, again = (twice_gelu, lambda x: x) if interpret else (_twice_gelu_on_a_gpu, _again)
 
     def kernel(x_ref, scale_ref, shift_ref, kernel1_ref, bias1_ref, kernel2_ref, bias2_ref, y_ref):
         start = pl.program_id(0) * tokens
@@ -145,19 +126,12 @@ def _layer_norm(
     ]
 
 
-def _twice_gelu(x: jax.Array) -> jax.Array:
-    """2 gelu(x): halving is exact, and cheaper once the products are summed."""
-    root = math.sqrt(2.0 / math.pi)
-    return x * jnp.tanh(x * (root + root * 0.044715 * (x * x))) + x
-
-
 def _twice_gelu_on_a_gpu(x: jax.Array) -> jax.Array:
-    """The same in five instructions: Triton fuses no product with a sum, and its tanh is slow."""
-    root = math.sqrt(2.0 / math.pi)
+    """`twice_gelu` in five instructions: Triton contracts nothing, and its tanh is the slow one."""
     [y] = triton.elementwise_inline_asm(
         "{ .reg .f32 t;"
         " mul.f32 t, $1, $1;"
-        f" fma.rn.f32 t, t, {_ptx(root * 0.044715)}, {_ptx(root)};"
+        f" fma.rn.f32 t, t, {_ptx(GELU_CUBIC)}, {_ptx(GELU_SLOPE)};"
         " mul.f32 t, t, $1;"
         " tanh.approx.f32 t, t;"
         " fma.rn.f32 $0, $1, t, $1; }",
