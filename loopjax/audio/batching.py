@@ -7,6 +7,7 @@ place; nothing is padded beyond the bucket.
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, Queue
@@ -19,6 +20,9 @@ from loopjax.audio.loop import AudioInfo, DecodeError, Failure, Loop
 
 LONG_BUCKET_GROWTH = 2.0
 MAX_BATCH_SAMPLES = 16 << 20  # 64 MiB of float32
+MAX_REQUESTED = 32  # files that one message asks a decoder for
+REQUESTED_S = 0.05  # about as long as it may be busy with them
+FREE_BYTES = 256 << 20  # memory of sent batches that is kept for new ones
 HOST_BYTES = 2 << 30  # when open batches hold more audio, the fullest is sent as it is
 
 T = TypeVar("T")
@@ -47,6 +51,8 @@ class Batch(Generic[T]):
         sample_rate_hz: rate of `samples`.
         bucket_samples: L.
         n_parts: number of parts.
+        was_used: whether `samples` are of an earlier batch, and have to be cleared past each row.
+        recycle: takes `samples` back once nobody reads them any more.
     """
 
     samples: np.ndarray
@@ -57,6 +63,8 @@ class Batch(Generic[T]):
     sample_rate_hz: int
     bucket_samples: int
     n_parts: int = 1
+    was_used: bool = field(default=False, repr=False)  # `samples` may hold old ones
+    recycle: Callable[[np.ndarray], None] = field(default=lambda samples: None, repr=False)
     _copying: int = field(default=0, repr=False)
     _closed: bool = field(default=False, repr=False)
 
@@ -110,11 +118,20 @@ class Buckets:
         fits = min(self.max_rows, MAX_BATCH_SAMPLES // bucket_samples)
         return max(self.n_parts, fits - fits % self.n_parts)
 
-    def new_batch(self, bucket_samples: int, rate_hz: int, dtype: np.dtype | str) -> Batch[Any]:
-        """An empty batch of this bucket."""
+    def new_batch(
+        self,
+        bucket_samples: int,
+        rate_hz: int,
+        dtype: np.dtype | str,
+        old_samples: np.ndarray | None = None,
+    ) -> Batch[Any]:
+        """An empty batch of this bucket, perhaps in the memory of an earlier one."""
         n_rows = self.rows(bucket_samples)
+        samples = old_samples
+        if samples is None:  # pages come into being where audio lands
+            samples = np.zeros((n_rows, bucket_samples), dtype)
         return Batch(
-            samples=np.zeros((n_rows, bucket_samples), dtype),  # pages exist where audio lands
+            samples=samples,
             length_samples=np.zeros(n_rows, np.int32),
             mask=np.zeros(n_rows, bool),
             rows=[],
@@ -122,6 +139,7 @@ class Buckets:
             sample_rate_hz=rate_hz,
             bucket_samples=bucket_samples,
             n_parts=self.n_parts,
+            was_used=old_samples is not None,
         )
 
     def batches(
@@ -173,7 +191,7 @@ class Feeder:
 
     def __init__(
         self,
-        loops: Iterable[Loop | Failure],
+        loops: Iterable[Loop | Failure | None],
         decoders: Sequence[Decoder],
         buckets: Buckets,
         on_failure: Callable[[Failure], None],
@@ -184,7 +202,8 @@ class Feeder:
         """Prepares the feeder; threads start with the first `get`.
 
         Args:
-            loops: manifest rows, consumed lazily.
+            loops: manifest rows, consumed lazily; None where the next may be long in coming, and
+                wait for the rows before it.
             decoders: one thread runs per decoder; they are closed at the end.
             buckets: shapes of the batches.
             on_failure: called once per rejected input.
@@ -201,6 +220,8 @@ class Feeder:
         self._queue: Queue[Batch[list[Row]] | None] = Queue(queue_batches)
         self._host_bytes = host_bytes
         self._open: dict[tuple[int, int, str], Batch[list[Row]]] = {}
+        self._free: dict[tuple[tuple[int, ...], str], list[np.ndarray]] = {}
+        self._n_free_bytes = 0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._error: BaseException | None = None
@@ -233,7 +254,11 @@ class Feeder:
             batches = [self._open.pop(key) for key in sorted(self._open)]
             for batch in batches:
                 batch._closed = True
-            return [batch for batch in batches if not batch._copying]
+            ready = [batch for batch in batches if not batch._copying]
+        for batch in ready:
+            if batch.was_used:
+                batch.samples[~batch.mask] = 0
+        return ready
 
     def __iter__(self) -> Iterator[Batch[list[Row]]]:
         self.start()
@@ -255,13 +280,22 @@ class Feeder:
 
     def _run(self, decoder: Decoder) -> None:
         try:
-            for item in self._loops:
-                if self._stopping.is_set():
-                    return
-                if isinstance(item, Failure):
-                    self._on_failure(item)
-                else:
-                    self._process(item, decoder)
+            count = 1
+            while (items := self._loops.some(count)) is not None:
+                loops = []
+                for item in items:
+                    if isinstance(item, Failure):
+                        self._on_failure(item)
+                    else:
+                        loops.append(item)
+                started_s = time.monotonic()
+                for loop, reply in zip(loops, decoder.decode_each(loops), strict=True):
+                    if self._stopping.is_set():
+                        return
+                    self._take(loop, reply)
+                if loops:
+                    mean_s = (time.monotonic() - started_s) / len(loops)
+                    count = max(1, min(MAX_REQUESTED, int(REQUESTED_S / max(mean_s, 1e-6))))
         except BaseException as error:  # noqa: BLE001 - handed to the caller of get()
             self._error = error
             self._stopping.set()
@@ -279,13 +313,9 @@ class Feeder:
         self._open.clear()
         self._emit(None)
 
-    def _process(self, loop: Loop, decoder: Decoder) -> None:
-        try:
-            reply = decoder.decode(loop)
-        except DecodeError as error:
-            if self._stopping.is_set():
-                return
-            self._on_failure(Failure.of(loop, "decode", error.reason, str(error)))
+    def _take(self, loop: Loop, reply: Reply | DecodeError) -> None:
+        if isinstance(reply, DecodeError):
+            self._on_failure(Failure.of(loop, "decode", reply.reason, str(reply)))
             return
         place = self._attach(Row(reply.loop, reply.info))
         if place is not None:
@@ -305,6 +335,8 @@ class Feeder:
                 self._open.pop(key)._closed = True
             ready = self._make_room()
         reply.copy_to(batch.samples[row])
+        if batch.was_used:
+            batch.samples[row, reply.n_samples :] = 0
         batch.length_samples[row] = reply.n_samples
         batch.mask[row] = True
         with self._lock:
@@ -327,22 +359,46 @@ class Feeder:
 
     def _new_batch(self, key: tuple[int, int, str]) -> Batch[list[Row]]:
         rate_hz, bucket_samples, dtype = key
-        return self._buckets.new_batch(bucket_samples, rate_hz, dtype)
+        free = self._free.get(((self._buckets.rows(bucket_samples), bucket_samples), dtype))
+        old = free.pop() if free else None
+        if old is not None:
+            self._n_free_bytes -= old.nbytes
+        batch = self._buckets.new_batch(bucket_samples, rate_hz, dtype, old)
+        batch.recycle = self._recycle
+        return batch
+
+    def _recycle(self, samples: np.ndarray) -> None:
+        """Keeps the memory of a batch for later ones: new pages cost more than the copying."""
+        with self._lock:
+            if self._n_free_bytes + samples.nbytes <= FREE_BYTES:
+                self._free.setdefault((samples.shape, samples.dtype.name), []).append(samples)
+                self._n_free_bytes += samples.nbytes
 
     def _emit(self, batch: Batch[list[Row]] | None) -> None:
+        if batch is not None and batch.was_used and len(batch.rows) < len(batch.samples):
+            batch.samples[~batch.mask] = 0
         self._queue.put(batch)
 
 
 class _SharedIterator:
     """Hands the items of one iterator to several threads."""
 
-    def __init__(self, items: Iterator[Loop | Failure]):
+    def __init__(self, items: Iterator[Loop | Failure | None]):
         self._items = items
         self._lock = threading.Lock()
 
-    def __iter__(self) -> "_SharedIterator":
-        return self
+    def some(self, count: int) -> list[Loop | Failure] | None:
+        """The next items, at most so many, perhaps none yet; None at the end.
 
-    def __next__(self) -> Loop | Failure:
+        Whoever has items in hand does not wait for more: these may depend on those.
+        """
+        found: list[Loop | Failure] = []
         with self._lock:
-            return next(self._items)
+            for item in self._items:
+                if item is None:
+                    return found
+                found.append(item)
+                # A loop that brings its bytes along is not to be hoarded.
+                if len(found) == count or (isinstance(item, Loop) and item.fetch is not None):
+                    return found
+        return found or None

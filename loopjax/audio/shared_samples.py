@@ -1,9 +1,15 @@
-"""The file through which a decoder process hands over samples; one writes, then the other reads."""
+"""The file through which a decoder process hands over samples.
+
+The child writes the samples of some loops one behind the other while the parent reads those that
+are announced. Both may hold the same open file, with one position; so every access names its own.
+"""
 
 import os
 import tempfile
 from io import FileIO
 from pathlib import Path
+
+KEEP_BYTES = 4 << 20  # kept between messages, and about what a cache holds
 
 
 def open_samples(place: int | str) -> FileIO:
@@ -13,6 +19,32 @@ def open_samples(place: int | str) -> FileIO:
         place: an inherited descriptor, or a path.
     """
     return FileIO(place, "r+")
+
+
+def read_into(file: FileIO, view: memoryview, offset: int) -> bool:
+    """Fills the view from a place of the file on; False if that holds less."""
+    done = 0
+    while done < len(view):
+        if hasattr(os, "preadv"):
+            count = os.preadv(file.fileno(), [view[done:]], offset + done)
+        else:  # where nothing is inherited, each side has a position of its own
+            file.seek(offset + done)
+            count = file.readinto(view[done:])
+        if not count:
+            return False
+        done += count
+    return True
+
+
+def write_at(file: FileIO, content: bytes | memoryview, offset: int) -> None:
+    """Writes at a place of the file."""
+    view, done = memoryview(content), 0
+    while done < len(view):
+        if hasattr(os, "pwrite"):
+            done += os.pwrite(file.fileno(), view[done:], offset + done)
+        else:
+            file.seek(offset + done)
+            done += file.write(view[done:]) or 0
 
 
 class SharedSamples:
@@ -43,23 +75,13 @@ class SharedSamples:
         """What the file holds now."""
         return os.fstat(self._file.fileno()).st_size
 
-    def read_into(self, view: memoryview) -> bool:
-        """Fills the view from the beginning of the file; False if that holds less."""
-        self._file.seek(0)
-        done = 0
-        while done < len(view):
-            count = self._file.readinto(view[done:])
-            if not count:
-                return False
-            done += count
-        return True
+    def read_into(self, view: memoryview, offset: int = 0) -> bool:
+        """Fills the view from a place of the file on; False if that holds less."""
+        return read_into(self._file, view, offset)
 
     def write(self, content: bytes) -> None:
         """Puts something at the beginning of the file, for the child to read."""
-        self._file.seek(0)
-        view, done = memoryview(content), 0
-        while done < len(view):
-            done += self._file.write(view[done:])
+        write_at(self._file, content, 0)
 
     def release(self) -> None:
         """Gives the pages back."""

@@ -1,4 +1,4 @@
-"""The decoder process: a request per line in, a reply per line out, samples through shared memory.
+"""The decoder process: files to decode in, a reply per file out, samples through shared memory.
 
 Started by `process.py` as `python -m loopjax.audio.worker`, never imported by it, so that a codec
 that crashes, hangs or eats memory takes down this process and not the run. A plain subprocess is
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from io import FileIO
@@ -22,13 +23,18 @@ import numpy as np
 from loopjax.audio.decode import Decoded, DecodeOptions, decode_bytes, decode_file
 from loopjax.audio.limits import Watchdog, limit_resources
 from loopjax.audio.loop import DecodeError
-from loopjax.audio.shared_samples import open_samples
+from loopjax.audio.shared_samples import KEEP_BYTES, open_samples, read_into, write_at
 
+SEND_S = 0.02  # replies wait at most so long for others, and for the file at hand
 GRACE_S = 5  # the parent's own timeout comes first; this one ends an orphan
 
 
 def serve(decode: Callable[[bytes, int, int, DecodeOptions], Decoded] = decode_file) -> None:
     """Answers requests until the parent closes the pipe.
+
+    A line asks for several files. Their samples lie one behind the other; once they fill
+    `KEEP_BYTES`, the rest is left for the parent to ask for again. Replies are sent a few at a
+    time, unless decoding is slow.
 
     The command line holds one JSON object: `samples` (a descriptor or a path), `memory_bytes`,
     `timeout_s` and `options` (fields of DecodeOptions). Replies go to standard output as it was at
@@ -47,22 +53,35 @@ def serve(decode: Callable[[bytes, int, int, DecodeOptions], Decoded] = decode_f
     requests: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     _reply(replies, {"ready": True, "missing_limits": missing})
+    replies.flush()
     watchdog = Watchdog(int(setup["timeout_s"]) + GRACE_S)
     while True:
-        path, size_bytes, mtime_ns, n_bytes = json.loads(requests.get())
-        watchdog.start()
-        if n_bytes < 0:
-            file = path.encode("latin-1"), size_bytes, mtime_ns
-            reply = _answer(lambda file=file: decode(*file, options), samples)
-        else:
-            reply = _answer(lambda n=n_bytes: decode_bytes(_read(samples, n), options), samples)
-        watchdog.stop()
-        _reply(replies, reply)
+        offset, sent_s = 0, time.monotonic()
+        asked = json.loads(requests.get())
+        for left, (path, size_bytes, mtime_ns, n_bytes) in zip(
+            range(len(asked) - 1, -1, -1), asked, strict=True
+        ):
+            watchdog.start()
+            if n_bytes < 0:
+                file = path.encode("latin-1"), size_bytes, mtime_ns
+                reply = _answer(lambda file=file: decode(*file, options), samples, offset)
+            else:
+                content = bytearray(n_bytes)
+                read_into(samples, memoryview(content), 0)
+                reply = _answer(lambda c=bytes(content): decode_bytes(c, options), samples, offset)
+            watchdog.stop()
+            offset += reply.get("n_bytes", 0)
+            is_last = left == 0 or offset > KEEP_BYTES
+            _reply(replies, {**reply, "is_last": is_last})
+            if is_last or time.monotonic() - sent_s > SEND_S:
+                replies.flush()
+                sent_s = time.monotonic()
+            if is_last:
+                break
 
 
 def _reply(replies: TextIO, reply: dict) -> None:
     replies.write(json.dumps(reply) + "\n")
-    replies.flush()
 
 
 def _read_requests(requests: SimpleQueue) -> None:
@@ -71,28 +90,22 @@ def _read_requests(requests: SimpleQueue) -> None:
     os._exit(0)  # the parent is gone: stop at once, even in the middle of a file
 
 
-def _read(samples: FileIO, n_bytes: int) -> bytes:
-    """What the parent put at the beginning of the file."""
-    samples.seek(0)
-    content = bytearray()
-    while len(content) < n_bytes and (part := samples.read(n_bytes - len(content))):
-        content += part
-    return bytes(content)
-
-
-def _answer(decode: Callable[[], Decoded], samples: FileIO) -> dict:
+def _answer(decode: Callable[[], Decoded], samples: FileIO, offset: int) -> dict:
     try:
         decoded = decode()
         data = np.ascontiguousarray(decoded.samples)
-        view, done = data.data.cast("B"), 0
-        samples.seek(0)
-        while done < len(view):
-            done += samples.write(view[done:]) or 0
+        write_at(samples, data.data.cast("B"), offset)
     except DecodeError as error:
         return {"reason": error.reason, "message": str(error)}
     except MemoryError:
         return {"reason": "out_of_memory", "message": "decoding needs more memory than allowed"}
-    return {"dtype": data.dtype.name, "n_samples": data.size, "info": asdict(decoded.info)}
+    return {
+        "dtype": data.dtype.name,
+        "n_samples": data.size,
+        "n_bytes": data.nbytes,
+        "offset": offset,
+        "info": asdict(decoded.info),
+    }
 
 
 if __name__ == "__main__":

@@ -268,7 +268,7 @@ def metadata_of(space: Space, columns: Sequence[str] = ()) -> dict[str, str]:
 
 
 def _run(
-    loops: Iterable[Loop | Failure],
+    loops: Iterable[Loop | Failure | None],
     decoders: Sequence[Decoder],
     stored: StoredLoops,
     encoder: BatchEncoder[list[Row]],

@@ -76,10 +76,10 @@ class Deduplicator:
         """Whether any loop needs the device."""
         return bool(self._pending)
 
-    def undone(self, loops: Iterable[Loop | Failure]) -> Iterator[Loop | Failure]:
+    def undone(self, loops: Iterable[Loop | Failure | None]) -> Iterator[Loop | Failure | None]:
         """Leaves out what the store already holds."""
         for item in loops:
-            if isinstance(item, Failure) or not self._is_done(item):
+            if not isinstance(item, Loop) or not self._is_done(item):
                 yield item
 
     def attach(self, row: Row) -> list[Row] | None:

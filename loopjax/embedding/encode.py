@@ -52,7 +52,7 @@ class _Dispatched(Generic[T]):
     rows: list[list[T]]
 
     def is_ready(self) -> bool:
-        return self.results[-1].is_ready()  # pyright: ignore[reportAttributeAccessIssue]
+        return _is_ready(self.results[-1])
 
 
 class BatchEncoder(Generic[T]):
@@ -83,6 +83,7 @@ class BatchEncoder(Generic[T]):
         self._sorts_long = encoder.fusion and backend != "cpu"
         self._compiled = False
         self._dispatched: deque[_Dispatched[T]] = deque()
+        self._read: deque[tuple[list[Features], Batch[T]]] = deque()  # and what they are made of
         # By number of draws, and whether clips may be longer than the encoder's.
         self._pools: dict[tuple[int, bool], FeaturePool[T]] = {}
 
@@ -105,6 +106,9 @@ class BatchEncoder(Generic[T]):
         Args:
             batch: None only asks for finished rows.
         """
+        while self._read and all(_is_ready(mel) for mel, _ in self._read[0][0]):
+            _, done = self._read.popleft()
+            done.recycle(done.samples)
         if batch is not None:
             self._dispatch(batch)
         while self._dispatched and (
@@ -126,6 +130,7 @@ class BatchEncoder(Generic[T]):
         has_long = longest_s > self._clip_s or not self._sorts_long
         n_draws = self._n_crops if self._n_crops and longest_s > self._clip_s else 1
         draws = [self._front_end(batch, draw) for draw in range(n_draws)]
+        self._read.append((draws, batch))
         rows = batch.rows_by_part()
         pool = self._pools.get((n_draws, has_long))
         if not pool and len(batch.rows) == self._size:
@@ -171,6 +176,10 @@ class BatchEncoder(Generic[T]):
             for at, row in enumerate(rows, start=device * per_device):
                 std = None if spread is None else float(spread[at])
                 yield Encoded(row, embeddings[at].copy(), std)
+
+
+def _is_ready(array: jax.Array) -> bool:
+    return array.is_ready()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def crop_fractions(sha256: Sequence[str], draw: int) -> np.ndarray:

@@ -77,8 +77,8 @@ class SharedUnits:
         self._stopped = threading.Event()
         self.is_waiting = False  # for loops to come out, or for other workers
 
-    def loops(self) -> Iterator[Loop | Failure]:
-        """Every loop of every unit that this worker gets, until all units are done."""
+    def loops(self) -> Iterator[Loop | Failure | None]:
+        """Every loop of every unit that this worker gets, until all are done; None before waits."""
         start = random.Random().randrange(self._plan.n_units)  # workers begin apart
         while not self._stopped.is_set():
             missing = self._missing()
@@ -90,6 +90,7 @@ class SharedUnits:
             free = {n for n in missing - mine if lease_name(n) not in leased}
             for unit in self._from(start, free):
                 while len(self._open) >= OPEN_UNITS and not self._stopped.is_set():
+                    yield None
                     self._wait(POLL_S)
                 if self._stopped.is_set():
                     return
@@ -98,6 +99,7 @@ class SharedUnits:
             if not free:
                 if self._slice[1] > 1 and not self._open:
                     return  # others have the rest of the slice
+                yield None
                 self._wait(LOOK_S)
 
     def __enter__(self) -> Self:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loopjax.audio.batching import Feeder, Row, make_buckets
-from loopjax.audio.decoder import Reply
+from loopjax.audio.decoder import Reply, one_by_one
 from loopjax.audio.loop import AudioInfo, DecodeError, Failure, Loop
 
 EDGES = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)
@@ -23,6 +23,9 @@ class FakeDecoder:
         self._rate_hz, self._delay_s = rate_hz, delay_s
         self.closed = False
         self.decoded: list[int] = []
+
+    def decode_each(self, loops):
+        return one_by_one(self.decode, loops)
 
     def decode(self, loop: Loop) -> Reply:
         time.sleep(self._delay_s)
@@ -179,6 +182,35 @@ def test_errors_of_a_thread_reach_the_caller():
     with pytest.raises(RuntimeError, match="bug"):
         list(feeder)
     feeder.close()
+
+
+def test_memory_that_is_used_again_holds_nothing_of_before():
+    """Batches, also the last one, which is not full, are zero past every row's end."""
+    buckets, addresses = make_buckets(EDGES, 100.0, 4), []
+    lengths = [900, 700, 950, 800, 600, 650, 700, 610, 990, 640]  # 1 s holds all of them
+    decoder = FakeDecoder(delay_s=0.02)  # so that the first batch comes back before the third
+    feeder = Feeder(map(loop, lengths), [decoder], buckets, lambda f: None, queue_batches=1)
+    for batch in feeder:
+        for row, n_samples in zip(batch.samples, batch.length_samples, strict=True):
+            assert (row[:n_samples] == n_samples).all() and not row[n_samples:].any()
+        addresses.append(batch.samples.ctypes.data)
+        batch.samples[:] = -7
+        batch.recycle(batch.samples)
+    assert len(addresses) == 3 and len(set(addresses)) < 3
+
+
+def test_who_has_loops_in_hand_does_not_wait_for_more():
+    decoder, buckets = FakeDecoder(), make_buckets(EDGES, 100.0, 4)
+
+    def loops():
+        for i in range(1, 9):
+            yield loop(i)
+            while len(decoder.decoded) < i:  # the next comes only once this one is done
+                yield None
+                time.sleep(0.001)
+
+    feeder = Feeder(loops(), [decoder], buckets, lambda f: None)
+    assert sum(len(batch.rows) for batch in feeder) == 8
 
 
 def test_waiting_can_be_limited():

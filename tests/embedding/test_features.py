@@ -11,7 +11,7 @@ import pytest
 
 from loopjax import parallel
 from loopjax.audio.batching import Batch, Feeder
-from loopjax.audio.decoder import Reply
+from loopjax.audio.decoder import Reply, one_by_one
 from loopjax.audio.loop import AudioInfo, Loop
 from loopjax.config import EmbedConfig
 from loopjax.embedding import encode as encode_module
@@ -70,6 +70,9 @@ class Noise:
     def __init__(self, rates_hz, dtypes):
         self._rates_hz, self._dtypes = rates_hz, dtypes
         self.useful_bytes = 0
+
+    def decode_each(self, loops):
+        return one_by_one(self.decode, loops)
 
     def decode(self, loop: Loop) -> Reply:
         i = int(loop.path)

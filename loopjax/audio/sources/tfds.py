@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import read_only_builder
 
 from loopjax.audio.decode import DecodeOptions, decode_array
-from loopjax.audio.decoder import Reply
+from loopjax.audio.decoder import Reply, one_by_one
 from loopjax.audio.loop import DecodeError, Loop, make_key
 from loopjax.audio.sources.unit import Unit
 from loopjax.errors import UserError
@@ -179,6 +179,10 @@ class RecordDecoder:
         name = next((_text(v) for v in map(field, NAME_FIELDS) if v is not None), "")
         named = replace(loop, path=f"{loop.path}#{name}" if name else loop.path, group=group)
         return Reply(named, decoded.info, self._samples.dtype, self._samples.size, self)
+
+    def decode_each(self, loops: Sequence[Loop]) -> Iterator[Reply | DecodeError]:
+        """Reads records one after the other."""
+        return one_by_one(self.decode, loops)
 
     def _group(self, example: dict[str, Any], path: str) -> str:
         value = _field(example, path)
