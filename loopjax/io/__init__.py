@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import time
 import zlib
@@ -39,8 +40,9 @@ def require_name(path: Path) -> None:
     """Refuses a place that the libraries which write arrays and tables cannot name.
 
     Raises:
-        UserError: the path is no text, holds a NUL byte, or is the address of another file system,
-            of which `Path` would make a local folder `s3:`.
+        UserError: the path is no text, holds a NUL byte, is a device or pipe, in whose place a file
+            would be put, or is the address of another file system, of which `Path` would make a
+            local folder `s3:`.
     """
     try:
         text = os.fsencode(path.absolute()).decode("utf-8")
@@ -51,6 +53,8 @@ def require_name(path: Path) -> None:
         ) from None
     if "\0" in text:
         raise UserError(f"{path} holds a NUL byte, which no file's name can; choose another")
+    if _is_special(path):
+        raise UserError(f"{path} is a device or pipe; choose the path of a file")
     first = path.parts[0] if path.parts else ""
     if _SCHEME.fullmatch(first) and not Path(first).exists():
         address = str(path).replace(":/", "://", 1)
@@ -58,6 +62,15 @@ def require_name(path: Path) -> None:
             f"{address} is no local folder, and only `loopjax embed` writes elsewhere: mount it, "
             "or write to a local folder and copy that there"
         )
+
+
+def _is_special(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        mode = stat.S_IFREG
+    in_dev = path.absolute().parent == Path("/dev")  # `stdout` there may be a link to a file
+    return not stat.S_ISDIR(mode) and (in_dev or not stat.S_ISREG(mode))
 
 
 def check_can_write(path: Path, n_bytes: int = 0) -> None:

@@ -54,3 +54,18 @@ def test_impossible_names_are_refused_and_nothing_is_left(
     assert main([verb, *arguments, f"--out={name}"]) == code
     assert "Traceback" not in capsys.readouterr().err
     assert not os.listdir(tmp_path)  # noqa: PTH208
+
+
+@pytest.mark.parametrize("verb", ["embed", "fit", "score", "explain"])
+@pytest.mark.parametrize("kind", ["pipe", "link to a device"])
+def test_no_file_is_put_in_the_place_of_a_device(work, tmp_path, capsys, verb, kind):
+    """A file under a temporary name that takes the place of `/dev/null` breaks the machine."""
+    place = tmp_path / "out"
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("/dev/null")
+    before = place.lstat()
+    assert main([verb, *commands(work)[verb], f"--out={place}"]) == 2
+    assert f"{place} is a device or pipe" in capsys.readouterr().err
+    assert place.lstat().st_ino == before.st_ino
