@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
+from scipy.linalg import eigh
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
@@ -64,9 +65,11 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def leading_directions(sample: np.ndarray) -> np.ndarray:
-    """The directions along which a sample of unit rows [n, D] varies most, [PROJECTED, D]."""
-    _, _, directions = np.linalg.svd(sample - sample.mean(axis=0), full_matrices=False)
-    return directions[:PROJECTED]
+    """Directions along which a sample of unit rows [n, D] varies most, at most [PROJECTED, D]."""
+    centered = sample - sample.mean(axis=0)
+    width = centered.shape[1]
+    _, axes = eigh(centered.T @ centered, subset_by_index=[max(width - PROJECTED, 0), width - 1])
+    return axes.T
 
 
 def reach_of(cosine: float) -> float:
