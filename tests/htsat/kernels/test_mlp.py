@@ -10,9 +10,11 @@ import pytest
 from flax import nnx
 from jax.experimental.pallas import mosaic_gpu
 
+from loopjax.encoders import encoder as encoder_module
 from loopjax.htsat.kernels import mlp as triton_kernel
 from loopjax.htsat.kernels import mlp_mosaic as mosaic_kernel
 from loopjax.htsat.kernels.mlp_parts import MlpWeights
+from loopjax.htsat.model import HtsatConfig
 from loopjax.htsat.swin import SwinBlock
 
 KERNELS = {"triton": triton_kernel, "mosaic": mosaic_kernel}
@@ -89,3 +91,13 @@ def test_tokens_that_do_not_fill_the_tiles_are_refused():
     )
     with pytest.raises(ValueError, match="no kernel for 64 tokens of width 128"):
         mosaic_kernel.mlp(jnp.zeros((64, 128)), weights, epsilon=1e-5)
+
+
+def test_an_encoder_has_it_at_the_widths_that_are_listed(monkeypatch):
+    def compilers(precision):
+        model = nnx.merge(*encoder_module.abstract_model.__wrapped__(HtsatConfig.tiny(), precision))
+        return [stage.blocks[0].fused_mlp for stage in model.stages]
+
+    monkeypatch.setattr(encoder_module, "FUSED_MLP", {192: "mosaic"})
+    assert compilers("bf16-fused") == [None, "mosaic", None, None]
+    assert compilers("bf16-fast") == [None] * 4
