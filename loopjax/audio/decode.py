@@ -60,6 +60,7 @@ class DecodeOptions:
     target_rate_hz: int = 48_000
     device_rates_hz: tuple[int, ...] = (48_000,)  # other rates are resampled here by soxr HQ
     host_resampling: bool = True  # False rejects them instead
+    keep_rate: bool = False  # deliver the file's own rate, whatever it is
 
 
 @dataclass(frozen=True)
@@ -333,6 +334,22 @@ def decode_array(samples: np.ndarray, rate_hz: int, options: DecodeOptions) -> D
     return _finish(part, digest.hexdigest(), options)
 
 
+def decode_mono(mono: np.ndarray, info: AudioInfo, options: DecodeOptions) -> Decoded:
+    """Treats samples that `decode_file` has delivered at the file's own rate once more like a file.
+
+    Args:
+        mono: int16 [n].
+        info: what it said of them.
+        options: limits and rates.
+
+    Raises:
+        DecodeError: too long or too short, or a rate that is not admitted.
+    """
+    _check_limits(info.channels, info.source_rate_hz, mono.size, options)
+    part = _Part(mono, info.source_rate_hz, info.channels, info.subtype, set(info.flags))
+    return _finish(part, info.sha256, options)
+
+
 def _by_full_scale(raw: np.ndarray) -> np.ndarray:
     """int16 as it is, everything else as float32 in [-1, 1]; never by what the values happen to be.
 
@@ -361,7 +378,8 @@ def _finish(part: _Part, sha256: str, options: DecodeOptions) -> Decoded:
         message = f"{mono.size / rate_hz:.3f} s, at least {options.min_duration_s:g} s"
         raise DecodeError("limit_duration", message)
     n_frames, target_hz = mono.size, rate_hz
-    if rate_hz not in options.device_rates_hz and rate_hz != options.target_rate_hz:
+    known = options.keep_rate or rate_hz == options.target_rate_hz
+    if not known and rate_hz not in options.device_rates_hz:
         if not options.host_resampling:
             raise DecodeError("unsupported_rate", f"{rate_hz} Hz needs resample auto or host")
         target_hz = options.target_rate_hz

@@ -21,6 +21,7 @@ from loopjax.cli import (
     finetune,
     fit,
     mislabelled,
+    pack,
     report,
     rerank,
     run,
@@ -46,7 +47,7 @@ CANNOT_WRITE = {
 }
 
 _MODULES = (
-    *(demo, run, embed, finetune, fit, score, explain, evaluate, report),
+    *(demo, run, pack, embed, finetune, fit, score, explain, evaluate, report),
     *(similar, dedup, mislabelled, rerank, apply),
     *(store, config, convert, encoders, doctor),
 )

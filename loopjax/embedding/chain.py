@@ -18,8 +18,9 @@ from types import FrameType
 from typing import Any
 
 from loopjax import parallel
-from loopjax.audio.batching import Feeder, Row
+from loopjax.audio.batching import Row
 from loopjax.audio.decoder import Decoder
+from loopjax.audio.feeding import Feeder
 from loopjax.audio.loop import Failure, Loop
 from loopjax.audio.sources.files import READABLE
 from loopjax.audio.sources.selection import Selection

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from loopjax import parallel
-from loopjax.audio.batching import Batch, Feeder, Row, make_buckets
+from loopjax.audio.batching import Batch, Row, make_buckets
 from loopjax.audio.decoder import Decoder
+from loopjax.audio.feeding import Feeder
 from loopjax.audio.loop import AudioInfo, Failure, Loop
 from loopjax.config import EmbedConfig
 from loopjax.embedding.encode import FRONT_END_ROWS

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import jax
 
-from loopjax.audio.batching import Batch, Feeder, Row
+from loopjax.audio.batching import Batch, Row
 from loopjax.audio.decode import Decoded, decode_file
 from loopjax.audio.decoder import Decoder
+from loopjax.audio.feeding import Feeder
 from loopjax.audio.loop import DecodeError
 from loopjax.audio.sources.source import Source
 from loopjax.config import EmbedConfig

@@ -16,9 +16,9 @@ import numpy as np
 import soundfile
 from measure import arguments, emit, peer
 
-from loopjax.audio.batching import MAX_REQUESTED
 from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.decoder import Reply
+from loopjax.audio.feeding import MAX_REQUESTED
 from loopjax.audio.process import DecoderProcess
 from loopjax.audio.sources.files import scan
 

@@ -22,8 +22,9 @@ import numpy as np
 import soundfile
 from measure import REPOSITORY, arguments, emit
 
-from loopjax.audio.batching import Batch, Feeder, make_buckets
+from loopjax.audio.batching import Batch, make_buckets
 from loopjax.audio.decode import DecodeOptions
+from loopjax.audio.feeding import Feeder
 from loopjax.audio.process import DecoderProcess
 from loopjax.audio.sources.files import scan
 from loopjax.audio.sources.walk import AUDIO_EXTENSIONS

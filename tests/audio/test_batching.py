@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loopjax.audio.batching import Feeder, Row, make_buckets
+from loopjax.audio.batching import Row, make_buckets
 from loopjax.audio.decoder import Reply, one_by_one
+from loopjax.audio.feeding import Feeder
 from loopjax.audio.loop import AudioInfo, DecodeError, Failure, Loop
 
 EDGES = (0.5, 1.0, 2.0, 4.0, 8.0, 10.0)

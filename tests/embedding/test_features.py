@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from loopjax import parallel
-from loopjax.audio.batching import Batch, Feeder
+from loopjax.audio.batching import Batch
 from loopjax.audio.decoder import Reply, one_by_one
+from loopjax.audio.feeding import Feeder
 from loopjax.audio.loop import AudioInfo, Loop
 from loopjax.config import EmbedConfig
 from loopjax.embedding import encode as encode_module

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from loopjax.audio.batching import Feeder, make_buckets
+from loopjax.audio.batching import make_buckets
 from loopjax.audio.decode import DecodeOptions
+from loopjax.audio.feeding import Feeder
 from loopjax.audio.loop import DecodeError
 from loopjax.audio.process import DecoderProcess
 from loopjax.audio.sources.files import scan

@@ -10,6 +10,7 @@ from loopjax.audio.decoder import Decoder
 from loopjax.audio.loop import Failure, Loop
 from loopjax.audio.sources.files import EVERYTHING, Files
 from loopjax.audio.sources.objects import RemoteFolder
+from loopjax.audio.sources.packed import PackedShards, packed_among
 from loopjax.audio.sources.places import expand, local_matches
 from loopjax.audio.sources.records import Container, Records
 from loopjax.audio.sources.selection import Selection
@@ -74,7 +75,10 @@ def open_source(
                 f"{plain} is a folder or file of audio, other sources hold records: embed the "
                 "two kinds separately"
             )
-        return Records([one for held in containers for one in held], selection)
+        found = [one for held in containers for one in held]
+        addresses = [one.address for one in found]
+        packed = packed_among(addresses)
+        return PackedShards(addresses, selection) if packed else Records(found, selection)
     if len(sources) > 1:
         raise UserError(f"{datasets[0]} must be the only source; embed the others separately")
     from loopjax.audio.sources.tfds import open_dataset  # takes a second to import
