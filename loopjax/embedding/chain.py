@@ -315,7 +315,7 @@ def _run(
         for loop in duplicates.resolve(encoder.finish(leftovers=not caught)):
             writer.write(loop)
         if units is not None:
-            units.keep_alive()
+            units.finish()
     if caught:
         name = signal.Signals(caught[0]).name
         message = f"stopped by {name}; what was finished is saved, run it again to continue"

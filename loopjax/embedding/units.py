@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -74,6 +75,8 @@ class SharedUnits:
         self._done: set[int] = set()  # by this worker
         self._unit_of: dict[str, int] = {}  # of the loops on their way
         self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "unit-writer")  # the device does not wait for disks
+        self._writing: dict[int, Future[None]] = {}
         self._stopped = threading.Event()
         self.is_waiting = False  # for loops to come out, or for other workers
 
@@ -135,7 +138,7 @@ class SharedUnits:
         self._came_out(key, None)
 
     def keep_alive(self) -> None:
-        """Writes units that are complete, and tells the others that this worker lives.
+        """Has complete units written, and tells the others that this worker lives.
 
         Raises:
             WriteError: a shard could not be written.
@@ -147,16 +150,31 @@ class SharedUnits:
                 if unit.all_listed and unit.n_out == len(unit.places)
             ]
         for number, unit in complete:
-            unit.rows.sort(key=lambda row: unit.places[row.key])
-            unit.failures.sort(key=lambda failure: unit.places[failure.key])
-            self._files.write(number, unit.rows, unit.failures, unit.replaced, unit.moved)
+            if number not in self._writing:
+                self._writing[number] = self._thread.submit(self._write, number, unit)
+        for number in [number for number, write in self._writing.items() if write.done()]:
+            self._writing.pop(number).result()
             self._leases.release(lease_name(number))
             with self._lock:
                 self._done.add(number)
-                del self._open[number]
-                for key in unit.places:
+                for key in self._open.pop(number).places:
                     del self._unit_of[key]
         self._leases.beat()
+
+    def finish(self) -> None:
+        """Waits until all complete units are written.
+
+        Raises:
+            WriteError: a shard could not be written.
+        """
+        self.keep_alive()
+        wait(self._writing.values())
+        self.keep_alive()
+
+    def _write(self, number: int, unit: _Open) -> None:
+        unit.rows.sort(key=lambda row: unit.places[row.key])
+        unit.failures.sort(key=lambda failure: unit.places[failure.key])
+        self._files.write(number, unit.rows, unit.failures, unit.replaced, unit.moved)
 
     def _missing(self) -> set[int]:
         """Units of this worker's slice that nobody has finished."""
