@@ -36,7 +36,7 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         with (
             _quiet(),
             _deaf_to_stragglers(),
-            ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
+            _checkpointer() as checkpointer,
         ):
             checkpointer.save(folder, args=ocp.args.StandardSave(dict(arrays)))
         (folder / SUMS_NAME).write_text(json.dumps(_sums(folder), indent=1) + "\n", "utf-8")
@@ -60,17 +60,8 @@ def read_arrays(
         UserError: missing, damaged, or of other shapes; names the folder.
     """
     _compare_sums(folder)
-    # Each process of a run reads by itself: by default Orbax makes them wait for one another.
-    me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
-    )
-    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
     try:
-        with (
-            _quiet(),
-            ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer,
-        ):
+        with _quiet(), _checkpointer() as checkpointer:
             there = checkpointer.metadata(folder).item_metadata.tree
             wanted = there if shapes is None else shapes
             _require_shapes(there, wanted)
@@ -81,6 +72,16 @@ def read_arrays(
     except Exception as error:  # noqa: BLE001 - Orbax raises this very class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{folder}: damaged ({reason})") from None
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """One for this process by itself: by default Orbax makes those of a run wait for each other."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _require_shapes(there: Mapping[str, Any], wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from loopjax.config.finetuning import AugmentConfig
 
 SILENCE_DB = -100.0  # floor of the front end
+GRID = 64  # parts of a frame in which periods are counted
 
 
 def augment(
     mel: jax.Array,
-    period_frames: jax.Array,
+    period: jax.Array,
     mates: jax.Array,
     keys: jax.Array,
     config: AugmentConfig,
@@ -25,7 +26,7 @@ def augment(
 
     Args:
         mel: float32 dB [B, V, T, bins], the whole clip first.
-        period_frames: float32 [B], frames until the loop repeats; 0 for a clip that does not.
+        period: int32 [B], `GRID`ths of a frame until the loop repeats; 0 for one that does not.
         mates: float32 dB [B, T, bins], the loops to mix in; of any width if `mix_db` is -100.
         keys: uint32 [B, 2], of each row.
         config: how much of everything.
@@ -33,11 +34,11 @@ def augment(
     Returns:
         float32 dB, like `mel`.
     """
-    return jax.vmap(partial(_augment_row, config=config))(mel, period_frames, mates, keys)
+    return jax.vmap(partial(_augment_row, config=config))(mel, period, mates, keys)
 
 
 def _augment_row(
-    mel: jax.Array, period_frames: jax.Array, mate: jax.Array, key: jax.Array, config: AugmentConfig
+    mel: jax.Array, period: jax.Array, mate: jax.Array, key: jax.Array, config: AugmentConfig
 ) -> jax.Array:
     """`augment` of one row: mel [V, T, bins]."""
     _, n_frames, bins = mel.shape
@@ -45,7 +46,7 @@ def _augment_row(
         key, 7
     )
     if config.rotate:
-        mel = rotate(mel, period_frames, jax.random.uniform(rotate_key))
+        mel = rotate(mel, period, rotate_key)
     if config.mix_db > SILENCE_DB:
         level = jax.random.uniform(mix_key, minval=config.mix_db - 20.0, maxval=config.mix_db)
         mel = add_power(mel, mate[None] + level)
@@ -60,23 +61,23 @@ def _augment_row(
     return jnp.where(hidden, mel.mean(), mel)
 
 
-def rotate(mel: jax.Array, period_frames: jax.Array, fraction: jax.Array) -> jax.Array:
-    """Begins a repeating clip elsewhere in its period; the silence at its end stays there.
+def rotate(mel: jax.Array, period: jax.Array, key: jax.Array) -> jax.Array:
+    """Begins a repeating clip anywhere in its period; the silence at its end stays there.
+
+    In whole numbers, as rounding errors would move frames on one device and not on another.
 
     Args:
         mel: [V, T, bins], of which whole periods hold the loop.
-        period_frames: frames of one period; 0 leaves the clip as it is.
-        fraction: of the period that the clip begins later.
+        period: int32, `GRID`ths of a frame until the loop repeats; 0 leaves the clip as it is.
+        key: of the beginning.
     """
     frames = jnp.arange(mel.shape[1])
-    period = jnp.maximum(period_frames, 1.0)
-    end = jnp.floor(mel.shape[1] / period) * period
-    phase = frames % period
-    moved = (phase + fraction * period) % period
-    source = jnp.round(frames - phase + moved).astype(jnp.int32)
-    repeats = (period_frames > 0) & (frames < end)
-    source = jnp.where(repeats, jnp.minimum(source, mel.shape[1] - 1), frames)
-    return mel[:, source]
+    place, length = frames * GRID, jnp.maximum(period, 1)
+    phase = place % length
+    moved = (phase + jax.random.randint(key, (), 0, length)) % length
+    source = (place - phase + moved) // GRID
+    repeats = (period > 0) & (place < mel.shape[1] * GRID // length * length)
+    return mel[:, jnp.where(repeats, jnp.minimum(source, mel.shape[1] - 1), frames)]
 
 
 def add_power(a_db: jax.Array, b_db: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from loopjax.embedding.read import make_decoders
 from loopjax.embedding.samples import as_float
 from loopjax.encoders.protocol import Encoder
 from loopjax.errors import UserError
-from loopjax.finetuning.augment import SILENCE_DB
+from loopjax.finetuning.augment import GRID, SILENCE_DB
 from loopjax.finetuning.objectives import Rows
 from loopjax.finetuning.steps import Batch
 
@@ -218,7 +218,7 @@ class BatchReader:
         n_rows = len(features)
         mel = np.full((n_rows, views if all_views else 1, frames, bins), SILENCE_DB, np.float32)
         longer, mask = np.zeros(n_rows, bool), np.zeros(n_rows, bool)
-        period, label = np.zeros(n_rows, np.float32), np.full(n_rows, -1, np.int32)
+        period, label = np.zeros(n_rows, np.int32), np.full(n_rows, -1, np.int32)
         content = np.zeros(n_rows, np.uint32)
         target = np.zeros((n_rows, self._target_width), np.float32)
         frames_per_s = self._encoder.sample_rate_hz / self._encoder.mel_config.hop_samples
@@ -227,7 +227,7 @@ class BatchReader:
                 continue
             sha256 = found.info.sha256
             mel[row], longer[row], mask[row] = found.mel, found.longer, True
-            period[row] = 0.0 if found.longer else found.seconds * frames_per_s
+            period[row] = 0 if found.longer else round(found.seconds * frames_per_s * GRID)
             label[row] = self._loops.label(found.loop)
             content[row] = int(sha256[:8], 16)
             if self._targets:

@@ -35,14 +35,14 @@ class Batch:
         mel: float32 dB [V, frames, bins] of each; V = 1 where no loop of the batch is longer than a
             clip.
         longer: bool, whether the loop exceeds the clip.
-        period_frames: float32, frames until the loop repeats; 0 if it does not.
+        period: int32, until the loop repeats, see `augment`; 0 if it does not.
         place: int32, in the batch; the row's random numbers follow from it.
         rows: see `Rows`.
     """
 
     mel: jax.Array
     longer: jax.Array
-    period_frames: jax.Array
+    period: jax.Array
     place: jax.Array
     rows: Rows
 
@@ -142,7 +142,7 @@ def make_steps(
         views = [
             augment(
                 batch.mel,
-                batch.period_frames,
+                batch.period,
                 mates,
                 jax.vmap(jax.random.fold_in, (0, None))(keys, view),
                 augmentation,

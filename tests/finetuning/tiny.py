@@ -12,7 +12,7 @@ from loopjax.encoders.storage import save_encoder
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
 
-RATE_HZ = 16_000
+RATE_HZ = 48_000  # below 28 kHz, the upper mel bands would hold rounding errors alone
 SHAPE = HtsatConfig(
     width=8, depths=(1, 2), heads=(2, 2), patch=16, window=4, fusion=True,
     n_classes=None, projection_dim=None,

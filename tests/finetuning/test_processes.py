@@ -1,0 +1,83 @@
+"""Trainings in processes of their own: killed, on eight devices, and two over loopback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loopjax.config import to_dict
+from scripts.faults.kill_finetune import main as kill_finetune
+from tests.finetuning.tiny import tiny_config, write_encoder, write_loops
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """The file of a training with parts, a head and mixed-in loops; one loop is long."""
+    folder = tmp_path_factory.mktemp("processes")
+    config = tiny_config(
+        write_loops(folder / "loops"),
+        write_encoder(folder / "encoder"),
+        optimizer={"batch_size": 16, "accumulate": 2},
+        objective={"projection": 4},
+        augment={"mix_db": -10.0},
+    )
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(to_dict(config)), "utf-8")
+    return path
+
+
+def start(settings: Path, out: Path, *options: str, n_devices: int = 1) -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={n_devices}"
+    return subprocess.Popen(
+        [sys.executable, "-m", "loopjax", "finetune", str(settings), "-o", str(out), *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def curve(out: Path) -> np.ndarray:
+    """Loss, spread and norm of the gradient of every step, and the held-out losses."""
+    rows = json.loads((out / "finetune.json").read_text("utf-8"))["curve"]
+    return np.array([[np.nan if v is None else v for v in row.values()] for row in rows])
+
+
+@pytest.fixture(scope="module")
+def single(settings, tmp_path_factory):
+    """The curve on one device."""
+    out = tmp_path_factory.mktemp("single") / "run"
+    process = start(settings, out)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return curve(out)
+
+
+def test_eight_devices_give_the_curve_of_one(settings, single, tmp_path):
+    process = start(settings, tmp_path / "run", n_devices=8)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    np.testing.assert_allclose(curve(tmp_path / "run"), single, rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_give_the_curve_of_one(settings, single, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    group = ("--coordinator", address, "--processes", "2", "--process-index")
+    pair = [start(settings, tmp_path / "run", *group, str(index)) for index in range(2)]
+    for process in pair:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    np.testing.assert_allclose(curve(tmp_path / "run"), single, rtol=1e-4, atol=1e-6)
+
+
+def test_kills_change_no_byte(settings):
+    assert kill_finetune(str(settings), 3, 0, []) == 0
