@@ -15,7 +15,7 @@ from loopjax.store.parquet import open_parquet
 KEEP, REJECT = "keep", "reject"
 WORDS = {KEEP: KEEP, "kept": KEEP, REJECT: REJECT, "rejected": REJECT, "": ""}
 HASH_DIGITS = 16  # of the content's SHA-256, with which the id of a row begins
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 28
 FORMULA = ("=", "+", "-", "@")  # our CSV files put an apostrophe in front of these
 
 
@@ -118,9 +118,11 @@ def _plain(text: str) -> str:
 
 def _csv_rows(path: Path) -> list[tuple[int, dict]]:
     try:
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)  # of a pipe, nobody knows the size before
+        if len(content) > MAX_BYTES:
             raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB; these are no marks")
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
         reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         rows = [(reader.line_num, row) for row in reader]
     except OSError as error:

@@ -192,6 +192,8 @@ def _read_folder(folder: Path) -> Embeddings:
 def _read_file(path: Path) -> Embeddings:
     if not path.exists():
         raise UserError(f"{path}: no such store or embedding file")
+    if not path.is_file():
+        raise UserError(f"{path} is a device or pipe; give the path of a file")
     if path.suffix == ".parquet" and read_metadata(open_parquet(path, GET_AGAIN).schema):
         return _read_parts([path], FAILURE_SCHEMA.empty_table())
     if path.suffix not in SUFFIXES:

@@ -15,6 +15,8 @@ from loopjax.audio.loop import Failure, Loop
 from loopjax.audio.sources.files import scan
 from loopjax.config import EmbedConfig
 from loopjax.embedding.chain import embed_corpus
+from loopjax.errors import UserError
+from loopjax.library import marks
 from loopjax.store.read import read_embeddings
 from loopjax.store.scores import write_csv
 from tests.audio_files import write_tone
@@ -228,3 +230,16 @@ def test_failures_name_the_stage(encoder, tmp_path):
         r["path"].rsplit("/", 1)[1]: r["stage"] for r in outcome.embeddings.failures.to_pylist()
     }
     assert stages == {"dir.wav": "scan", "bad.wav": "decode"}
+
+
+@pytest.mark.parametrize("ending", ["csv", "npy", "parquet", "safetensors", "pkl"])
+def test_endless_files_are_no_embeddings(tmp_path, ending):
+    (tmp_path / f"a.{ending}").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"a.{ending} is a device or pipe"):
+        read_embeddings(tmp_path / f"a.{ending}")
+
+
+def test_endless_files_are_no_marks(monkeypatch):
+    monkeypatch.setattr(marks, "MAX_BYTES", 1 << 20)
+    with pytest.raises(UserError, match="/dev/zero: larger than 1 MiB; these are no marks"):
+        marks.read_marks("/dev/zero")
