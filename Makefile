@@ -31,5 +31,10 @@ docs: # pip install -e ".[docs]"
 docs-run: # every tutorial and notebook, as a reader would
 	python -m scripts.docs.run
 
-scale: # writes 3.5 GB into a temporary folder
-	python scripts/bench/scale.py
+scale: # batches, feeding, and fit and score up to a million rows; writes 3.5 GB into a temporary folder
+	python -m pytest -q tests/embedding/test_features.py -k "little_more or eight"
+	python scripts/bench/decoding.py --loops 100
+	python scripts/bench/packed.py --loops 200
+	python scripts/bench/simulate.py --validate
+	python scripts/bench/scale.py --rows 10000 100000
+	python scripts/bench/scale.py --rows 1000000 --kinds pca

@@ -1,15 +1,19 @@
-"""Cost of feeding packed shards: milliseconds of CPU per loop, all threads together.
+"""Cost of feeding: milliseconds of this process's CPU per loop, through the feeder into batches.
 
     python scripts/bench/packed.py --loops 400
 
-Four-second stereo loops, packed to int16 mono at 44.1 kHz, read through the feeder into batches as
-`loopjax embed` does, from the page cache; checksums included. Cores / seconds = loops per second.
+Packed shards of four-second stereo loops (int16 mono at 44.1 kHz), from the page cache, checksums
+included: cores / seconds = loops per second. Then loops of 64 samples, as files and packed: what is
+left is Python's own work, which the threads of one process cannot share, and its inverse the most
+that one process feeds.
 """
 
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import soundfile
 from decoding import write_loops
 from measure import arguments, emit
 
@@ -21,39 +25,60 @@ from loopjax.audio.sources.source import open_source
 from loopjax.config import EmbedConfig
 
 CORES = 16
+OPTIONS = DecodeOptions(device_rates_hz=(44_100, 48_000))
+
+
+def feed_ms(source: Path) -> tuple[float, float]:
+    """Milliseconds of CPU and by the clock per loop, the second time."""
+    corpus, config = open_source([source]), EmbedConfig()
+    cpu_s = wall_s = n_loops = 0.0
+    for _ in range(2):
+        buckets = make_buckets(config.buckets_s, config.max_duration_s, 64)
+        feeder = Feeder(corpus.loops(), [corpus.decoder(OPTIONS, 60.0)], buckets, print)
+        cpu_s, wall_s, n_loops = time.process_time(), time.perf_counter(), 0
+        for batch in feeder:
+            n_loops += len(batch.rows)
+            batch.recycle(batch.samples)
+        cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
+        feeder.close()
+    return 1000 * cpu_s / n_loops, 1000 * wall_s / n_loops
 
 
 def main() -> None:
-    """Packs, then feeds twice; the second time counts."""
+    """Writes, packs and feeds."""
     parser = arguments(__doc__)
     parser.add_argument("--loops", type=int, default=400)
     args = parser.parse_args()
-    options = DecodeOptions(device_rates_hz=(44_100, 48_000))
-    config = EmbedConfig()
     with tempfile.TemporaryDirectory() as temporary:
-        files, shards = Path(temporary) / "files", Path(temporary) / "shards"
-        write_loops(files, args.loops, "wav", "PCM_16")
-        pack(open_source([files]), shards, options, 1, 128)
-        corpus = open_source([shards])
-        cpu_s = wall_s = 0.0
-        for _ in range(2):
-            buckets = make_buckets(config.buckets_s, config.max_duration_s, 64)
-            feeder = Feeder(corpus.loops(), [corpus.decoder(options, 60.0)], buckets, print)
-            cpu_s, wall_s = time.process_time(), time.perf_counter()
-            for batch in feeder:
-                batch.recycle(batch.samples)
-            cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
-            feeder.close()
-    cpu_ms = 1000 * cpu_s / args.loops
-    emit(
-        "packed",
-        "one 4-s loop of a packed shard",
-        ours=cpu_ms,
-        unit="ms of one core",
-        target=f"20,000 a second on {CORES} cores: {CORES / 20:g} ms",
-        wall_ms=round(1000 * wall_s / args.loops, 3),
-        loops_per_s_on_16_cores=round(CORES * 1000 / cpu_ms),
-    )
+        folder = Path(temporary)
+        write_loops(folder / "files", args.loops, "wav", "PCM_16")
+        (folder / "tiny").mkdir()
+        rng = np.random.default_rng(0)
+        for i in range(5 * args.loops):
+            noise = rng.integers(-9, 9, 64).astype(np.int16)
+            soundfile.write(folder / "tiny" / f"{i:06d}.wav", noise, 44_100)
+        for name in ("files", "tiny"):
+            pack(open_source([folder / name]), folder / f"{name}-packed", OPTIONS, 1, 256)
+        cpu_ms, wall_ms = feed_ms(folder / "files-packed")
+        emit(
+            "packed",
+            "one 4-s loop of a packed shard",
+            ours=cpu_ms,
+            unit="ms of one core",
+            target=f"20,000 a second on {CORES} cores: {CORES / 20:g} ms",
+            wall_ms=round(wall_ms, 3),
+            loops_per_s_on_16_cores=round(CORES * 1000 / cpu_ms),
+        )
+        for name, what in (("tiny", "a WAV file"), ("tiny-packed", "a packed shard")):
+            cpu_ms, _ = feed_ms(folder / name)
+            emit(
+                "packed",
+                f"Python's part of {what} in the feeding process",
+                ours=cpu_ms,
+                unit="ms of one core",
+                target="0.1 ms",
+                loops_per_s_of_one_process=round(1000 / cpu_ms),
+            )
 
 
 if __name__ == "__main__":
