@@ -21,15 +21,12 @@ from loopjax.htsat.fusion import crop_starts as default_crop_starts
 from loopjax.htsat.fusion import front_end, prepare_lengths, waveform_starts
 from loopjax.htsat.kernels import kernels_available
 from loopjax.htsat.model import Htsat, HtsatConfig
-from loopjax.htsat.swin import MlpCompiler
 from loopjax.notebook import html_facts
 
 FUSION_VIEWS = 4
 # Left to itself XLA's autotuner gives products to Triton or plain cuBLAS, and bias and GELU become
 # passes of their own over memory: on an H100 a quarter of tiny's time in kernels.
 GPU_COMPILER_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
-# Width of tokens: whose kernel runs the second half of their blocks in "bf16-fused". None is timed.
-FUSED_MLP: dict[int, MlpCompiler] = {}
 
 
 @lru_cache(maxsize=16)
@@ -51,7 +48,6 @@ def abstract_model(config: HtsatConfig, precision: Precision = "fp32") -> tuple[
             for block in stage.blocks:
                 block.mlp.tanh = precision in ("bf16-fast", "bf16-fused")
                 block.fused = kernels
-                block.fused_mlp = FUSED_MLP.get(block.norm2.num_features) if kernels else None
         return model
 
     return nnx.split(nnx.eval_shape(build))

@@ -5,14 +5,15 @@ square and flattened row by row; B clips, W windows of n = window**2 tokens.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-MlpCompiler = Literal["triton", "mosaic"]
+from loopjax.htsat.kernels import on_hopper
+
 LAYER_NORM_EPS = 1e-5  # PyTorch's default; flax would use 1e-6
 
 
@@ -147,9 +148,8 @@ class Mlp(nnx.Module):
 class SwinBlock(nnx.Module):
     """Pre-norm Swin v1 block; odd blocks shift their windows by half a window.
 
-    With `fused` set, attention is one GPU kernel; with `fused_mlp` the second half is another, with
-    GELU's tanh approximation, by the compiler that it names. Neither has a gradient or stochastic
-    depth.
+    With `fused` set, attention is one GPU kernel, and on Hopper GPUs the second half is another
+    where there is one for its width. Neither has a gradient or stochastic depth.
     """
 
     def __init__(
@@ -166,7 +166,6 @@ class SwinBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.side, self.window, self.drop_path, self.fused = side, window, drop_path, False
-        self.fused_mlp: MlpCompiler | None = None
         self.shift = window // 2 if shifted and side > window else 0
         self.norm1 = layer_norm(width, dtype, rngs)
         self.attn = WindowAttention(width, heads, window, dtype, rngs=rngs)
@@ -177,8 +176,8 @@ class SwinBlock(nnx.Module):
         """Tokens [B, side**2, width] -> same; `key` switches stochastic depth on."""
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
         x = x + self._drop(self._attend(self.norm1(x)), attention_key)
-        if self.fused_mlp:
-            return self._add_fused_mlp(x)
+        if self.fused and on_hopper() and (y := self._fused_half(x)) is not None:
+            return y
         return x + self._drop(self.mlp(self.norm2(x)), mlp_key)
 
     def _attend(self, x: jax.Array) -> jax.Array:
@@ -199,19 +198,16 @@ class SwinBlock(nnx.Module):
             image = jnp.roll(image, (shift, shift), axis=(1, 2))
         return image.reshape(b, n, width)
 
-    def _add_fused_mlp(self, x: jax.Array) -> jax.Array:
-        from loopjax.htsat.kernels.mlp_parts import MlpWeights
+    def _fused_half(self, x: jax.Array) -> jax.Array | None:
+        """The second half by its kernel; None where there is none for the tokens."""
+        from loopjax.htsat.kernels.mlp import MlpWeights, mlp, serves
 
-        if self.fused_mlp == "triton":
-            from loopjax.htsat.kernels.mlp import mlp
-        else:
-            from loopjax.htsat.kernels.mlp_mosaic import mlp
+        if not serves(x.size // x.shape[-1], x.shape[-1]):
+            return None
         norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
         parameters = (norm.scale, norm.bias, fc1.kernel, fc1.bias, fc2.kernel, fc2.bias)
         weights = MlpWeights(*(p[...].astype(x.dtype) for p in parameters if p is not None))
-        flat = x.reshape(-1, x.shape[-1])
-        interpret = jax.default_backend() != "gpu"
-        return mlp(flat, weights, epsilon=LAYER_NORM_EPS, interpret=interpret).reshape(x.shape)
+        return mlp(x.reshape(-1, x.shape[-1]), weights, epsilon=LAYER_NORM_EPS).reshape(x.shape)
 
     def _drop(self, branch: jax.Array, key: jax.Array | None) -> jax.Array:
         if key is None or self.drop_path == 0.0:

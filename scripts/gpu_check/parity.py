@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from loopjax.htsat.kernels import on_hopper
+from loopjax.htsat.kernels.mlp import serves
 from loopjax.htsat.swin import SwinBlock
 from scripts.gpu_check.common import REFERENCE, arguments, check, configuration, encoder
 from scripts.gpu_check.reference import FRAMES, KINDS, SIZES, views
@@ -88,6 +90,34 @@ def kernel(size: str, stage: int) -> Iterator[Figure]:
         yield Figure(row, angle(run(dtype, fused), plain), "1 - cosine", BLOCK_ANGLE)
 
 
+def fused_half(size: str, stage: int) -> Iterator[Figure]:
+    """Whether a stage's MLP kernel, where it has one here, agrees with the plain path."""
+    config = configuration(size)
+    side, width = config.grid // 2**stage, config.width * 2**stage
+    if not (on_hopper() and serves(2 * side**2, width)):
+        return
+    # Small, so that the sum of tokens and branch is the branch's.
+    x = 0.05 * np.random.default_rng(stage).normal(size=(2, side**2, width))
+
+    def run(dtype: Any, fused: bool) -> np.ndarray:
+        heads = config.heads[stage]
+        block = SwinBlock(width, heads, side, False, 0.0, 8, 4, dtype, rngs=nnx.Rngs(0))
+        block.mlp.tanh = True
+        for layer in (block.mlp.fc1, block.mlp.fc2):
+            layer.kernel[...] *= 5.0
+        graph, state = nnx.split(block)
+
+        def half(x: jax.Array) -> jax.Array | None:
+            whole = nnx.merge(graph, state)
+            return whole._fused_half(x) if fused else x + whole.mlp(whole.norm2(x))
+
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(jax.jit(half)(jnp.asarray(x, dtype)), np.float32)
+
+    apart = angle(run(jnp.bfloat16, True), run(jnp.float32, False))
+    yield Figure(f"{size}, MLP of stage {stage}, kernel", apart, "1 - cosine", BLOCK_ANGLE)
+
+
 def angle(ours: np.ndarray, theirs: np.ndarray) -> float:
     """1 - cosine, the largest over rows."""
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (ours, theirs))
@@ -103,7 +133,8 @@ def compare(rehearse: bool) -> bool:
     for size in SIZES[:1] if rehearse else ("tiny", "base", "nano"):
         tasks.append(partial(log_mel, size, reference))
         tasks += [partial(embeddings, size, each, reference) for each in ("fp32", *ANGLE)]
-        tasks += [partial(kernel, size, stage) for stage in range(len(configuration(size).depths))]
+        for stage in range(len(configuration(size).depths)):
+            tasks += [partial(kernel, size, stage), partial(fused_half, size, stage)]
     if rehearse:
         tasks.append(partial(embeddings, "tiny", "fp32", reference))
     holds = []

@@ -45,7 +45,7 @@ def test_lowers_to_triton_at_every_stage(config):
             jax.ShapeDtypeStruct((2, side**2, 3 * width), jnp.bfloat16),
             jax.ShapeDtypeStruct((heads, 64, 64), jnp.float32),
         )
-        # jax asks which GPU it is for: from 0.10.2 on also on which platform.
+        # jax asks which GPU it is for, and on which platform.
         known = inspect.signature(jax.sharding.AbstractDevice).parameters
         gpu = jax.sharding.AbstractDevice(*("NVIDIA H100 80GB HBM3", 132, "cuda")[: len(known)])
         with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
