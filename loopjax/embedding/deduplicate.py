@@ -19,7 +19,9 @@ from loopjax.embedding.encode import Encoded
 from loopjax.embedding.stored import Moved, StoredLoops
 from loopjax.store.index import Result
 
-RECENT_CONTENTS = 4096  # embeddings kept for files with equal bytes: 16 MiB of 1024 floats
+# Embeddings kept for files with equal bytes, 64 MiB of 1024 floats: as many as may not be written
+# yet. Those of older contents are read back from their shards.
+RECENT_CONTENTS = 16_384
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from loopjax.audio.loop import Loop
 from loopjax.store.gone import is_gone
-from loopjax.store.index import DoneIndex, Result
+from loopjax.store.index import DoneIndex, LaterContents, Result
 
 MAX_CANDIDATES = 64  # rows of equal content among which the one with the most similar path is moved
 
@@ -59,6 +59,7 @@ class StoredLoops:
                 two could move the same row.
         """
         self._done = done
+        self._later = LaterContents(done.folder, done.parts)
         self._mine = done.keys % np.uint64(process_count) == process_index
         self._mine &= follows_files
         self._met = np.zeros(len(done), bool)
@@ -101,8 +102,9 @@ class StoredLoops:
         return self._moved(at, loop)
 
     def result(self, sha256: str) -> Result | None:
-        """The embedding and `crop_std` that the store has of a content."""
-        return self._done.result(self._done.with_content(sha256).tolist(), sha256)
+        """The embedding and `crop_std` that the store has of a content, also of this run."""
+        found = self._done.result(self._done.with_content(sha256).tolist(), sha256)
+        return self._later.result(sha256) if found is None else found
 
     def older_shard(self, key: str) -> Path | None:
         """The shard with an outdated row of this key."""

@@ -99,7 +99,8 @@ class Encoder(Protocol):
                 None = fixed ones.
 
         Returns:
-            features float32 [B, *mel_shape], longer bool [B] (True where a row exceeds the clip).
+            features float32 [B, *mel_shape], longer bool [B] (True where a row exceeds the clip);
+            in memory of their own, as `samples` is used again once they are ready.
         """
         ...
 

@@ -1,7 +1,8 @@
 """Which loops a store already holds, read back from its shards."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +17,7 @@ from loopjax.store.schema import EMBEDDING, as_int64
 
 INDEX_COLUMNS = ["key", "size_bytes", "mtime_ns", "sha256", "id", "path_bytes"]
 Result = tuple[np.ndarray, float | None]  # embedding [D] and crop_std
+LOOK_S = 10.0  # between two looks for new shards
 _OPEN_PARTS = 4  # shards whose paths or embeddings are kept: loops come in about the shards' order
 
 
@@ -28,6 +30,7 @@ class DoneIndex:
 
     def __init__(self, folder: Path | None, without: Callable[[Path], bool] = lambda part: False):
         """Reads the index columns of all finished shards but some; None = there are none."""
+        self.folder = folder
         parts = [] if folder is None else part_files(folder)
         self.parts = [part for part in parts if not without(part)]
         with ThreadPoolExecutor() as threads:
@@ -103,6 +106,47 @@ class DoneIndex:
             if part.exists() and (found := self._read_results(part).find(sha256)) is not None:
                 return found
         return None
+
+
+class LaterContents:
+    """Contents of the shards that came into a store after its index was read, whoever wrote them.
+
+    Twelve bytes a row are in memory; embeddings are read from the shards.
+    """
+
+    def __init__(self, folder: Path | None, known: Iterable[Path]):
+        """Reads nothing yet; None = there is no store."""
+        self._folder, self._known = folder, set(known)
+        self._parts: list[Path] = []
+        self._hashes, self._numbers = np.zeros(0, np.uint64), np.zeros(0, np.int32)
+        self._looked_s = -np.inf
+        self._read_results = lru_cache(_OPEN_PARTS)(_Results.of)
+
+    def result(self, sha256: str) -> Result | None:
+        """The embedding and `crop_std` of a content; None if no shard holds it yet."""
+        now_s = time.monotonic()
+        if self._folder is not None and now_s - self._looked_s >= LOOK_S:
+            self._looked_s = now_s
+            self._read_new(self._folder)
+        value = np.uint64(int(sha256[:16], 16))
+        at = int(np.searchsorted(self._hashes, value))
+        if at == len(self._hashes) or self._hashes[at] != value:
+            return None
+        part = self._parts[self._numbers[at]]
+        return self._read_results(part).find(sha256) if part.exists() else None
+
+    def _read_new(self, folder: Path) -> None:
+        new = [part for part in part_files(folder) if part not in self._known]
+        hashes, numbers = [self._hashes], [self._numbers]
+        for part in new:
+            hashes.append(_as_uint64(open_footer(part).read(["sha256"])["sha256"]))
+            numbers.append(np.full(len(hashes[-1]), len(self._parts), np.int32))
+            self._parts.append(part)
+        self._known.update(new)
+        if new:
+            together = np.concatenate(hashes)
+            order = np.argsort(together, kind="stable")
+            self._hashes, self._numbers = together[order], np.concatenate(numbers)[order]
 
 
 @dataclass(frozen=True)

@@ -359,3 +359,19 @@ def test_patterns_and_shortest_loop_choose_what_is_embedded(tmp_path):
     assert found.table["group"].to_pylist() == ["bass", "kick"]
     (failure,) = found.failures.to_pylist()
     assert (Path(failure["path"]).name, failure["reason"]) == ("b.wav", "limit_duration")
+
+
+def test_copies_of_loops_long_written_are_not_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("loopjax.embedding.deduplicate.RECENT_CONTENTS", 2)
+    monkeypatch.setattr("loopjax.store.index.LOOK_S", 0.0)
+    folder = tmp_path / "loops"
+    folder.mkdir()
+    for i in range(40):
+        write_tone(folder / f"{i:02d}.wav", 0.5, 44_100, seed=i)
+    (folder / "zz.wav").write_bytes((folder / "00.wav").read_bytes())
+    encoder = FakeEncoder()
+    config = EmbedConfig(batch_size=2, shard_rows=2, workers=1)
+    summary = embed_corpus([folder], encoder, tmp_path / "store", config, progress=False)
+    assert (summary.n_embedded, summary.n_duplicates) == (41, 1)
+    found = by_name(read_embeddings(tmp_path / "store"))
+    np.testing.assert_array_equal(found["zz.wav"], found["00.wav"])
