@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import typing
+from collections.abc import Collection
 from typing import Any, Literal, TypeVar
 
 from loopjax.config.settings import Field, build, fields
@@ -11,9 +12,13 @@ from loopjax.config.tree import Node, parse_yaml
 T = TypeVar("T")
 
 
-def add_settings(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Adds one option per field of a settings class, such as `--batch-size N`."""
+def add_settings(
+    parser: argparse.ArgumentParser, cls: type, names: Collection[str] | None = None
+) -> None:
+    """Adds one option per field of a settings class, such as `--batch-size N`, or for some."""
     for field in fields(cls):
+        if names is not None and field.name not in names:
+            continue
         words = f"{field.setting.help}{_default(field)}"
         if field.type is bool:
             parser.add_argument(
@@ -35,7 +40,7 @@ def given_settings(args: argparse.Namespace, base: T) -> T:
     cls = type(base)
     given: dict[str, Node] = {}
     for field in fields(cls):
-        value = getattr(args, field.name)
+        value = getattr(args, field.name, None)
         if value is not None:
             given[field.name] = _node(field, value)
     built = build(cls, Node(given, "command line"))

@@ -12,6 +12,12 @@ from loopjax.cli.verb import DONE, SOME_REJECTED, Verb
 from loopjax.config import EmbedConfig
 from loopjax.errors import UserError
 
+# What says how audio is read, of the options of `embed`.
+READ = (
+    *("mono", "accept_truncated", "sanitize", "min_duration_s", "max_duration_s"),
+    *("include", "exclude", "workers"),
+)
+
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", metavar="SRC", help="as for `loopjax embed`")
@@ -19,7 +25,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-loops", type=int, metavar="N", help="loops of a shard (default: 1024)"
     )
-    add_settings(parser, EmbedConfig)
+    add_settings(parser, EmbedConfig, READ)
 
 
 def _act(args: argparse.Namespace) -> int:
