@@ -1,5 +1,6 @@
 """Views, adapters, losses and the order of loops, each by itself."""
 
+import re
 from functools import partial
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from loopjax import parallel
 from loopjax.config.finetuning import (
     AugmentConfig,
     ObjectiveConfig,
@@ -18,7 +20,7 @@ from loopjax.finetuning.augment import GRID, add_power, augment, rotate, stripe
 from loopjax.finetuning.batches import Slot
 from loopjax.finetuning.network import build_network, plain_weights, split_weights
 from loopjax.finetuning.objectives import Rows, make_objective
-from loopjax.finetuning.steps import make_schedule
+from loopjax.finetuning.steps import Batch, make_schedule, make_steps, place_batch
 from tests.finetuning.tiny import tiny_encoder
 
 
@@ -209,3 +211,28 @@ def test_a_new_adapter_changes_nothing_and_depends_on_the_seed():
     first, second = lora.new_adapters(shapes, 0), lora.new_adapters(shapes, 1)
     assert not first[f"a{lora.UP}"].any()
     assert not np.array_equal(first[f"a{lora.DOWN}"], second[f"a{lora.DOWN}"])
+
+
+def test_gradients_meet_in_one_sum():
+    encoder, trainable, mesh = tiny_encoder(), TrainableConfig("all"), parallel.global_mesh()
+    network = build_network(encoder.config, trainable, "fp32", remat=False)
+    trained, frozen = split_weights(network, encoder, trainable, 0)
+    steps = make_steps(
+        network, make_objective(ObjectiveConfig(), encoder.embedding_dim, 0), frozen, mesh,
+        optimizer=OptimizerConfig(), augmentation=AugmentConfig(), anchor=0.1, start=trained,
+        seed=0,
+    )  # fmt: skip
+    n = 2 * mesh.devices.size
+    rows = Rows(
+        mask=np.ones((1, n), bool),
+        content=np.arange(n, dtype=np.uint32)[None],
+        label=np.zeros((1, n), np.int32),
+        target=np.zeros((1, n, 0), np.float32),
+    )
+    mel, place = np.zeros((1, n, 1, 1001, 64), np.float32), np.arange(n, dtype=np.int32)[None]
+    batch = place_batch(Batch(mel, np.zeros((1, n), bool), place, place, rows), mesh)
+    state = steps.start({"encoder": trained, "head": {}})
+    program = str(jax.make_jaxpr(steps.train)(state, batch))
+    sums = re.findall(r"f32\[(\d+)\] = psum", program)
+    n_weights = sum(value.size for value in trained.values())
+    assert [int(size) for size in sums] == [n_weights + 1 + encoder.embedding_dim]
