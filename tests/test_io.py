@@ -91,6 +91,16 @@ def test_what_killed_writers_left_is_swept_and_what_runs_stays(tmp_path):
     assert {p.name for p in tmp_path.rglob("*")} == {"models", "report", "index.html", running.name}
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_what_a_killed_process_left_goes_before_its_parent_has_asked_for_it(tmp_path):
+    dead = subprocess.Popen(["true"])  # a zombie until `wait`
+    os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+    (tmp_path / f".a.json.{dead.pid}-{loopjax.io._this_host()}.tmp").write_text("{")
+    sweep(tmp_path)
+    assert not list(tmp_path.iterdir())
+    dead.wait()
+
+
 def test_writers_clear_what_was_left_of_the_same_name(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()

@@ -331,7 +331,11 @@ def _is_running(pid: int) -> bool:
         return False
     except (PermissionError, OverflowError):
         return True
-    return True
+    try:  # one that has ended stays until its parent asks how
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2]
+    except OSError:
+        return True
+    return not state.lstrip().startswith("Z")
 
 
 def _remove(path: Path) -> None:
