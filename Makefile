@@ -32,7 +32,7 @@ docs-run: # every tutorial and notebook, as a reader would
 	python -m scripts.docs.run
 
 scale: # batches, feeding, and fit and score up to a million rows; writes 3.5 GB into a temporary folder
-	python -m pytest -q tests/embedding/test_features.py -k "little_more or eight"
+	python -m pytest -q tests/embedding/test_features.py -k "little_more or no_device"
 	python scripts/bench/decoding.py --loops 100
 	python scripts/bench/packed.py --loops 200
 	python scripts/bench/simulate.py --validate
