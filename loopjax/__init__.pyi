@@ -29,6 +29,8 @@ from .experiment.finetune import finetune as finetune
 from .experiment.load import load_config as load_config
 from .experiment.run import run_experiment as run_experiment
 from .explanation import explain as explain
+from .hub.transfer import pull as pull
+from .hub.transfer import push as push
 from .library.dedup import dedup as dedup
 from .library.mislabelled import mislabelled as mislabelled
 from .library.similar import similar as similar

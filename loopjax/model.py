@@ -20,7 +20,12 @@ from loopjax.config import EmbedConfig
 from loopjax.detectors.base import Detector
 from loopjax.detectors.known_rows import KnownRows
 from loopjax.detectors.rows import SCORED_ROWS, RowBlocks, iter_blocks
-from loopjax.detectors.storage import load_detector, read_detector_config, save_detector
+from loopjax.detectors.storage import (
+    load_detector,
+    model_folder,
+    read_detector_config,
+    save_detector,
+)
 from loopjax.embedding.chain import embed
 from loopjax.embedding.settings import as_encoder, config_of, space_of
 from loopjax.encoders.protocol import Encoder
@@ -29,10 +34,9 @@ from loopjax.errors import UserError
 from loopjax.evaluation.conformal import adjusted_p_values, require_attainable
 from loopjax.io.remote import place_of
 from loopjax.notebook import html_facts
-from loopjax.store.foreign import SUFFIXES
-from loopjax.store.read import Embeddings, part_files
+from loopjax.store.read import Embeddings
 from loopjax.store.scores import SCORED_COLUMNS, Scores, score_table
-from loopjax.store.stream import StoredEmbeddings, open_embeddings
+from loopjax.store.stream import StoredEmbeddings, holds_embeddings, open_embeddings
 from loopjax.store.training import (
     TRAINING_NAME,
     TrainingRows,
@@ -72,6 +76,7 @@ class Model:
         embeddings_path: the store or file that held them, for nearest neighbors.
         known_rows: the rows it was fitted on, in the order of the detector's training scores; None
             where those are not cross-fitted.
+        made_from: digest of all that the fit depended on; None where nobody noted it.
     """
 
     detector: Detector
@@ -80,6 +85,7 @@ class Model:
     training_ids: pa.Array = field(default_factory=lambda: pa.array([], pa.string()))
     embeddings_path: str | None = None
     known_rows: KnownRows | None = field(default=None, compare=False, repr=False)
+    made_from: str | None = None
 
     def _repr_html_(self) -> str:
         """What the model is, for notebooks."""
@@ -115,6 +121,7 @@ class Model:
             "space": None if self.space is None else self.space.to_metadata(),
             "embeddings_path": self.embeddings_path,
             "training_rows": TRAINING_NAME if len(self.training_ids) else None,
+            "made_from": self.made_from,
         }
         marks = None if self.known_rows is None else self.known_rows.marks
         rows = TrainingRows(self.training_ids, self.detector.decision_scores_, marks)
@@ -188,7 +195,7 @@ class Model:
             table = pa.table({"id": ids, "path": pa.array([""] * len(data), pa.string())})
             return Embeddings(data, table, {})
         paths = [data] if isinstance(data, str | os.PathLike) else data
-        if len(paths) == 1 and _holds_embeddings(place_of(paths[0])):
+        if len(paths) == 1 and holds_embeddings(place_of(paths[0])):
             return self.embeddings_of(open_embeddings(place_of(paths[0])))
         return self.embed(paths, encoder)
 
@@ -344,12 +351,12 @@ class Model:
 
 
 def load_model(folder: str | Path) -> Model:
-    """Reads a model written by `Model.save`, or a detector saved on its own.
+    """Reads a model written by `Model.save`, a detector saved on its own, or a run's first choice.
 
     Raises:
         UserError: no model there, or it is damaged.
     """
-    folder = Path(folder)
+    folder = model_folder(folder)
     if not (folder / "config.json").exists():
         older = " of an earlier version" if (folder / "model.json").exists() else ""
         raise UserError(
@@ -362,14 +369,10 @@ def load_model(folder: str | Path) -> Model:
     try:
         space = section["space"]
         ids, known = _training_rows(folder, section)
-        return Model(
-            detector,
-            section["name"],
-            None if space is None else Space.from_metadata(space),
-            ids,
-            section["embeddings_path"],
-            known,
-        )
+        space = None if space is None else Space.from_metadata(space)
+        made_from = section.get("made_from")
+        path = section["embeddings_path"]
+        return Model(detector, section["name"], space, ids, path, known, made_from)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: the model is damaged ({error!r}); fit it again") from None
 
@@ -391,10 +394,3 @@ def rows_of(embeddings: Embeddings | StoredEmbeddings) -> np.ndarray | RowBlocks
     if isinstance(embeddings, Embeddings):
         return embeddings.matrix
     return RowBlocks(embeddings.read, embeddings.sizes, embeddings.n_features)
-
-
-def _holds_embeddings(path: Path) -> bool:
-    """Whether a path is a store, a run folder with one, or an embedding file."""
-    if path.is_dir():
-        return bool(part_files(path) or part_files(path / "embeddings"))
-    return path.suffix in SUFFIXES

@@ -22,6 +22,8 @@ from loopjax.cli import (
     fit,
     mislabelled,
     pack,
+    pull,
+    push,
     report,
     rerank,
     run,
@@ -33,6 +35,7 @@ from loopjax.cli.terminal import prepare_streams, say
 from loopjax.cli.verb import Verb
 from loopjax.errors import InterruptedRunError, LoopjaxError, UserError, WriteError
 from loopjax.experiment.interrupt import ignore_signals, stoppable
+from loopjax.hub_names import is_hub_name
 from loopjax.io import require_name
 from loopjax.io.remote import is_address
 
@@ -49,7 +52,7 @@ CANNOT_WRITE = {
 _MODULES = (
     *(demo, run, pack, embed, finetune, fit, score, explain, evaluate, report),
     *(similar, dedup, mislabelled, rerank, apply),
-    *(store, config, convert, encoders, doctor),
+    *(store, config, convert, encoders, pull, push, doctor),
 )
 VERBS = {module.VERB.name: module.VERB for module in _MODULES}
 
@@ -68,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             enable_compilation_cache()
         out = getattr(args, "out", None)
+        if out is not None and is_hub_name(out):
+            raise UserError(f"{out}: write into a folder, and send that with `loopjax push`")
         if out is not None and not (verb.writes_to_addresses and is_address(out)):
             require_name(Path(out))  # told now, not after hours of work
         with stoppable():

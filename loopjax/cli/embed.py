@@ -6,6 +6,7 @@ import json
 import re
 
 from loopjax.cli.options import add_settings, given_settings
+from loopjax.cli.terminal import printable
 from loopjax.cli.verb import DONE, SOME_REJECTED, Verb
 from loopjax.config import EmbedConfig
 from loopjax.errors import UserError
@@ -24,6 +25,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--restart", action="store_true", help="discard what an earlier run wrote")
     parser.add_argument("--prune", action="store_true", help="drop the rows of files that are gone")
+    parser.add_argument("--json", action="store_true", help="print the summary as one line of JSON")
     add_settings(parser, EmbedConfig)
     shared = parser.add_argument_group("several workers, which come and go")
     shared.add_argument("--worker", action="store_true", help="work beside others on one store")
@@ -45,7 +47,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _act(args: argparse.Namespace) -> int:
     config = given_settings(args, EmbedConfig())
     summary = _beside_others(args, config) if args.worker or args.shard else _alone(args, config)
-    print(json.dumps(dataclasses.asdict(summary)))  # noqa: T201
+    if args.json:
+        print(json.dumps(dataclasses.asdict(summary)))  # noqa: T201
+    else:
+        print(*map(printable, summary.lines(args.out)), sep="\n  ")  # noqa: T201
     return SOME_REJECTED if summary.n_failed else DONE
 
 

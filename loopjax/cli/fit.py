@@ -4,16 +4,28 @@ import argparse
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from loopjax.cli.options import add_set_option
+from loopjax.cli.options import add_log_option, add_set_option
 from loopjax.cli.seeds import parse_seeds
 from loopjax.cli.terminal import say
 from loopjax.cli.verb import DONE, Verb
 from loopjax.config import DetectorConfig, SplitConfig
 from loopjax.detectors import DEFAULT_KIND, detector_kinds
 from loopjax.errors import UserError
+from loopjax.training.sinks import (
+    METRICS_NAME,
+    Epoch,
+    JsonLines,
+    ProgressLines,
+    Sink,
+    describe,
+    open_sinks,
+    reporting,
+    require_sinks,
+)
 
 # Networks of Deep SVDD; the last has so little in common with the others that it is a kind itself.
 _KIND_OF_NETWORK = {
@@ -47,6 +59,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--marks", metavar="FILE", help="marks, .csv or .parquet: rejected loops do not train"
     )
+    add_log_option(parser)
     add_set_option(parser, "params.n_neighbors=3, or 'params.hidden_dims=[512,256,128]'")
 
 
@@ -80,7 +93,15 @@ def _act(args: argparse.Namespace) -> int:
     if len(embeddings) > split.max_rows:
         say(f"fitting on {split.max_rows} of {len(embeddings)} loops, drawn with seed {split.seed}")
     path = str(place_of(args.embeddings).absolute())
-    with _epoch_progress() as on_epoch:
+    logs = Path(f"{args.out}.log")
+    require_sinks(args.log)
+    (logs / METRICS_NAME).unlink(missing_ok=True)
+    say(f"fitting {config.name} on {int(rows.train.sum())} loops")
+    with contextlib.ExitStack() as stack:
+        progress = _StatusLine() if sys.stderr.isatty() else ProgressLines(say)
+        stack.callback(progress.close)
+        sinks: list[Sink] = [progress, JsonLines(logs / METRICS_NAME)]
+        sinks += stack.enter_context(open_sinks(args.log, logs))
         models = fit_models(
             embeddings,
             rows.train,
@@ -88,7 +109,7 @@ def _act(args: argparse.Namespace) -> int:
             numbers,
             folds=rows.folds,
             embeddings_path=path,
-            extra={"on_epoch": on_epoch},
+            extra={"on_epoch": reporting(config.name, numbers, sinks)},
         )
     for seed, model in zip(numbers, models, strict=True):
         folder = Path(args.out) if len(numbers) == 1 else Path(args.out) / f"seed-{seed}"
@@ -139,17 +160,22 @@ def _detector_config(
     return experiment.detectors[0], experiment.split
 
 
-@contextlib.contextmanager
-def _epoch_progress() -> Iterator[Callable[[str, int, dict[str, float]], None]]:
-    from rich.console import Console
+class _StatusLine:
+    """One line on a terminal, redrawn with every epoch."""
 
-    with Console(stderr=True).status("fitting") as status:
+    def __init__(self):
+        from rich.console import Console
 
-        def on_epoch(stage: str, epoch: int, metrics: dict[str, float]) -> None:
-            values = "  ".join(f"{k} {float(v):.4g}" for k, v in metrics.items())
-            status.update(f"{stage} epoch {epoch}  {values}")
+        self._status = Console(stderr=True).status("fitting")
+        self._status.start()
 
-        yield on_epoch
+    def write(self, epoch: Epoch) -> None:
+        from rich.text import Text
+
+        self._status.update(Text(describe(epoch)))
+
+    def close(self) -> None:
+        self._status.stop()
 
 
 VERB = Verb(

@@ -58,6 +58,17 @@ def add_set_option(parser: argparse.ArgumentParser, example: str) -> None:
     )
 
 
+def add_log_option(parser: argparse.ArgumentParser) -> None:
+    """Adds `--log NAME,...`, a list of sinks beside `metrics.jsonl`."""
+    parser.add_argument(
+        "--log",
+        type=lambda text: [name.strip() for name in text.split(",")],
+        default=[],
+        metavar="NAME,...",
+        help="curves of training also to tensorboard or wandb (offline unless WANDB_MODE says so)",
+    )
+
+
 def _node(field: Field, value: Any) -> Node:
     where = f"{_flag(field)} {value}" if isinstance(value, str) else _flag(field)
     if field.type is str or not isinstance(value, str):

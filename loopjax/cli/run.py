@@ -2,9 +2,10 @@
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
-from loopjax.cli.options import add_set_option
+from loopjax.cli.options import add_log_option, add_set_option
 from loopjax.cli.seeds import parse_seeds
 from loopjax.cli.terminal import say
 from loopjax.cli.verb import DONE, SOME_REJECTED, Verb
@@ -30,6 +31,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", metavar="A..B", help="the same seeds for every detector, e.g. 0..4"
     )
+    add_log_option(parser)
     add_set_option(parser, "embed.encoder=loopjax-nano, or 'seeds=[0,1]'")
 
 
@@ -40,15 +42,17 @@ def _act(args: argparse.Namespace) -> int:
         raise UserError("name an experiment file or a recipe (`loopjax run --list`)")
     config = _config(args)
     out = Path("out") / config.name if args.out is None else Path(args.out)
-    return run_experiment(config, out, restart=args.restart)
+    return run_experiment(config, out, restart=args.restart, loggers=args.log)
 
 
-def run_experiment(config: ExperimentConfig, out: Path, *, restart: bool = False) -> int:
+def run_experiment(
+    config: ExperimentConfig, out: Path, *, restart: bool = False, loggers: Sequence[str] = ()
+) -> int:
     """Runs an experiment and prints what it found."""
     from loopjax.cli.printing import print_evaluation, print_ranking
     from loopjax.experiment.run import run_experiment
 
-    result = run_experiment(config, out, restart=restart, log=say)
+    result = run_experiment(config, out, restart=restart, log=say, loggers=loggers)
     if result.scores is not None:
         table = result.scores.table
         print_ranking(table, min(config.report.top, 20), len(table))

@@ -1,6 +1,5 @@
 """Fetches a known encoder from the Hugging Face Hub, checks it and converts it into the cache."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -9,8 +8,7 @@ from loopjax.convert.files import find_weights
 from loopjax.encoders.load import cache_folder
 from loopjax.encoders.published import KNOWN, KnownEncoder, known_encoder
 from loopjax.errors import UserError
-
-HUB_TIMEOUT_S = 10
+from loopjax.hub.client import TIMEOUT_S, client, one_message, require_encrypted
 
 
 def pull(name: str, *, allow_http: bool = False) -> str:
@@ -37,12 +35,7 @@ def pull(name: str, *, allow_http: bool = False) -> str:
     folder = cache_folder(known)
     if (folder / "config.json").is_file():
         return f"{known.name} is already at {folder}"
-    endpoint = os.environ.get("HF_ENDPOINT", "https:")
-    if not endpoint.startswith("https:") and not allow_http:
-        raise UserError(
-            f"HF_ENDPOINT={endpoint} is not encrypted: whoever sits between could exchange the "
-            "file. Use https, or allow it with --allow-http"
-        )
+    require_encrypted(allow_http)
     files = [_download(known, file, folder) for file in known.files]
     weights = files[0]
     sha256 = find_weights(weights).sha256()
@@ -65,27 +58,20 @@ def pull(name: str, *, allow_http: bool = False) -> str:
 def _download(known: KnownEncoder, file: str, folder: Path) -> Path:
     if known.repository is None:
         raise UserError(f"{known.name} is not on the Hugging Face Hub; {_by_hand(known, folder)}")
+    hub = client(_by_hand(known, folder))
     try:
-        from huggingface_hub import errors, hf_hub_download
-    except ImportError:
-        raise UserError(
-            "fetching needs huggingface_hub: pip install 'loopjax[hub]'; or without it, "
-            + _by_hand(known, folder)
-        ) from None
-    network = getattr(errors, "HTTPError", OSError)  # httpx's; requests' is an OSError
-    try:
-        return Path(
-            hf_hub_download(
-                repo_id=known.repository,
-                filename=file,
-                revision=known.revision,
-                etag_timeout=HUB_TIMEOUT_S,
+        with one_message():
+            return Path(
+                hub.hf_hub_download(
+                    repo_id=known.repository,
+                    filename=file,
+                    revision=known.revision,
+                    etag_timeout=TIMEOUT_S,
+                )
             )
-        )
-    except (OSError, ValueError, network) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except UserError as error:
         raise UserError(
-            f"cannot fetch {file} of {known.repository} ({reason}); {_by_hand(known, folder)}"
+            f"cannot fetch {file} of {known.repository} ({error}); {_by_hand(known, folder)}"
         ) from error
 
 

@@ -21,6 +21,7 @@ from loopjax.detectors import detector_class, detector_kinds, parameter_types
 from loopjax.detectors.base import Detector, check_type, fitted_types
 from loopjax.errors import UserError
 from loopjax.forks import refuse_after_fork
+from loopjax.hub_names import is_hub_name, pulled
 from loopjax.io import check_can_write, write_folder
 from loopjax.json_files import read_json
 
@@ -110,6 +111,27 @@ def save_detector(
     return folder
 
 
+def model_folder(folder: str | Path) -> Path:
+    """Where a model lies: the folder, that of a name of the Hub, or in a run its first choice's.
+
+    Raises:
+        UserError: a run without models, or a damaged one.
+    """
+    folder = pulled(folder).folder if is_hub_name(folder) else Path(folder)
+    record = folder / "run.json"
+    if (folder / "config.json").exists() or not record.exists():
+        return folder
+    try:
+        config = read_json(record)["config"]
+        primary = config["primary"] or config["detectors"][0]["name"]
+        found = folder / "models" / primary / f"seed-{config['seeds'][0]}"
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{record} is damaged ({error!r})") from None
+    if not found.exists():
+        raise UserError(f"{folder} is a run without models: {found} is missing")
+    return found
+
+
 def load_detector(folder: str | Path) -> Detector:
     """The fitted detector in a model folder, on this machine's first device whatever trained it.
 
@@ -119,7 +141,7 @@ def load_detector(folder: str | Path) -> Detector:
         UserError: the folder is missing, damaged, or no saved model; the message names the file.
     """
     refuse_after_fork()
-    folder = Path(folder).absolute()
+    folder = model_folder(folder).absolute()
     config = read_detector_config(folder)
     file = folder / "config.json"
     try:

@@ -41,6 +41,24 @@ class EmbedSummary:
     reasons: dict[str, int] = field(default_factory=dict)  # of the failures
     missing_limits: tuple[str, ...] = ()  # of the decoders, which this system could not set
 
+    def lines(self, store: str) -> list[str]:
+        """What happened to a store, in one line, and a line each for what else is to be known."""
+        rate = f" ({self.files_per_s:.1f} files/s)" if self.n_embedded else ""
+        lines = [f"{store}: {self.n_embedded} loops embedded in {self.duration_s:.1f} s{rate}"]
+        if self.n_skipped:
+            moved = f", {self.n_moved} of them at another place" if self.n_moved else ""
+            lines.append(f"{self.n_skipped} were there already{moved}")
+        if self.n_duplicates:
+            lines.append(f"{self.n_duplicates} are copies of others, computed once")
+        if self.n_flagged:
+            lines.append(f"{self.n_flagged} are flagged in the column `flags`")
+        if self.n_failed:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(self.reasons.items()))
+            lines.append(f"{self.n_failed} rejected ({reasons}): loopjax store failures {store}")
+        if self.missing_limits:
+            lines.append(f"decoders ran without limits of {', '.join(self.missing_limits)}")
+        return lines
+
 
 class Sink(Protocol):
     """Where finished rows go."""

@@ -15,6 +15,7 @@ from loopjax.encoders.space import Precision
 from loopjax.encoders.storage import read_encoder, read_record, verify_encoder
 from loopjax.errors import UserError
 from loopjax.forks import refuse_after_fork
+from loopjax.hub_names import is_hub_name, pulled
 
 BUNDLED = "loopjax-nano"
 
@@ -55,8 +56,8 @@ def load_encoder(name: str | Path, precision: Precision | Literal["auto"] = "aut
     """Loads an encoder by name or from a folder written by `loopjax convert`.
 
     Args:
-        name: a name from `encoders()` or a folder; a folder that is called like a known name is
-            given as a `Path` or as `./NAME`.
+        name: a name from `encoders()`, a folder, or `hf://OWNER/NAME`; a folder that is called
+            like a known name is given as a `Path` or as `./NAME`.
         precision: of the network's arithmetic; "auto" is `default_precision`. The front end works
             in full float32 in any case.
 
@@ -75,6 +76,8 @@ def load_encoder(name: str | Path, precision: Precision | Literal["auto"] = "aut
     if str(name) in REFERENCES:
         return REFERENCES[str(name)](precision)
     folder = _locate(name)
+    if is_hub_name(name):
+        return read_encoder(folder, precision, str(pulled(name)))  # the commit, not the branch
     by_name = folder != Path(name)  # else it is a folder, which another process may see elsewhere
     encoder = read_encoder(folder, precision, str(name) if by_name else None)
     known = known_encoder(name) if isinstance(name, str) else None
@@ -150,6 +153,8 @@ def cache_folder(known: KnownEncoder) -> Path:
 
 def _locate(name: str | Path) -> Path:
     """The folder of an encoder; a known name never means a folder that happens to be called so."""
+    if is_hub_name(name):
+        return pulled(name).folder
     here = Path(name)
     known = known_encoder(name) if isinstance(name, str) else None
     if name == BUNDLED:

@@ -1,5 +1,7 @@
 """Embeddings to fitted models."""
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,14 +10,18 @@ import pyarrow as pa
 
 from loopjax.config import DetectorConfig, nearest
 from loopjax.detectors import detector_class, make_detector
+from loopjax.detectors.base import Detector
 from loopjax.detectors.crossfit import fit_and_cross_fit
 from loopjax.detectors.known_rows import KnownRows
-from loopjax.detectors.rows import RowBlocks, only_rows, take_rows
+from loopjax.detectors.rows import SCORED_ROWS, RowBlocks, iter_blocks, only_rows, take_rows
 from loopjax.encoders.space import Space
 from loopjax.errors import UserError
+from loopjax.experiment.splits import Split
 from loopjax.model import Model, rows_of
 from loopjax.store.read import Embeddings
 from loopjax.store.stream import RESIDENT_BYTES, StoredEmbeddings
+
+FIT_FORMAT = 1  # raised when the same settings and rows give another model
 
 
 def check_params(config: DetectorConfig) -> None:
@@ -31,6 +37,31 @@ def check_params(config: DetectorConfig) -> None:
                 f"detectors.{config.name}.params.{key}: {config.kind} has no such parameter"
                 f"{nearest(key, known)}; it has {', '.join(known)}"
             )
+
+
+def rows_digest(embeddings: Embeddings | StoredEmbeddings, split: Split) -> str:
+    """Of all that a fit takes from its corpus: rows, their ids, who trains and in which fold."""
+    digest = hashlib.sha256()
+    rows = rows_of(embeddings)
+    for block in iter_blocks(rows, SCORED_ROWS) if isinstance(rows, RowBlocks) else (rows,):
+        digest.update(np.ascontiguousarray(block).data)
+    digest.update(json.dumps(embeddings.columns(["id"])["id"].to_pylist()).encode())
+    digest.update(json.dumps(embeddings.metadata, sort_keys=True).encode())
+    for part in (split.train, split.folds.astype(np.int64)):
+        digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()
+
+
+def fit_digest(rows: str, config: DetectorConfig, seed: int) -> str:
+    """Of all that a fit depends on: `Model.made_from`; `rows` is from `rows_digest`.
+
+    The name is no part of it, nor the threshold, which follows from the scores at no cost.
+    """
+    detector = _detector_of(config, seed, {})
+    settings = detector.get_params(deep=False)
+    settings = {k: v for k, v in settings.items() if k not in detector.run_time_params}
+    whole = [FIT_FORMAT, rows, config.kind, settings]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def fit_models(
@@ -60,12 +91,7 @@ def fit_models(
         extra: run-time arguments of the constructor (callbacks, checkpoint folder).
     """
     check_params(config)
-    known = detector_class(config.kind)().get_params()
-    detectors = []
-    for seed in seeds:
-        params = {"random_state": seed} | config.params | (extra or {})
-        params = {key: value for key, value in params.items() if key in known}
-        detectors.append(make_detector(config.kind, **params))
+    detectors = [_detector_of(config, seed, extra or {}) for seed in seeds]
     space = Space.from_metadata(embeddings.metadata)
     everything = rows_of(embeddings)
     rows: np.ndarray | RowBlocks = only_rows(everything, train)
@@ -87,3 +113,9 @@ def fit_models(
     ids = embeddings.columns(["id"])["id"].filter(pa.array(train)).combine_chunks()
     known_rows = None if folds is None else KnownRows.of(rows)
     return [Model(d, config.name, space, ids, embeddings_path, known_rows) for d in detectors]
+
+
+def _detector_of(config: DetectorConfig, seed: int, extra: dict[str, Any]) -> Detector:
+    known = detector_class(config.kind)().get_params()
+    params = {"random_state": seed} | config.params | extra
+    return make_detector(config.kind, **{k: v for k, v in params.items() if k in known})

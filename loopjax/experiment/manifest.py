@@ -21,7 +21,7 @@ _STORE = ("part-*.parquet", "failures*.parquet", "store.json", ".*")
 # Step of a run -> the files that it may write.
 STEPS = {
     "embed": (*(f"embeddings/{name}" for name in _STORE), "embeddings.damaged/*"),
-    "fit": ("models/*/seed-*/*", "metrics.jsonl"),
+    "fit": ("models/*/seed-*/*", "metrics.jsonl", "tb/*", "wandb/*"),
     "score": ("scores.parquet", "scores.csv"),
     "evaluate": (
         *("evaluation.json", "robustness.json", "robustness/*.npy", "figures/*.svg"),
@@ -30,6 +30,12 @@ STEPS = {
     ),
     "report": ("report/index.html",),
 }
+# What stands in for other settings than those of run.json is of no use to anybody.
+RESULTS = (
+    *STEPS["score"],
+    *("evaluation.json", "robustness.json", "figures/*.svg"),
+    *STEPS["report"],
+)
 _ALWAYS = (RECORD, MANIFEST, ".loopjax.*")  # the last: locks, which stay
 
 
@@ -70,6 +76,21 @@ def discard(run: Path) -> None:
         for file in sorted(files, key=lambda file: (file in last, file)):
             (run / file).unlink()
             _remove_empty(run, (run / file).parent)
+    except OSError as error:
+        raise WriteError(f"cannot clear {run}: {error.strerror or error}") from None
+
+
+def discard_results(run: Path) -> None:
+    """Deletes scores, tables, figures and the page; embeddings, models and caches stay.
+
+    Raises:
+        WriteError: something cannot be deleted.
+    """
+    mine = tuple(_listed(run))
+    try:
+        for file in _files(run):
+            if _matches(file, RESULTS) and _matches(file, mine):
+                (run / file).unlink()
     except OSError as error:
         raise WriteError(f"cannot clear {run}: {error.strerror or error}") from None
 

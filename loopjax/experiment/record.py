@@ -15,10 +15,15 @@ from typing import Annotated
 from loopjax.config import ExperimentConfig, from_dict, to_dict
 from loopjax.config.settings import Setting
 from loopjax.errors import UserError
-from loopjax.experiment.manifest import RECORD, discard
+from loopjax.experiment.manifest import RECORD, discard, discard_results
 from loopjax.io import is_empty, write_json
 from loopjax.json_files import read_json
 
+# Settings of `embed` by which no number changes.
+FREE = {
+    f"embed.{name}"
+    for name in ("batch_size", "workers", "decode_timeout_s", "shard_rows", "max_failures")
+} | {"embed.strict"}
 PACKAGES = ("loopjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -71,26 +76,40 @@ def require_run_or_empty(out: Path) -> None:
 
 
 def claim(out: Path, config: ExperimentConfig, restart: bool) -> None:
-    """Writes run.json into a run folder, or checks that the run found there is this one.
+    """Writes run.json into a run folder, or checks that this experiment may go on there.
+
+    Embeddings stay what they are for as long as loops, encoder and preprocessing do. Results of
+    other settings go; models stay, and know themselves what they were fitted on.
 
     Raises:
-        UserError: the folder holds a run of another config, a damaged one, or something else; with
-            `restart`, files that loopjax has not written.
+        UserError: the folder holds embeddings of other loops or settings, a damaged run, or
+            something else; with `restart`, files that loopjax has not written.
     """
     require_run_or_empty(out)
     if restart and (out / RECORD).exists():
         discard(out)
     if (out / RECORD).exists():
-        earlier, resolved = to_dict(read_record(out).config), to_dict(config)
-        # The report may be drawn differently; everything else would mix two experiments.
-        changed = [k for k in resolved if k != "report" and earlier[k] != resolved[k]]
-        if changed:
-            pairs = "; ".join(f"{k}: was {earlier[k]}, now {resolved[k]}" for k in changed)
+        earlier = read_record(out).config
+        if to_dict(earlier) == to_dict(config):
+            return
+        before, now = _embedded(earlier), _embedded(config)
+        changed = [key for key in before if before[key] != now[key]]
+        if changed and earlier.data.sources:
+            pairs = "; ".join(f"{key}: was {before[key]}, now {now[key]}" for key in changed)
             raise UserError(
-                f"{out} holds a run of another config ({pairs}); choose another -o or --restart"
+                f"{out} holds embeddings of another run ({pairs}); choose another -o, or "
+                "--restart, which embeds anew"
             )
-    else:
-        write_json(out / RECORD, to_dict(_new_record(config)))
+        if to_dict(dataclasses.replace(earlier, report=config.report)) != to_dict(config):
+            discard_results(out)
+    write_json(out / RECORD, to_dict(_new_record(config)))
+
+
+def _embedded(config: ExperimentConfig) -> dict[str, object]:
+    """The settings by which a run's own embeddings came to be."""
+    settings = {f"embed.{key}": value for key, value in to_dict(config.embed).items()}
+    deciding = {key: value for key, value in settings.items() if key not in FREE}
+    return {"data.sources": list(config.data.sources), **deciding}
 
 
 def note_missing_limits(out: Path, missing: Sequence[str]) -> None:

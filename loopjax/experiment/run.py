@@ -1,9 +1,8 @@
 """One experiment from one config: embed, fit, score, evaluate, report; a killed run continues."""
 
-import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,12 @@ import pyarrow as pa
 from loopjax.audio.perturb import require_eval_extra
 from loopjax.audio.sources.selection import Selection
 from loopjax.audio.sources.source import open_source
-from loopjax.config import ExperimentConfig, ReportConfig
+from loopjax.config import DetectorConfig, ExperimentConfig, ReportConfig
 from loopjax.detectors import detector_class
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Evaluation
 from loopjax.experiment.evaluate import FittedRun, evaluate_fitted, threshold_rule
-from loopjax.experiment.fit import check_params, fit_models
+from loopjax.experiment.fit import check_params, fit_digest, fit_models, rows_digest
 from loopjax.experiment.groups import cut_groups
 from loopjax.experiment.interrupt import stoppable
 from loopjax.experiment.labels import (
@@ -38,6 +37,15 @@ from loopjax.report.extra import require_report_extra
 from loopjax.store.read import Embeddings
 from loopjax.store.scores import SCORED_COLUMNS, Scores, score_table, write_scores
 from loopjax.store.stream import StoredEmbeddings, open_embeddings
+from loopjax.training.sinks import (
+    METRICS_NAME,
+    JsonLines,
+    ProgressLines,
+    Sink,
+    open_sinks,
+    reporting,
+    require_sinks,
+)
 
 Log = Callable[[str], None]
 
@@ -58,9 +66,17 @@ class RunResult:
 
 
 def run_experiment(
-    config: ExperimentConfig, out: Path, *, restart: bool = False, log: Log
+    config: ExperimentConfig,
+    out: Path,
+    *,
+    restart: bool = False,
+    log: Log,
+    loggers: Sequence[str] = (),
 ) -> RunResult:
-    """Runs an experiment into a folder, or continues one that was killed.
+    """Runs an experiment into a folder, or continues one that was killed or had other settings.
+
+    What is there and depends on nothing that has changed is used: embeddings, fitted models, and
+    the embeddings of other encoders and of perturbed copies.
 
     Args:
         config: from `load_config`.
@@ -69,9 +85,10 @@ def run_experiment(
             figures/ and the finished fits.
         restart: discard what an earlier run wrote there.
         log: receives one line per step.
+        loggers: further sinks of `metrics.jsonl`: "tensorboard" and "wandb".
 
     Raises:
-        UserError: mistakes in the config or its inputs, or `out` holds a run of another config.
+        UserError: mistakes in the config or its inputs, or `out` holds embeddings of others.
         ModelCheckError: a detector collapsed.
         InterruptedRunError: SIGINT or SIGTERM; what was finished is saved.
     """
@@ -82,6 +99,7 @@ def run_experiment(
         require_eval_extra()
     check_complete(config)
     require_run_or_empty(out)
+    require_sinks(loggers)
     with stoppable():
         label_file = check_labels(config, log)
         with locked(out):
@@ -93,8 +111,8 @@ def run_experiment(
                 embeddings, n_rejected = embed_or_read(config, out, log)
             labels = labels_of(config, label_file, embeddings)
             split = split_rows(embeddings, config.split, labels)
-            with step(out, "fit"):
-                models = fit_all(config, embeddings, split, out, log)
+            with step(out, "fit"), open_sinks(loggers, out) as sinks:
+                models = fit_all(config, embeddings, split, out, log, sinks)
             fitted = FittedRun(config, models, embeddings, split, labels)
             scores = rank(fitted)
             with step(out, "score"):
@@ -230,8 +248,9 @@ def fit_all(
     split: Split,
     out: Path,
     log: Log,
+    sinks: Sequence[Sink] = (),
 ) -> dict[str, list[Model]]:
-    """Fits every detector with every seed; what an earlier run saved is loaded instead."""
+    """Fits every detector with every seed; what was fitted on the same rows alike is loaded."""
     if split.n_alike:
         log(
             f"{split.n_alike} loops are equal or nearly equal to others (cosine {split.cosine:.6g} "
@@ -241,44 +260,60 @@ def fit_all(
         log(f"{split.n_moved} loops changed sides of the split, not to be parted from their like")
     models: dict[str, list[Model]] = {}
     store = config.data.embeddings or str((out / "embeddings").absolute())
+    rows = rows_digest(embeddings, split)
     for detector in config.detectors:
         varies = detector_class(detector.kind).depends_on_seed
-        folders = {
-            seed: out / "models" / detector.name / f"seed-{seed}"
-            for seed in (config.seeds if varies else config.seeds[:1])
-        }
-        found = {seed: _load_finished(folder, log) for seed, folder in folders.items()}
+        rule = threshold_rule(config.evaluate, detector)
+        found: dict[int, Model | None] = {}
+        for seed in config.seeds if varies else config.seeds[:1]:
+            digest = fit_digest(rows, detector, seed)
+            found[seed] = _load_finished(_folder(out, detector, seed), digest, rule, log)
         missing = [seed for seed, model in found.items() if model is None]
         if missing:
             named = ", ".join(map(str, missing))
             log(f"fitting {detector.name} (seed {named}) on {int(split.train.sum())} loops")
+            own = [JsonLines(out / METRICS_NAME), ProgressLines(log), *sinks]
             fitted = fit_models(
                 embeddings,
                 split.train,
                 detector,
                 missing,
                 folds=split.folds,
-                threshold=threshold_rule(config.evaluate, detector),
+                threshold=rule,
                 embeddings_path=store,
-                extra={"on_epoch": _epoch_log(out / "metrics.jsonl", detector.name, missing)},
+                extra={"on_epoch": reporting(detector.name, missing, own)},
             )
             for seed, model in zip(missing, fitted, strict=True):
-                model.save(folders[seed])
+                model = replace(model, made_from=fit_digest(rows, detector, seed))
+                model.save(_folder(out, detector, seed))
                 found[seed] = model
         models[detector.name] = [model for model in found.values() if model is not None]
     return models
 
 
-def _load_finished(folder: Path, log: Log) -> Model | None:
+def _folder(out: Path, detector: DetectorConfig, seed: int) -> Path:
+    return out / "models" / detector.name / f"seed-{seed}"
+
+
+def _load_finished(
+    folder: Path, digest: str, threshold: Callable[[np.ndarray], float], log: Log
+) -> Model | None:
     """The model that an earlier run left; None where it has to be fitted (again)."""
     if not folder.exists():
         return None
     try:
-        return load_model(folder)
+        model = load_model(folder)
     except UserError as error:
         log(f"warning: {error}; it is fitted again")
         shutil.rmtree(folder)
         return None
+    if model.made_from != digest:
+        return None
+    cut = threshold(model.detector.decision_scores_)
+    if cut != model.detector.threshold_:
+        model.detector.set_fitted({"threshold_": cut})
+        model.save(folder)
+    return model
 
 
 def rank(run: FittedRun) -> Scores:
@@ -297,15 +332,3 @@ def rank(run: FittedRun) -> Scores:
         known = run.labels[order]
         table = table.append_column("is_labeled", pa.array(known == 1, mask=known < 0))
     return Scores(table, model.score_metadata())
-
-
-def _epoch_log(path: Path, detector: str, seeds: list[int]) -> Callable[..., None]:
-    """Appends a line per epoch; metrics are means over the seeds that are still training."""
-
-    def write(stage: str, epoch: int, metrics: dict[str, float]) -> None:
-        row = {"detector": detector, "seeds": seeds, "stage": stage, "epoch": epoch}
-        row |= {key: float(value) for key, value in metrics.items()}
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    return write

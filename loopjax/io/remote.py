@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from loopjax.errors import UserError
+from loopjax.hub_names import is_hub_name, pulled
 
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict")  # words of S3 for "there is one"
@@ -25,11 +26,13 @@ def is_address(text: str) -> bool:
 
 
 def place_of(place: str | os.PathLike[str]) -> Path:
-    """A local path, or what an address stands for.
+    """A local path, what an address stands for, or where something pulled from the Hub lies.
 
     Raises:
-        UserError: a package for this kind of address is missing.
+        UserError: a package for this kind of address is missing, or the name was not pulled.
     """
+    if is_hub_name(place):
+        return pulled(place).folder
     if not isinstance(place, str) or not is_address(place):
         return cast(Path, place) if is_remote(place) else Path(place)
     try:

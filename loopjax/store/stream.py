@@ -18,7 +18,7 @@ import pyarrow as pa
 from loopjax.io.remote import place_of
 from loopjax.store.columns import embedding_columns, matrix_of_columns, row_table
 from loopjax.store.failures import read_failures
-from loopjax.store.foreign import read_without
+from loopjax.store.foreign import SUFFIXES, read_without
 from loopjax.store.parquet import CheckedFile, open_footer, open_parquet, require_finite
 from loopjax.store.read import (
     Embeddings,
@@ -228,6 +228,13 @@ class StoredEmbeddings:
                 int((counts > 1).sum()),
                 holders,
             )
+
+
+def holds_embeddings(path: Path) -> bool:
+    """Whether a path is a store, a run folder with one, or an embedding file."""
+    if path.is_dir():
+        return bool(part_files(path) or part_files(path / "embeddings"))
+    return path.suffix in SUFFIXES
 
 
 def open_embeddings(path: str | Path) -> Embeddings | StoredEmbeddings:

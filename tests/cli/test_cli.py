@@ -1,8 +1,10 @@
 """The command line as a user meets it: help, exit codes, and the main job on real audio."""
 
 import argparse
+import csv
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from loopjax.cli import VERBS, main
 from loopjax.cli.options import add_settings, given_settings
 from loopjax.config import EmbedConfig
 from loopjax.store.read import read_embeddings
+from loopjax.training import sinks
 
 ENCODER = "untrained-nano"
 DEMO = str(Path(__file__).parents[2] / "configs" / "demo.yaml")
@@ -114,6 +117,49 @@ def test_recipes_run_by_name_on_ones_own_loops(loops, tmp_path, capsys):
     assert "takes no audio" in capsys.readouterr().err
 
 
+def test_a_run_folder_scores_new_loops_by_its_first_choice(loops, tmp_path, capsys):
+    small = ("--set", "embed.encoder=untrained-nano", "--set", "evaluate.bootstrap=10")
+    both = "[{name: k, kind: knn, params: {n_neighbors: 2}}, {name: p, kind: pca}]"
+    one = ("--set", f"detectors={both}", "--set", "primary=p", "--set", "embed.workers=1")
+    out = tmp_path / "r"
+    assert run("run", "baselines", "-o", out, loops, *small, *one) == 0
+    assert run("score", out, loops / "noise.wav", "-o", tmp_path / "x.csv") == 0
+    assert run("score", out / "models/p/seed-0", loops / "noise.wav", "-o", tmp_path / "y.csv") == 0
+    assert (tmp_path / "x.csv").read_bytes() == (tmp_path / "y.csv").read_bytes()
+    assert run("score", out, out, "-o", tmp_path / "all.csv") == 0  # the run's own store
+    with (tmp_path / "all.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert set(rows[0]) == set(pq.read_schema(out / "scores.parquet").names) - {
+        *("score_k", "score_p"),
+    }
+    assert run("score", out, out, "-o", tmp_path / "z.csv", "--csv", tmp_path / "z2.csv") == 2
+    assert "is CSV already" in capsys.readouterr().err
+    shutil.rmtree(out / "models")
+    assert run("score", out, loops / "noise.wav") == 2
+    assert "is a run without models" in capsys.readouterr().err
+
+
+def test_fit_says_where_it_is_without_a_terminal_and_keeps_the_curves(
+    store, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sinks, "LINE_EVERY_S", 0.0)
+    small = ("--set", "params.hidden_dims=[8,4]", "--set", "params.epochs=2")
+    small += ("--set", "params.pretrain_epochs=1", "--set", "params.bn_warmup_passes=0")
+    for _ in range(2):  # the second replaces what the first has left
+        assert run("fit", store, "-o", tmp_path / "m", "--network", "residual", *small) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "fitting residual on 12 loops"
+    assert said[1].startswith("residual: pretrain epoch 0  train_loss ")
+    rows = [json.loads(x) for x in (tmp_path / "m.log" / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["epoch"]) for row in rows] == [
+        ("pretrain", 0), ("one-class", 0), ("one-class", 1),
+    ]  # fmt: skip
+    assert all(row["detector"] == "residual" and row["train_loss"] > 0 for row in rows)
+    assert run("fit", store, "-o", tmp_path / "k", "--detector", "knn", "--log", "wandbb") == 2
+    assert "no logger 'wandbb'; there are tensorboard, wandb" in capsys.readouterr().err
+
+
 def test_config_prints_the_resolved_file_and_the_schema(tmp_path, capsys):
     assert run("config", "show", "demo", "--set", "split.seed=4") == 0
     text = capsys.readouterr().out
@@ -181,10 +227,17 @@ def test_a_bad_file_among_good_ones_is_named_and_exits_3(loops, tmp_path, capsys
         (tmp_path / name).write_bytes((loops / name).read_bytes())
     (tmp_path / "broken.wav").write_bytes(b"")
     out = tmp_path / "emb"
-    code = run("embed", tmp_path, "-o", out, "--encoder", ENCODER, "--workers", "1")
-    assert code == 3
+    command = ("embed", tmp_path, "-o", out, "--encoder", ENCODER, "--workers", "1")
+    assert run(*command, "--json") == 3
     summary = json.loads(capsys.readouterr().out)
     assert (summary["n_embedded"], summary["n_failed"]) == (2, 1)
+    assert run(*command) == 3
+    first, *more = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{out}: 0 loops embedded in ")
+    assert more == [
+        "  2 were there already",
+        f"  1 rejected (1 empty_file): loopjax store failures {out}",
+    ]
     failures = read_embeddings(out).failures.to_pylist()
     assert [(f["path"].rsplit("/", 1)[-1], f["reason"]) for f in failures] == [
         ("broken.wav", "empty_file")

@@ -51,7 +51,9 @@ def hub(tmp_path, monkeypatch):
             raise ConnectionError("no route to host\nsecond line")
         return str(served / filename)
 
-    module = SimpleNamespace(hf_hub_download=hf_hub_download, errors=SimpleNamespace())
+    level = SimpleNamespace(get_verbosity=lambda: 30, set_verbosity=lambda level: None)
+    quiet = SimpleNamespace(disable_progress_bars=lambda: None, logging=level)
+    module = SimpleNamespace(hf_hub_download=hf_hub_download, errors=SimpleNamespace(), utils=quiet)
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     return SimpleNamespace(folder=served, calls=calls)
 
@@ -65,7 +67,7 @@ def test_pull_verifies_converts_and_caches(hub, cache):
     told = fetching.pull("630k-best")
     assert "license: CC0-1.0" in told
     assert f"sha256: {hashlib.sha256(file.read_bytes()).hexdigest()} (not pinned" in told
-    assert hub.calls == [("lukewys/laion_clap", "630k-best.pt", None, fetching.HUB_TIMEOUT_S)]
+    assert hub.calls == [("lukewys/laion_clap", "630k-best.pt", None, fetching.TIMEOUT_S)]
     model = named.load_encoder("630k-best")
     assert model.id == "630k-best"
     assert not model.fusion

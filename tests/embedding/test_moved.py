@@ -361,7 +361,7 @@ def test_a_renamed_tree_is_pruned_from_the_command_line(tmp_path, capsys):
     new = (tmp_path / "loops").rename(tmp_path / "samples")
     (new / "loop_00002.wav").unlink()
     capsys.readouterr()
-    assert main(["embed", str(new), *command, "--prune"]) == 0
+    assert main(["embed", str(new), *command, "--prune", "--json"]) == 0
     out, err = capsys.readouterr()
     summary = json.loads(out)
     assert (summary["n_moved"], summary["n_pruned"], summary["n_embedded"]) == (2, 1, 0)

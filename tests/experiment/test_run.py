@@ -18,6 +18,7 @@ from loopjax.experiment import run as experiment
 from loopjax.experiment.load import load_config
 from loopjax.experiment.run import run_experiment
 from loopjax.io import locked
+from loopjax.model import load_model
 
 CONFIG = """
 name: small
@@ -133,11 +134,94 @@ def test_evaluating_a_run_again_gives_the_same_tables(finished, tmp_path, monkey
     assert Evaluation.from_json(written, "written").tables == tables
 
 
-def test_a_changed_config_refuses_to_mix(finished, corpus):
-    out, _, _ = finished
-    changed = load_config(corpus, ["split.seed=5"])
-    with pytest.raises(UserError, match=r"split: was .*--restart"):
-        run_experiment(changed, out, log=print)
+def changed(finished, corpus, tmp_path, *overrides):
+    """A copy of the run, continued with other settings: what it logs, and the folder."""
+    shutil.copytree(finished[0], tmp_path / "copy")
+    lines: list[str] = []
+    run_experiment(load_config(corpus, overrides), tmp_path / "copy", log=lines.append)
+    return [
+        line.split(" on ")[0] for line in lines if line.startswith("fitting")
+    ], tmp_path / "copy"
+
+
+def same_as_anew(folder, corpus, tmp_path, *overrides):
+    run_experiment(load_config(corpus, overrides), tmp_path / "anew", log=lambda line: None)
+    for name in ("scores.csv", "evaluation.json"):
+        assert (folder / name).read_bytes() == (tmp_path / "anew" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fitted"),
+    [
+        (["detectors.knn.params.n_neighbors=3"], ["fitting knn (seed 0)"]),
+        (["evaluate.quantile=0.8"], []),
+        (["seeds=[0,1,2]"], ["fitting residual (seed 2)"]),
+        (["primary=residual"], []),
+        (["split.seed=5"], ["fitting residual (seed 0, 1)", "fitting knn (seed 0)"]),
+    ],
+)
+def test_a_changed_setting_fits_what_depends_on_it_and_nothing_else(
+    finished, corpus, tmp_path, overrides, fitted
+):
+    stores = [p.stat().st_mtime_ns for p in (finished[0] / "embeddings").glob("part-*")]
+    done, folder = changed(finished, corpus, tmp_path, *overrides)
+    assert done == fitted
+    assert [p.stat().st_mtime_ns for p in (folder / "embeddings").glob("part-*")] == stores
+    key, _, value = overrides[0].partition("=")
+    record = json.loads((folder / "run.json").read_text())["config"]
+    if key == "split.seed":
+        assert record["split"]["seed"] == int(value)
+    # Heads that train beside others, or after them, agree to rounding alone.
+    if "residual (seed 2)" not in "".join(fitted):
+        same_as_anew(folder, corpus, tmp_path, *overrides)
+
+
+def test_an_added_detector_costs_its_own_fit_and_a_removed_one_leaves_no_results(
+    finished, corpus, tmp_path
+):
+    one = "{name: pca, kind: pca}"
+    done, folder = changed(
+        finished, corpus, tmp_path, f"detectors=[{one}]", "primary=pca", "report.top=3"
+    )
+    assert done == ["fitting pca (seed 0)"]
+    assert [c for c in pq.read_schema(folder / "scores.parquet").names if "score_" in c] == [
+        "score_pca"
+    ]
+    assert load_model(folder).name == "pca"
+    lines: list[str] = []
+    run_experiment(load_config(corpus), folder, log=lines.append)  # back again
+    assert not any(line.startswith("fitting") for line in lines)
+    assert pq.read_table(folder / "scores.parquet").equals(
+        pq.read_table(finished[0] / "scores.parquet")
+    )
+
+
+def test_other_loops_or_another_encoder_refuse_to_mix(finished, corpus):
+    for override, message in (
+        ("embed.encoder=log-mel-statistics", r"embed.encoder: was untrained-nano, now log-mel"),
+        ("embed.min_duration_s=0.5", r"embed.min_duration_s: was 0.0, now 0.5"),
+        ("data.sources=[elsewhere]", r"data.sources: was \["),
+    ):
+        overrides = [override, *["data.labels=null", "split.train_on=all"] * ("data." in override)]
+        with pytest.raises(UserError, match=message + r".*--restart"):
+            run_experiment(load_config(corpus, overrides), finished[0], log=print)
+    config = load_config(corpus, ["embed.workers=2"])  # changes no number
+    run_experiment(config, finished[0], log=lambda line: None)
+
+
+def test_results_of_other_settings_are_gone_before_the_new_ones_are_there(
+    finished, corpus, tmp_path, monkeypatch
+):
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "fit_all", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        changed(finished, corpus, tmp_path, "split.seed=5")
+    left = {p.name for p in (tmp_path / "copy").iterdir()}
+    assert {"embeddings", "models", "metrics.jsonl", "run.json"} <= left
+    assert not {"scores.parquet", "scores.csv", "evaluation.json"} & left
+    assert not (tmp_path / "copy" / "report" / "index.html").exists()
 
 
 def test_a_report_drawn_differently_is_no_other_experiment(finished, corpus):

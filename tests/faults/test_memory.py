@@ -290,7 +290,7 @@ decoder.decode(next(iter(scan([Path(loops)]))))
 limits = Path(f"/proc/{decoder._process.pid}/limits").read_text()
 decoder.close()
 print(limits.split("Max address space")[1].split()[0], flush=True)
-sys.exit(main(["embed", loops, "-o", out, "--encoder", "loopjax-nano", "--workers", "1"]))
+sys.exit(main(["embed", loops, "-o", out, "--encoder", "loopjax-nano", "--workers", "1", "--json"]))
 """
 
 

@@ -1,0 +1,1 @@
+"""Encoders, models and stores to the Hugging Face Hub and back."""
