@@ -35,8 +35,8 @@ from loopjax.cli.terminal import prepare_streams, say
 from loopjax.cli.verb import Verb
 from loopjax.errors import InterruptedRunError, LoopjaxError, UserError, WriteError
 from loopjax.experiment.interrupt import ignore_signals, stoppable
-from loopjax.hub_names import is_hub_name
 from loopjax.io import require_name
+from loopjax.io.hub_names import is_hub_name
 from loopjax.io.remote import is_address
 
 EXIT_CODES = """exit codes:

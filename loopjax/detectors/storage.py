@@ -21,8 +21,8 @@ from loopjax.detectors import detector_class, detector_kinds, parameter_types
 from loopjax.detectors.base import Detector, check_type, fitted_types
 from loopjax.errors import UserError
 from loopjax.forks import refuse_after_fork
-from loopjax.hub_names import is_hub_name, pulled
 from loopjax.io import check_can_write, write_folder
+from loopjax.io.hub_names import is_hub_name, pulled
 from loopjax.json_files import read_json
 
 FORMAT = "loopjax-detector-1"

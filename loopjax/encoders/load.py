@@ -15,7 +15,7 @@ from loopjax.encoders.space import Precision
 from loopjax.encoders.storage import read_encoder, read_record, verify_encoder
 from loopjax.errors import UserError
 from loopjax.forks import refuse_after_fork
-from loopjax.hub_names import is_hub_name, pulled
+from loopjax.io.hub_names import is_hub_name, pulled
 
 BUNDLED = "loopjax-nano"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loopjax.errors import UserError
-from loopjax.hub_names import HubName
+from loopjax.io.hub_names import HubName
 from loopjax.json_files import read_json
 from loopjax.store.parquet import open_footer
 from loopjax.store.read import part_files

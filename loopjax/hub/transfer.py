@@ -16,8 +16,8 @@ from loopjax import __version__
 from loopjax.errors import UserError
 from loopjax.hub.card import Kind, card, describe
 from loopjax.hub.client import TIMEOUT_S, client, endpoint, one_message, require_encrypted
-from loopjax.hub_names import HubName, is_hub_name, parse_hub_name
 from loopjax.io import is_empty, write_folder, write_text
+from loopjax.io.hub_names import HubName, is_hub_name, parse_hub_name
 from loopjax.json_files import read_json
 
 FORMAT = "loopjax-hub-1"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from loopjax.errors import UserError
-from loopjax.hub_names import is_hub_name, pulled
+from loopjax.io.hub_names import is_hub_name, pulled
 
 _ADDRESS = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _TAKEN = ("PreconditionFailed", "ConditionalRequestConflict")  # words of S3 for "there is one"

@@ -11,7 +11,6 @@ import pytest
 import soundfile
 
 import loopjax
-from loopjax import hub_names
 from loopjax.cli import main
 from loopjax.encoders.encoder import random_weights
 from loopjax.encoders.space import Space
@@ -20,6 +19,7 @@ from loopjax.errors import UserError
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
 from loopjax.hub.transfer import MANIFEST_NAME, pull, push
+from loopjax.io import hub_names
 from loopjax.io.remote import place_of
 from tests.hub.fake_hub import serve
 
