@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +143,24 @@ def loops(count: int, seconds: float, rate_hz: int) -> np.ndarray:
         wave = 0.3 * wave * np.exp(-decay * (t % 0.5)) + 0.02 * rng.normal(size=t.size)
         rows.append(np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16))
     return np.stack(rows)
+
+
+def mlp_half(width: int, dtype: Any, fused: bool) -> Callable[[Any], Any]:
+    """The second half of a block, compiled: by its kernel, or plain with the same form of GELU."""
+    import jax
+    from flax import nnx
+
+    from loopjax.encoders.encoder import GPU_COMPILER_OPTIONS
+    from loopjax.htsat.swin import SwinBlock
+
+    block = SwinBlock(width, width // 24, 8, False, 0.0, 8, 4, dtype, rngs=nnx.Rngs(0))
+    block.mlp.tanh = True
+    for layer in (block.mlp.fc1, block.mlp.fc2):
+        layer.kernel[...] = (5.0 * layer.kernel[...]).astype(dtype)
+    graph, state = nnx.split(block)
+
+    def half(state: Any, x: Any) -> Any:
+        whole = nnx.merge(graph, state)
+        return whole._fused_half(x) if fused else x + whole.mlp(whole.norm2(x))
+
+    return partial(jax.jit(half, compiler_options=GPU_COMPILER_OPTIONS), state)

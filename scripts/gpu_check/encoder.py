@@ -3,10 +3,19 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from loopjax.htsat.kernels import on_hopper
 from scripts.bench.measure import emit, rounded
-from scripts.gpu_check.common import arguments, configuration, encoder, loops, median_s
+from scripts.gpu_check.common import (
+    arguments,
+    configuration,
+    encoder,
+    loops,
+    median_s,
+    mlp_half,
+)
 
 # The most telling first: time may run out. Targets are for one H100.
 STEPS: tuple[tuple[str, str, int, str | None], ...] = (
@@ -22,6 +31,7 @@ STEPS: tuple[tuple[str, str, int, str | None], ...] = (
 )
 REHEARSAL = (("nano", "bf16", 4, None), ("tiny", "fp32", 1, None))
 FRONT_ENDS = (("tiny", 4, 44_100, 128), ("nano", 20, 48_000, 64))
+MLPS = ((96, 64), (192, 32), (128, 64))  # width of the tokens, tokens along each side
 TINY_GFLOP = 11.9  # per clip, multiplications and additions
 
 
@@ -32,6 +42,8 @@ def main() -> None:
         time_encoder(size, precision, batch, target, rehearse)
     for size, seconds, rate_hz, batch in FRONT_ENDS:
         time_front_end(size, seconds, rate_hz, 2 if rehearse else batch, rehearse)
+    for width, side in MLPS if on_hopper() else ():
+        time_mlp(width, side, 128)
     for size, precision, batch, target in () if rehearse else STEPS[3:]:
         time_encoder(size, precision, batch, target, rehearse)
 
@@ -59,6 +71,23 @@ def time_front_end(size: str, seconds: int, rate_hz: int, batch: int, rehearse: 
     name = f"front end, {seconds} s at {rate_hz} Hz, batch {batch}"
     target = "<= 12 % of tiny's time: 8 times its clips/s"
     emit("gpu_check", name, ours=batch / taken_s, unit="clips/s", target=target, **details)
+
+
+def time_mlp(width: int, side: int, batch: int) -> None:
+    """One row: the second half of a block by its kernel, beside the plain path."""
+    x = jax.random.normal(jax.random.key(0), (batch, side**2, width), jnp.bfloat16)
+    steps = {fused: mlp_half(width, jnp.bfloat16, fused) for fused in (True, False)}
+    taken = {fused: median_s(lambda run=run: run(x), False) for fused, run in steps.items()}
+    emit(
+        "gpu_check",
+        f"MLP kernel at width {width}, {side} x {side} tokens, batch {batch}",
+        ours=taken[True][0] * 1e6,
+        unit="us",
+        peer=taken[False][0] * 1e6,
+        peer_name="plain, GELU inside the product",
+        higher_is_better=False,
+        **taken[True][1],
+    )
 
 
 if __name__ == "__main__":

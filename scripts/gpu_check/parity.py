@@ -18,7 +18,14 @@ from flax import nnx
 from loopjax.htsat.kernels import on_hopper
 from loopjax.htsat.kernels.mlp import serves
 from loopjax.htsat.swin import SwinBlock
-from scripts.gpu_check.common import REFERENCE, arguments, check, configuration, encoder
+from scripts.gpu_check.common import (
+    REFERENCE,
+    arguments,
+    check,
+    configuration,
+    encoder,
+    mlp_half,
+)
 from scripts.gpu_check.reference import FRAMES, KINDS, SIZES, views
 
 MEL_DB_MAX, MEL_DB_MEAN = 0.05, 5e-4  # bands near -100 dB carry a float32 STFT's rounding
@@ -100,19 +107,8 @@ def fused_half(size: str, stage: int) -> Iterator[Figure]:
     x = 0.05 * np.random.default_rng(stage).normal(size=(2, side**2, width))
 
     def run(dtype: Any, fused: bool) -> np.ndarray:
-        heads = config.heads[stage]
-        block = SwinBlock(width, heads, side, False, 0.0, 8, 4, dtype, rngs=nnx.Rngs(0))
-        block.mlp.tanh = True
-        for layer in (block.mlp.fc1, block.mlp.fc2):
-            layer.kernel[...] *= 5.0
-        graph, state = nnx.split(block)
-
-        def half(x: jax.Array) -> jax.Array | None:
-            whole = nnx.merge(graph, state)
-            return whole._fused_half(x) if fused else x + whole.mlp(whole.norm2(x))
-
         with jax.default_matmul_precision("highest"):
-            return np.asarray(jax.jit(half)(jnp.asarray(x, dtype)), np.float32)
+            return np.asarray(mlp_half(width, dtype, fused)(jnp.asarray(x, dtype)), np.float32)
 
     apart = angle(run(jnp.bfloat16, True), run(jnp.float32, False))
     yield Figure(f"{size}, MLP of stage {stage}, kernel", apart, "1 - cosine", BLOCK_ANGLE)
