@@ -28,8 +28,8 @@ _KINDS = {
     "ensemble": "loopjax.detectors.ensemble:Ensemble",
 }
 
-# What `fit` takes where nothing else is asked for.
-DEFAULT_KIND = "deep-svdd"
+# What `fit` takes where nothing else is asked for: chosen by scripts/heads/choose_default.py.
+DEFAULT_KIND = "sphere-svdd"
 
 
 def detector_kinds() -> tuple[str, ...]:

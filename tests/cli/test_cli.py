@@ -58,7 +58,14 @@ def model(store, tmp_path_factory):
 
 
 def test_several_seeds_train_together_as_each_would_alone(store, tmp_path, capsys):
-    small = ("--set", "params.hidden_dims=[8,4]", "--set", "params.epochs=2")
+    small = (
+        "--detector",
+        "deep-svdd",
+        "--set",
+        "params.hidden_dims=[8,4]",
+        "--set",
+        "params.epochs=2",
+    )
     small += ("--set", "params.pretrain_epochs=0", "--set", "params.bn_warmup_passes=0")
     assert run("fit", store, "-o", tmp_path / "both", "--seeds", "0..1", *small) == 0
     assert run("fit", store, "-o", tmp_path / "alone", "--seeds", "1..1", *small) == 0

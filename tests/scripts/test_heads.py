@@ -2,8 +2,10 @@
 
 import json
 
+from loopjax.detectors import DEFAULT_KIND, make_detector
 from loopjax.evaluation.tables import Estimate, Evaluation, Table
-from scripts.heads.choose_default import choose, read_means
+from loopjax.experiment.load import load_config
+from scripts.heads.choose_default import RECORD, choose, read_means
 from scripts.heads.corpora import LOOPS, copy_by_prefix, plans_of, programs_of
 from scripts.render.programs import FAMILIES
 
@@ -47,3 +49,17 @@ def test_the_highest_mean_is_chosen(tmp_path):
     means = read_means(tmp_path)
     assert means["a"] == {"x P1": 0.9, "x P3": 0.5}
     assert choose(means) == "b"
+
+
+def test_the_default_is_the_one_that_the_script_chose():
+    record = json.loads(RECORD.read_text("utf-8"))
+    assert choose(record["auroc"]) == record["chosen"]
+    frozen, demo = (
+        {detector.name: detector for detector in load_config(name).detectors}
+        for name in ("unseen", "demo")
+    )
+    chosen = frozen[record["chosen"]]
+    assert chosen.kind == DEFAULT_KIND == demo[load_config("demo").primary].kind
+    defaults = make_detector(DEFAULT_KIND).get_params()
+    assert {name: defaults[name] for name in chosen.params} == chosen.params
+    assert record["auroc"].keys() == frozen.keys()
