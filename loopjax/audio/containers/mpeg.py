@@ -120,21 +120,21 @@ def read_length_header(frame: Frame, raw: bytes) -> LengthHeader | None:
     )
 
 
-def find_stream(content: Content, start: int) -> int | None:
-    """Offset of the first of a chain of frames behind junk, if one begins near `start`."""
+def find_stream(content: Content, start: int) -> tuple[int, bool] | None:
+    """Offset of the first of a chain of frames behind junk, and whether it is a stream's beginning.
+
+    Where no length header tells the beginning, at most the rest of one frame may come before it:
+    behind anything longer these may be the pieces of sound in a film.
+    """
     offset, end = start, min(content.size, start + MAX_JUNK_BYTES)
     while (offset := content.find(b"\xff", offset, end)) >= 0:
-        if _is_confirmed(content, offset, content.size, None):
-            return offset
+        frame = parse_frame(content.at(offset, 4))
+        if frame is not None and _is_confirmed(content, offset, content.size, None):
+            is_first = read_length_header(frame, content.at(offset, HEAD_BYTES)) is not None
+            if is_first or offset - start < MAX_FRAME_BYTES:
+                return offset, is_first
         offset += 1
     return None
-
-
-def begins_in_a_frame(content: Content, start: int, first: int) -> bool:
-    """Whether the bytes from `start` to the first frame can be the rest of an earlier one."""
-    frame = parse_frame(content.at(first, 4))
-    is_first = frame is not None and read_length_header(frame, content.at(first, HEAD_BYTES))
-    return first - start < MAX_FRAME_BYTES and not is_first
 
 
 def read_mpeg(content: Content, start: int, end: int) -> Stream:

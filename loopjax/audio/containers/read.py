@@ -10,7 +10,7 @@ import struct
 from loopjax.audio.containers.chunks import read_aiff, read_au, read_caf, read_w64, read_wav
 from loopjax.audio.containers.content import Content
 from loopjax.audio.containers.flac import read_flac
-from loopjax.audio.containers.mpeg import begins_in_a_frame, find_stream, read_mpeg
+from loopjax.audio.containers.mpeg import find_stream, read_mpeg
 from loopjax.audio.containers.ogg import read_ogg
 from loopjax.audio.containers.sniff import HEAD_BYTES, describe_foreign, sniff
 from loopjax.audio.containers.stream import Stream
@@ -48,9 +48,9 @@ def read_streams(content: Content) -> list[Stream]:
     if foreign:
         kind = None
     elif kind is None:
-        first = find_stream(content, start)
-        kind = "mp3" if has_tag or first is not None else None
-        is_cut = not has_tag and first is not None and begins_in_a_frame(content, start, first)
+        found = find_stream(content, start)
+        kind = "mp3" if has_tag or found is not None else None
+        is_cut = not has_tag and found is not None and not found[1]
     if kind is None:
         raise UnsupportedFormatError(foreign)
     streams = [_read(content, start, kind)]

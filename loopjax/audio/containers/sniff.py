@@ -24,6 +24,9 @@ FOREIGN = (  # offset, magic bytes, name
     (0, b"ajkg", "Shorten"),
     (0, b"\x0b\x77", "AC-3"),
     (0, b"\x7f\xfe\x80\x01", "DTS"),
+    (0, b"\0\0\1\xba", "MPEG video"),
+    (8, b"AVI ", "AVI video"),
+    (0, b"FLV\1", "Flash video"),
 )
 SIMPLE = {b"fLaC": "flac", b"OggS": "ogg", b".snd": "au", b"dns.": "au", b"caff": "caf"}
 

@@ -150,6 +150,15 @@ def test_junk_in_front_is_no_part_of_the_sound(tmp_path, junk):
     assert decoded.info.flags == ()  # it begins with its length header: nothing is cut off
 
 
+@pytest.mark.parametrize("head", [b"\0\0\1\xba", b"RIFF\0\0\0\0AVI ", b"FLV\1", b"anything"])
+def test_pieces_of_sound_in_a_film_are_no_stream(tmp_path, head):
+    packets = [BARE[at : at + 2000] for at in range(0, len(BARE), 2000)]
+    film = head + b"".join(bytes([1]) * 3000 + packet for packet in packets)
+    with pytest.raises(DecodeError) as caught:
+        decode_bytes(tmp_path, film)
+    assert caught.value.reason == "unsupported_format"
+
+
 @pytest.mark.parametrize("extra", [0, 1, 20])
 def test_a_vbri_header_is_no_sound(tmp_path, extra):
     count = decode_bytes(tmp_path, BARE).info.n_frames // 1152
