@@ -237,6 +237,8 @@ def robustness_curves(
 ) -> Path:
     """Draws AUROC against severity, one panel per perturbation, one curve per detector.
 
+    Shaded are the points' intervals.
+
     Args:
         points: every point of every curve.
         out: SVG file to write.
@@ -251,10 +253,21 @@ def robustness_curves(
         axes.axhline(0.5, color=INK, lw=0.8, alpha=0.5, ls=(0, (3, 3)))
         for i, detector in enumerate(detectors):
             curve = sorted((p for p in own if p.detector == detector), key=lambda p: p.level)
+            levels = [point.level for point in curve]
+            color = COLORS[i % len(COLORS)]
+            axes.fill_between(
+                levels,
+                np.array([point.auroc.low for point in curve], float),  # None is NaN
+                np.array([point.auroc.high for point in curve], float),
+                color=color,
+                alpha=0.08,
+                lw=0,
+            )
             axes.plot(
-                [point.level for point in curve],
+                levels,
                 [point.auroc.value for point in curve],
-                color=COLORS[i % len(COLORS)],
+                color=color,
+                ls="-" if i < len(COLORS) else "--",  # the ninth has the first one's color
                 marker="os^Dv<>P"[i % 8],
                 markersize=3.6,
                 lw=1.4,
