@@ -6,7 +6,7 @@ middle of a pass as if it had never stopped, on any number of devices and proces
 """
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -71,13 +71,6 @@ class Slot:
         return np.arange(self.batch_size).reshape(self.accumulate, self.count, -1)[:, self.index]
 
 
-@dataclass
-class Rejected:
-    """Inputs that could not be read while training: key -> the failure."""
-
-    found: dict[str, Failure] = field(default_factory=dict)
-
-
 def list_loops(source: Source, config: LoopsConfig, batch_size: int) -> Loops:
     """Lists a corpus and holds some loops back, by their key.
 
@@ -135,7 +128,7 @@ class BatchReader:
         self._augmentation, self._loops, self._slot = augmentation, loops, slot
         self._targets, self._seed = targets, seed
         self._target_width = len(next(iter(targets.values()))) if targets else 0
-        self.rejected = Rejected()
+        self.rejected: dict[str, Failure] = {}  # key -> why a loop could not be read
         if augmentation.pitch_cents or augmentation.stretch_percent:
             require_eval_extra()
 
@@ -203,7 +196,7 @@ class BatchReader:
         waiting: list[LoopFeatures | None] = []
         for item in features:
             if isinstance(item, Failure):
-                self.rejected.found[item.key] = item
+                self.rejected[item.key] = item
                 item = None
             waiting.append(item)
             if len(waiting) == self._slot.places.size:

@@ -145,7 +145,7 @@ def train(
         weights=plain_weights(weights, config.trainable),
         best_step=best.step,
         curve=curve,
-        rejected=list(batches.rejected.found.values()),
+        rejected=list(batches.rejected.values()),
     )
 
 
@@ -180,10 +180,10 @@ def _check_budget(batches: BatchReader, loops: Loops, config: FinetuneConfig) ->
     Raises:
         TooManyRejectedError: more than the settings allow.
     """
-    n_rejected, n_loops = len(batches.rejected.found), len(loops.train) + len(loops.held_out)
+    n_rejected, n_loops = len(batches.rejected), len(loops.train) + len(loops.held_out)
     embed = config.embed
     if n_rejected > embed.max_failures * n_loops or (embed.strict and n_rejected):
-        example = next(iter(batches.rejected.found.values()))
+        example = next(iter(batches.rejected.values()))
         raise TooManyRejectedError(
             f"{n_rejected} of {n_loops} loops cannot be read, such as {example.path} "
             f"({example.reason}: {example.message})"
