@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from loopjax.detectors.rows import DataError, RowBlocks, iter_blocks, len_rows, take_rows
+from loopjax.detectors.rows import RowBlocks, take_rows
 from loopjax.detectors.svdd.network import (
     Arrays,
     NetworkConfig,
@@ -21,7 +21,7 @@ from loopjax.detectors.svdd.network import (
     skeleton,
 )
 from loopjax.detectors.svdd.objectives import OneClass, Reconstruction
-from loopjax.detectors.svdd.rows import ResidentRows, StreamedRows, split_rows
+from loopjax.detectors.svdd.rows import ResidentRows, StreamedRows, check_scale, split_rows
 from loopjax.errors import ModelCheckError, ParameterError
 from loopjax.training import loop as training_loop
 from loopjax.training import steps as training
@@ -71,9 +71,6 @@ class TrainingConfig:
 # the size of the corpus. A small one gives each row several times, a large one is sampled. Batches
 # that grow with the corpus train further: AdamW moves faster where gradients agree.
 STEPS_PER_EPOCH, BATCH_ROWS = 5, 32
-
-
-_SMALLEST_DEVIATION, _SCALE_ROWS = 1e-4, 4096
 
 
 @dataclass(frozen=True)
@@ -199,26 +196,6 @@ def train_streamed(
     source = StreamedRows(blocks, val_rows, take_rows(blocks, val_rows), None, head.seed)
     (fitted,) = _Training(config, [head], source, None, options or RunOptions()).run()
     return fitted
-
-
-def check_scale(rows: np.ndarray | RowBlocks) -> None:
-    """Refuse rows [N, D] that scatter so little that BatchNorm takes them for constant.
-
-    It adds 1e-5 to every variance: scores of rows with a mean variance of 1e-11 are chance.
-
-    Raises:
-        DataError: says by how much they scatter.
-    """
-    sample = next(iter_blocks(rows, _SCALE_ROWS))
-    deviation = float(np.sqrt(np.var(sample, axis=0, dtype=np.float64).mean()))
-    if deviation == 0.0 and len(sample) == len_rows(rows):
-        raise DataError("all rows are identical: there is nothing to learn from")
-    if 0.0 < deviation < _SMALLEST_DEVIATION:
-        raise DataError(
-            f"columns scatter by {deviation:.1e} on average, which Deep SVDD's BatchNorm takes for "
-            f"constant: multiply the rows until it is {_SMALLEST_DEVIATION:.0e} or more, or use "
-            "another detector"
-        )
 
 
 def check_spread(

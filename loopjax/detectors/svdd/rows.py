@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from loopjax.detectors.rows import RowBlocks, iter_blocks
+from loopjax.detectors.rows import DataError, RowBlocks, iter_blocks, len_rows
 from loopjax.detectors.svdd.network import Arrays, NetworkConfig, encode_rows
 from loopjax.training import loop as training_loop
 from loopjax.training.checkpoints import Checkpoints
@@ -17,6 +17,27 @@ from loopjax.training.recipe import Hyperparams, Recipe, State
 
 _GATHERED_ROWS = 32_768  # of a stream, mixed and on the device at a time: 100 MB of 768 numbers
 _SPREAD = 4  # a sampled epoch reads this many times the rows that it trains on
+_SMALLEST_DEVIATION, _SCALE_ROWS = 1e-4, 4096  # see `check_scale`
+
+
+def check_scale(rows: np.ndarray | RowBlocks) -> None:
+    """Refuse rows [N, D] that scatter so little that BatchNorm takes them for constant.
+
+    It adds 1e-5 to every variance: scores of rows with a mean variance of 1e-11 are chance.
+
+    Raises:
+        DataError: says by how much they scatter.
+    """
+    sample = next(iter_blocks(rows, _SCALE_ROWS))
+    deviation = float(np.sqrt(np.var(sample, axis=0, dtype=np.float64).mean()))
+    if deviation == 0.0 and len(sample) == len_rows(rows):
+        raise DataError("all rows are identical: there is nothing to learn from")
+    if 0.0 < deviation < _SMALLEST_DEVIATION:
+        raise DataError(
+            f"columns scatter by {deviation:.1e} on average, which Deep SVDD's BatchNorm takes for "
+            f"constant: multiply the rows until it is {_SMALLEST_DEVIATION:.0e} or more, or use "
+            "another detector"
+        )
 
 
 class Moments(NamedTuple):
