@@ -208,16 +208,17 @@ class CheckedFile:
         if self.is_sealed:
             return
         footer = self._file.metadata
+        self._refuse_beyond_limit(footer.num_rows * _VALUE_BYTES, "values")
+        try:  # else a damaged description of a column ends the process below
+            self._file.scan_contents()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise self.damaged(first_line(error)) from None
         widths = [max(_VALUE_BYTES, leaf.length or 0) for leaf in _leaves(footer.schema)]
         groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
         n_bytes = sum(
             group.column(i).num_values * width for group in groups for i, width in enumerate(widths)
         )
-        if n_bytes > max(_EASY_BYTES, MAX_EXPANSION * self._stat.st_size):
-            raise UserError(
-                f"{self.path} holds {n_bytes} bytes of values in {self._stat.st_size} bytes; it "
-                f"would take more than {MAX_EXPANSION} times its size"
-            )
+        self._refuse_beyond_limit(n_bytes, "values")
         self._check_texts(columns)
 
     def _check_texts(self, columns: list[str] | None) -> None:
@@ -235,18 +236,21 @@ class CheckedFile:
         ]
         if len(set(names)) < len(names):
             raise self.damaged("two columns have one name")
-        limit, n_bytes = max(_EASY_BYTES, MAX_EXPANSION * self._stat.st_size), 0
+        n_bytes = 0
         try:
             file = pq.ParquetFile(self.path, read_dictionary=names, pre_buffer=False)
             for name in names:
                 for batch in file.iter_batches(1 << 20, columns=[name], use_threads=False):
                     n_bytes += _text_bytes(batch.column(0))
-        except (OSError, ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, IndexError, pa.ArrowException) as error:
             raise self.damaged(first_line(error)) from None
-        if n_bytes > limit:
+        self._refuse_beyond_limit(n_bytes, "text")
+
+    def _refuse_beyond_limit(self, n_bytes: int, what: str) -> None:
+        if n_bytes > max(_EASY_BYTES, MAX_EXPANSION * self._stat.st_size):
             raise UserError(
                 f"{self.path} holds {self._stat.st_size} bytes that stand for {n_bytes} bytes of "
-                f"text; more than {MAX_EXPANSION} times its size is not read"
+                f"{what}; more than {MAX_EXPANSION} times its size is not read"
             )
 
     def row_groups(self) -> list[int]:

@@ -171,3 +171,11 @@ def test_mistakes_name_file_and_row(tmp_path):
     (tmp_path / "zip.npz").write_bytes(b"PK\x03\x04 broken")
     with pytest.raises(UserError, match="cannot read"):
         read_embeddings(tmp_path / "zip.npz")
+
+
+@pytest.mark.faults
+def test_a_damaged_description_of_a_column_does_not_end_the_process():
+    """Arrow's C++ ends the process where such a description is asked for."""
+    file = Path(__file__).parent / "data" / "wrong_statistics.parquet"
+    with pytest.raises(UserError, match=r"wrong_statistics\.parquet is damaged"):
+        read_embeddings(file)
