@@ -43,8 +43,8 @@ class Split:
         n_moved: loops that changed sides so as not to be parted from their like.
         n_alike: loops that have their like in the corpus.
         cosine: from which loops count as alike: that of the settings; where chains of like loops
-            would hold more than a fold, that of their differences from the mean loop, or a
-            stricter one.
+            would hold more than a fold, a stricter one, or, where all loops point the same way,
+            that of their differences from the mean loop.
     """
 
     train: np.ndarray
@@ -130,9 +130,10 @@ def _alike(
     """Groups of loops that are alike, int [N], and the cosine that makes them so."""
     n, content = len(embeddings), _codes(embeddings.columns(["sha256"]))
     rows, cosine, folds = rows_of(embeddings), split.near_duplicate_cosine, split.folds
-    groups = linked_groups(n, _near_duplicates(rows, cosine), content)
+    pairs_at = partial(_near_duplicates, rows)
+    groups, stricter = like_groups(pairs_at, n, cosine, folds, content)
     if fit_folds(groups, folds):
-        return groups, cosine
+        return groups, stricter
     # Far from zero all point the same way: what counts is how loops differ from the mean one.
     if isinstance(rows, np.ndarray):
         return copy_groups(rows, folds, cosine, content)
