@@ -134,6 +134,22 @@ class Detector(OutlierMixin, BaseEstimator):
         """-1 where the score of a row of [N, D] exceeds `threshold_`, else 1; int64 [N]."""
         return np.where(self.decision_function(X) > self.threshold_, -1, 1)
 
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Ranks of rows [N, D] among what was fitted, float64 [N, 2]: columns normal, anomalous.
+
+        The second column is the fraction of training scores at or below the row's score, the first
+        one minus it. It says how unusual a row is, not how likely it is to be labeled an anomaly:
+        of rows like those fitted, a fraction a has more than 1 - a in it.
+        """
+        anomalous = self.percentile(self.decision_function(X)) / 100.0
+        return np.stack([1.0 - anomalous, anomalous], axis=1)
+
+    @property
+    def labels_(self) -> np.ndarray:
+        """-1 where a training score exceeds `threshold_`, else 1; int64 [N], as from `predict`."""
+        check_is_fitted(self, "decision_scores_")
+        return np.where(self.decision_scores_ > self.threshold_, -1, 1)
+
     def calibrate(self, X: Any) -> Self:
         """Keep the scores of held-out normal rows [N, D], from which `p_value` is computed."""
         self.calibration_scores_ = np.sort(self.decision_function(X))

@@ -3,23 +3,25 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from loopjax.config import DetectorConfig, nearest
-from loopjax.detectors import detector_class, make_detector
+from loopjax.config import DetectorConfig, SplitConfig, nearest
+from loopjax.detectors import DEFAULT_KIND, detector_class, make_detector
 from loopjax.detectors.base import Detector
 from loopjax.detectors.crossfit import fit_and_cross_fit
 from loopjax.detectors.known_rows import KnownRows
 from loopjax.detectors.rows import SCORED_ROWS, RowBlocks, iter_blocks, only_rows, take_rows
 from loopjax.encoders.space import Space
 from loopjax.errors import UserError
-from loopjax.experiment.splits import Split
+from loopjax.experiment.splits import Split, split_rows
+from loopjax.io.remote import place_of
 from loopjax.model import Model, rows_of
 from loopjax.store.read import Embeddings
-from loopjax.store.stream import RESIDENT_BYTES, StoredEmbeddings
+from loopjax.store.stream import RESIDENT_BYTES, StoredEmbeddings, open_embeddings
 
 FIT_FORMAT = 1  # raised when the same settings and rows give another model
 
@@ -37,6 +39,37 @@ def check_params(config: DetectorConfig) -> None:
                 f"detectors.{config.name}.params.{key}: {config.kind} has no such parameter"
                 f"{nearest(key, known)}; it has {', '.join(known)}"
             )
+
+
+def fit_model(
+    data: Embeddings | StoredEmbeddings | str | Path,
+    kind: str = DEFAULT_KIND,
+    *,
+    seed: int = 0,
+    split: SplitConfig | None = None,
+    **params: object,
+) -> Model:
+    """Fits a detector as `loopjax fit` does: the corpus is scored in folds, copies stay together.
+
+    Args:
+        data: embeddings, a store, or a file of embeddings.
+        kind: of the detector, such as "deep-svdd" or "knn".
+        seed: where the method is random.
+        split: which rows fit; default: all but silent ones.
+        **params: of the detector, such as `network="residual"`.
+
+    Raises:
+        UserError: unreadable, an unknown kind or parameter, or too few loops.
+    """
+    is_path = isinstance(data, str | Path)
+    embeddings = open_embeddings(data) if is_path else data
+    path = str(place_of(data).absolute()) if is_path else None
+    rows = split_rows(embeddings, split or SplitConfig())
+    config = DetectorConfig(kind, kind, params)
+    (model,) = fit_models(
+        embeddings, rows.train, config, [seed], folds=rows.folds, embeddings_path=path
+    )
+    return model
 
 
 def rows_digest(embeddings: Embeddings | StoredEmbeddings, split: Split) -> str:

@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import yaml
 
+import loopjax
 from loopjax import __version__
 from loopjax.cli import VERBS, main
 from loopjax.cli.options import add_settings, given_settings
@@ -55,6 +56,17 @@ def model(store, tmp_path_factory):
     out = tmp_path_factory.mktemp("model") / "knn"
     assert run("fit", store, "-o", out, "--detector", "knn", "--set", "params.n_neighbors=2") == 0
     return out
+
+
+def test_fit_model_is_what_fit_does(store, model):
+    fitted = loopjax.fit_model(store, "knn", n_neighbors=2)
+    saved = loopjax.load_model(model)
+    assert fitted.embeddings_path == saved.embeddings_path == str(store)
+    assert fitted.score(store).table.equals(saved.score(store).table)
+    same = loopjax.fit_model(read_embeddings(store), "knn", n_neighbors=2)
+    assert same.score(store).table.equals(saved.score(store).table)
+    with pytest.raises(loopjax.UserError, match=r"no such parameter.*did you mean 'n_neighbors'"):
+        loopjax.fit_model(store, "knn", n_neighbrs=2)
 
 
 def test_several_seeds_train_together_as_each_would_alone(store, tmp_path, capsys):

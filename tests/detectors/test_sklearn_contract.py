@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from sklearn.base import is_outlier_detector
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import check_outliers_train, estimator_checks_generator
 
 from loopjax.detectors.ensemble import Ensemble
@@ -82,9 +83,25 @@ def test_labels_are_those_of_scikit_learn(kind):
     labels = detector.fit_predict(rows(100))
     assert set(labels) == {-1, 1} and np.sum(labels == -1) == 5
     np.testing.assert_array_equal(detector.predict(rows(100)), labels)
+    np.testing.assert_array_equal(detector.labels_, labels)
     # A training row has one score, in `fit` and later.
     again = detector.decision_function(rows(100))
     np.testing.assert_allclose(again, detector.decision_scores_, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_probabilities_are_ranks_among_training_scores(kind):
+    detector = DETECTORS[kind]().fit(rows(100))
+    new = np.concatenate([rows(20), 100 - rows(1)])
+    found = detector.predict_proba(new)
+    below = detector.decision_scores_[None, :] <= detector.decision_function(new)[:, None]
+    np.testing.assert_allclose(found, np.stack([1 - below.mean(1), below.mean(1)], 1), atol=1e-12)
+
+
+def test_an_unfitted_detector_has_no_labels():
+    assert not hasattr(KNN(), "labels_")
+    with pytest.raises(NotFittedError):
+        KNN().predict_proba(rows())
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
