@@ -95,12 +95,12 @@ def _act(args: argparse.Namespace) -> int:
     path = str(place_of(args.embeddings).absolute())
     logs = Path(f"{args.out}.log")
     require_sinks(args.log)
-    (logs / METRICS_NAME).unlink(missing_ok=True)
+    lines = JsonLines(logs / METRICS_NAME, anew=True)
     say(f"fitting {config.name} on {int(rows.train.sum())} loops")
     with contextlib.ExitStack() as stack:
         progress = _StatusLine() if sys.stderr.isatty() else ProgressLines(say)
         stack.callback(progress.close)
-        sinks: list[Sink] = [progress, JsonLines(logs / METRICS_NAME)]
+        sinks: list[Sink] = [progress, lines]
         sinks += stack.enter_context(open_sinks(args.log, logs))
         models = fit_models(
             embeddings,

@@ -178,8 +178,9 @@ class BatchEncoder(Generic[T]):
                 yield Encoded(row, embeddings[at].copy(), std)
 
 
-def _is_ready(array: jax.Array) -> bool:
-    return array.is_ready()  # pyright: ignore[reportAttributeAccessIssue]
+def _is_ready(array: jax.Array | np.ndarray) -> bool:
+    """Whether it is computed; other encoders than ours may give NumPy's arrays, which are."""
+    return not isinstance(array, jax.Array) or array.is_ready()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def crop_fractions(sha256: Sequence[str], draw: int) -> np.ndarray:

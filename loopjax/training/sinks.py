@@ -55,8 +55,18 @@ class Sink(Protocol):
 class JsonLines:
     """`metrics.jsonl`: one line per epoch, appended at once."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, anew: bool = False):
+        """Appends to a file, or with `anew` begins it.
+
+        Raises:
+            WriteError: the file of an earlier training cannot be removed.
+        """
         self._path = path
+        try:
+            if anew:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
 
     def write(self, epoch: Epoch) -> None:
         """Appends a line.
