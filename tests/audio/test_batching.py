@@ -215,6 +215,7 @@ def test_who_has_loops_in_hand_does_not_wait_for_more():
 
 
 def test_waiting_can_be_limited():
+    before = set(threading.enumerate())
     buckets = make_buckets(EDGES, 100.0, 4)
     feeder = Feeder([loop(1)], [FakeDecoder(delay_s=0.5)], buckets, lambda f: None)
     feeder.start()
@@ -223,4 +224,6 @@ def test_waiting_can_be_limited():
     assert feeder.get() is not None
     assert feeder.get() is None
     feeder.close()
-    assert threading.active_count() < 20
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=5.0)
+        assert not thread.is_alive()
