@@ -18,6 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc"),
 ]
 EVERY = 7  # the short form crashes at each seventh change
+SPREAD = 3  # of the number of changes: Orbax makes a file more or less of a model's arrays
 
 
 def run(*args: object) -> int:
@@ -55,9 +56,14 @@ def sweep_crashes(
     assert not left_over(tmp_path)
     for at in range(0, point.n_events, step):
         folder = tmp_path / f"crash-{at}"
-        with pytest.raises(Crash), dying(folder, at):
-            act(folder)
-            raise AssertionError(f"no change number {at}")
+        try:
+            with dying(folder, at):
+                act(folder)
+        except Crash:
+            pass
+        else:
+            assert at >= point.n_events - SPREAD, f"no change number {at}"
+            break
         assert act(folder) in (0, 3), f"change {at}"
         assert content(folder) == expected, f"change {at}"
         assert not left_over(tmp_path), f"change {at}"
