@@ -1,6 +1,6 @@
 """One fine-tuning from its configuration: before, training, the new encoder, after, tables."""
 
-import shutil
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,14 +26,22 @@ from loopjax.experiment.before_after import compare_encoders
 from loopjax.experiment.groups import cut_groups
 from loopjax.experiment.labels import join_labels, label_path, read_labels, require_labeled
 from loopjax.experiment.load import find_config, trainings
+from loopjax.experiment.manifest import STORE, discard_files
 from loopjax.finetuning.batches import BatchReader, Loops, list_loops
 from loopjax.finetuning.export import export_encoder, with_corpus_statistics
 from loopjax.finetuning.loop import COLUMNS, OnStep, Trained, train, training_precision
 from loopjax.finetuning.objectives import Objective, make_objective
-from loopjax.io import write_json
+from loopjax.io import is_empty, locked, write_json
 from loopjax.store.read import Embeddings, read_embeddings
 
 ENCODER, STATES, RECORD = "encoder", "states", "finetune.json"
+# Everything that a fine-tuning writes into its folder.
+_STORES = ("before", "before-measured", "after", "teacher")
+WRITTEN = (
+    *(f"{ENCODER}/*", f"{STATES}/*", RECORD, ".*"),  # the last: what a kill left half-written
+    *(f"{store}/{name}" for store in _STORES for name in STORE),
+    *(f"{store}.damaged/*" for store in _STORES),
+)
 CENTERED = ("mean-shifted", "one-class")
 
 Log = Callable[[str], None]
@@ -78,7 +86,8 @@ def finetune(
         on_step: called with the number of finished steps and the metrics of the last one.
 
     Raises:
-        UserError: mistakes in the settings or their inputs, or `out` holds another run.
+        UserError: mistakes in the settings or their inputs, `out` holds another run, or another
+            process is at work there; with `restart`, files that no fine-tuning has written.
         ModelCheckError: the embeddings collapsed.
         TooManyRejectedError: more rejected inputs than the settings allow.
         WriteError: the disk is full and the like; finished checkpoints stay.
@@ -88,8 +97,21 @@ def finetune(
     check_finetuning(config)
     training_precision(config)
     folder = Path("out") / config.name if out is None else Path(out)
+    with contextlib.ExitStack() as stack:
+
+        def take_over() -> None:
+            stack.enter_context(locked(folder))
+            if restart:
+                _discard(folder)
+
+        parallel.first_process_does(take_over)
+        return _finetune(config, folder, log, on_step)
+
+
+def _finetune(
+    config: FinetuneConfig, folder: Path, log: Log, on_step: OnStep | None
+) -> FinetuneResult:
     first = parallel.process_slot()[0] == 0
-    parallel.first_process_does(lambda: _prepare(folder, restart))
     source = _open(config.data.sources, config.embed)
     parent = _load(config, "fp32")
     loops = list_loops(source, config.data, config.optimizer.batch_size)
@@ -128,12 +150,11 @@ def finetune(
     )
 
 
-def _prepare(folder: Path, restart: bool) -> None:
-    if restart and folder.exists():
-        if not (folder / STATES).is_dir() and any(folder.iterdir()):
-            raise UserError(f"{folder} holds something else than a fine-tuning; choose another -o")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+def _discard(folder: Path) -> None:
+    """Deletes an earlier run, whose states go last: cut off in between, it can be done again."""
+    if not (folder / STATES).is_dir() and not is_empty(folder):
+        raise UserError(f"{folder} holds something else than a fine-tuning; choose another -o")
+    discard_files(folder, WRITTEN, last=(f"{STATES}/*",))
 
 
 def _load(

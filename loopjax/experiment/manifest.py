@@ -17,15 +17,15 @@ from loopjax.io import write_text
 MANIFEST = "files.txt"
 RECORD = "run.json"
 
-_STORE = ("part-*.parquet", "failures*.parquet", "store.json", ".*")
+STORE = ("part-*.parquet", "failures*.parquet", "store.json", ".*")
 # Step of a run -> the files that it may write.
 STEPS = {
-    "embed": (*(f"embeddings/{name}" for name in _STORE), "embeddings.damaged/*"),
+    "embed": (*(f"embeddings/{name}" for name in STORE), "embeddings.damaged/*"),
     "fit": ("models/*/seed-*/*", "metrics.jsonl", "tb/*", "wandb/*"),
     "score": ("scores.parquet", "scores.csv"),
     "evaluate": (
         *("evaluation.json", "robustness.json", "robustness/*.npy", "figures/*.svg"),
-        *(f"compare/*/{name}" for name in _STORE),
+        *(f"compare/*/{name}" for name in STORE),
         *("compare/*.damaged/*", "protocols-*.jsonl"),
     ),
     "report": ("report/index.html",),
@@ -36,7 +36,7 @@ RESULTS = (
     *("evaluation.json", "robustness.json", "figures/*.svg"),
     *STEPS["report"],
 )
-_ALWAYS = (RECORD, MANIFEST, ".loopjax.*")  # the last: locks, which stay
+_LOCKS = (".loopjax.*",)
 
 
 @contextlib.contextmanager
@@ -63,21 +63,36 @@ def discard(run: Path) -> None:
     # A run of before there was a list may have left anything that a run writes.
     has_list = (run / MANIFEST).is_file()
     patterns = _listed(run) if has_list else {p for names in STEPS.values() for p in names}
-    files = [file for file in _files(run) if not _matches(file, (".loopjax.*",))]
-    foreign = [file for file in files if not _matches(file, (*patterns, *_ALWAYS))]
+    # Cut off in between, the folder can be discarded again.
+    discard_files(run, (*patterns, RECORD, MANIFEST), last=(RECORD, MANIFEST))
+
+
+def discard_files(folder: Path, patterns: tuple[str, ...], last: tuple[str, ...] = ()) -> None:
+    """Deletes all files of a folder, if each is one that loopjax writes; locks stay.
+
+    Args:
+        folder: may be missing.
+        patterns: of what loopjax writes there, relative to it.
+        last: patterns of those that go when all others have gone.
+
+    Raises:
+        UserError: the folder holds something else as well; nothing has been deleted then.
+        WriteError: something cannot be deleted.
+    """
+    files = [file for file in _files(folder) if not _matches(file, _LOCKS)]
+    foreign = [file for file in files if not _matches(file, patterns)]
     if foreign:
         named = ", ".join(foreign[:3]) + (" ..." if len(foreign) > 3 else "")
         raise UserError(
-            f"{run} holds {len(foreign)} files that no run has written ({named}); "
+            f"{folder} holds {len(foreign)} files that no run has written ({named}); "
             "move them away, or choose another -o"
         )
     try:
-        last = [RECORD, MANIFEST]  # cut off in between, the folder can be discarded again
-        for file in sorted(files, key=lambda file: (file in last, file)):
-            (run / file).unlink()
-            _remove_empty(run, (run / file).parent)
+        for file in sorted(files, key=lambda file: (_matches(file, last), file)):
+            (folder / file).unlink()
+            _remove_empty(folder, (folder / file).parent)
     except OSError as error:
-        raise WriteError(f"cannot clear {run}: {error.strerror or error}") from None
+        raise WriteError(f"cannot clear {folder}: {error.strerror or error}") from None
 
 
 def discard_results(run: Path) -> None:

@@ -1,6 +1,7 @@
 """Whole trainings with a tiny encoder: resumed, rejected, collapsed, exported, every objective."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from loopjax.arrays import read_arrays
 from loopjax.encoders.load import load_encoder, verify
 from loopjax.errors import ModelCheckError, TooManyRejectedError, UserError
 from loopjax.experiment.finetune import finetune
+from loopjax.io import locked
 from tests.finetuning.tiny import tiny_config, write_encoder, write_loops
 
 
@@ -194,3 +196,31 @@ def test_mistakes_are_told_before_anything_is_trained(inputs, tmp_path, changes,
 def test_another_run_is_not_overwritten(inputs, whole):
     with pytest.raises(UserError, match="holds checkpoints of another run"):
         finetune(tiny_config(*inputs, seed=1), whole.encoder.parent)
+
+
+def test_a_restart_deletes_what_a_run_wrote_and_nothing_else(inputs, whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole.encoder.parent, folder)
+    (folder / "notes.txt").write_text("mine")
+    before = sorted(path for path in folder.rglob("*"))
+    with pytest.raises(UserError, match="1 files that no run has written"):
+        finetune(tiny_config(*inputs), folder, restart=True)
+    assert sorted(path for path in folder.rglob("*")) == before
+    (folder / "notes.txt").unlink()
+    steps = []
+    finetune(
+        tiny_config(*inputs), folder, restart=True, on_step=lambda step, metrics: steps.append(step)
+    )
+    assert steps[0] == 1
+
+
+def test_a_restart_refuses_what_is_no_finetuning(inputs, tmp_path):
+    shutil.copytree(inputs[1], tmp_path / "run" / "encoder")
+    with pytest.raises(UserError, match="something else than a fine-tuning"):
+        finetune(tiny_config(*inputs), tmp_path / "run", restart=True)
+    assert (tmp_path / "run" / "encoder" / "config.json").is_file()
+
+
+def test_two_at_work_in_one_folder_are_refused(inputs, tmp_path):
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="another"):
+        finetune(tiny_config(*inputs), tmp_path / "run")
