@@ -71,6 +71,11 @@ class Batch(Generic[T]):
         self.sha256.append(sha256)
         return self._position(len(self.rows) - 1)
 
+    def clear_empty_rows(self) -> None:
+        """Zeros what an earlier batch left in rows that hold no loop."""
+        if self.was_used and len(self.rows) < len(self.samples):
+            self.samples[~self.mask] = 0
+
     def positions(self) -> list[int]:
         """Where the samples of each filled row are."""
         return [self._position(i) for i in range(len(self.rows))]

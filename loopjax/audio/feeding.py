@@ -94,8 +94,7 @@ class Feeder:
                 batch._closed = True
             ready = [batch for batch in batches if not batch._copying]
         for batch in ready:
-            if batch.was_used:
-                batch.samples[~batch.mask] = 0
+            batch.clear_empty_rows()
         return ready
 
     def __iter__(self) -> Iterator[Batch[list[Row]]]:
@@ -213,8 +212,8 @@ class Feeder:
                 self._n_free_bytes += samples.nbytes
 
     def _emit(self, batch: Batch[list[Row]] | None) -> None:
-        if batch is not None and batch.was_used and len(batch.rows) < len(batch.samples):
-            batch.samples[~batch.mask] = 0
+        if batch is not None:
+            batch.clear_empty_rows()
         self._queue.put(batch)
 
 

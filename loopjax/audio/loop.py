@@ -97,6 +97,11 @@ def make_key(identity: bytes) -> str:
     return hashlib.sha256(identity).hexdigest()[:16]
 
 
+def cut_group(group: str, depth: int) -> str:
+    """The first `depth` folders of a group; 0 keeps all."""
+    return "/".join(group.split("/")[:depth]) if depth else group
+
+
 def modified_ns(info: os.stat_result) -> int:
     """Modification time in whole 64 bits: a file system may claim a year beyond 2262."""
     return max(-(1 << 63), min((1 << 63) - 1, info.st_mtime_ns))

@@ -15,6 +15,11 @@ CLIPPED_RUN_SAMPLES = 4  # consecutive full-scale samples that one normalized pe
 CANCEL_RATIO = 1e-3  # mono energy below -30 dB of the channels' mean energy
 
 
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Float samples as the nearest 16-bit ones; beyond full scale they are clipped."""
+    return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+
+
 class Mixer:
     """Mixes blocks of one file to mono and gathers what its flags need."""
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from loopjax.audio.decode import DecodeOptions
 from loopjax.audio.decoder import Decoder, Reply
 from loopjax.audio.loop import AudioInfo, DecodeError, Failure, Loop
+from loopjax.audio.mixdown import to_int16
 from loopjax.audio.sources.packed import BLOCK, END_NAME, FORMAT, INDEX_NAME, End, read_end
 from loopjax.audio.sources.source import Source
 from loopjax.audio.sources.unit import Unit
@@ -153,7 +154,7 @@ def _sound(loop: Loop, reply: Reply | DecodeError) -> _Sound | Failure:
     samples = np.empty(reply.n_samples, reply.dtype)
     reply.copy_to(samples)
     if samples.dtype != np.int16:
-        samples = np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
+        samples = to_int16(samples)
     return _Sound(reply.loop, reply.info, samples)
 
 

@@ -28,6 +28,13 @@ from loopjax.errors import UserError
 T = TypeVar("T")
 
 Seed = Annotated[int, Setting(at_least=0, at_most=2**32 - 1)]
+Sources = Annotated[
+    tuple[str, ...],
+    Setting("audio files, folders, lists of paths (.txt), tfds:NAME or bundled:demo"),
+]
+GroupDepth = Annotated[
+    int, Setting("folders below the source that name a loop's group; 0: all of them", at_least=0)
+]
 ProtocolName = Literal["P1", "P3", "P2-1", "P2-5", "P2-10", "unlabeled"]
 
 
@@ -35,10 +42,7 @@ ProtocolName = Literal["P1", "P3", "P2-1", "P2-5", "P2-10", "unlabeled"]
 class DataConfig:
     """Where the loops (or ready-made embeddings) and their labels come from."""
 
-    sources: Annotated[
-        tuple[str, ...],
-        Setting("audio files, folders, lists of paths (.txt), tfds:NAME or bundled:demo"),
-    ] = ()
+    sources: Sources = ()
     embeddings: Annotated[
         str | None, Setting("a store folder, .parquet, .npy or .npz instead of audio")
     ] = None
@@ -48,10 +52,7 @@ class DataConfig:
     labels: Annotated[
         str | None, Setting("CSV with `file` and `is_anomaly`; bundled:demo brings its own")
     ] = None
-    group_depth: Annotated[
-        int,
-        Setting("folders below the source that name a loop's group; 0: all of them", at_least=0),
-    ] = 0
+    group_depth: GroupDepth = 0
 
 
 @dataclass(frozen=True)

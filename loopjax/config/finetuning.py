@@ -4,7 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from loopjax.config import DetectorConfig, EmbedConfig, Seed, read_config
+from loopjax.config import (
+    DetectorConfig,
+    EmbedConfig,
+    GroupDepth,
+    Seed,
+    Sources,
+    read_config,
+)
 from loopjax.config.settings import FileName, Setting
 from loopjax.errors import UserError
 
@@ -13,14 +20,8 @@ from loopjax.errors import UserError
 class LoopsConfig:
     """The loops that train the encoder, and those that it is measured on."""
 
-    sources: Annotated[
-        tuple[str, ...],
-        Setting("audio files, folders, lists of paths (.txt), tfds:NAME or bundled:demo"),
-    ] = ()
-    group_depth: Annotated[
-        int,
-        Setting("folders below the source that name a loop's group; 0: all of them", at_least=0),
-    ] = 0
+    sources: Sources = ()
+    group_depth: GroupDepth = 0
     holdout: Annotated[
         float,
         Setting("fraction that only picks the best step", at_least=0, at_most=0.5),

@@ -4,6 +4,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from loopjax.audio.loop import cut_group
 from loopjax.store.read import Embeddings
 from loopjax.store.stream import StoredEmbeddings
 
@@ -16,7 +17,6 @@ def cut_groups(embeddings: AnyEmbeddings, depth: int) -> AnyEmbeddings:
     if depth == 0 or "group" not in table.column_names:
         return embeddings
     groups = [
-        None if group is None else "/".join(group.split("/")[:depth])
-        for group in table["group"].to_pylist()
+        None if group is None else cut_group(group, depth) for group in table["group"].to_pylist()
     ]
     return embeddings.replacing("group", pa.array(groups, pa.string()))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from loopjax.audio.loop import Failure, Loop
+from loopjax.audio.loop import Failure, Loop, cut_group
+from loopjax.audio.mixdown import to_int16
 from loopjax.audio.perturb import PERTURBATIONS, perturb, require_eval_extra
 from loopjax.audio.sources.source import Source
 from loopjax.config import EmbedConfig
@@ -88,11 +89,6 @@ def list_loops(source: Source, config: LoopsConfig, batch_size: int) -> Loops:
     names = sorted({cut_group(loop.group, config.group_depth) for loop in loops})
     groups = {name: number for number, name in enumerate(names)}
     return Loops(loops[n_held_out:], loops[:n_held_out], groups, config.group_depth)
-
-
-def cut_group(group: str, depth: int) -> str:
-    """The first `depth` folders of a group; 0 keeps all."""
-    return "/".join(group.split("/")[:depth]) if depth else group
 
 
 class BatchReader:
@@ -186,9 +182,7 @@ class BatchReader:
                 amount, seed = rng.uniform(0.0, most), int(rng.integers(1 << 31))
                 if most:
                     changed = perturb(PERTURBATIONS[name], changed, rate_hz, amount, [seed])
-            if samples.dtype == np.int16:
-                return np.clip(np.round(changed * 32768.0), -32768, 32767).astype(np.int16)
-            return changed
+            return to_int16(changed) if samples.dtype == np.int16 else changed
 
         return change
 

@@ -18,7 +18,16 @@ from typing import Any
 import numpy as np
 from measure import Times, arguments, emit, peer, rounded, take_turns
 
+NANO = {  # the bundled encoder's shape, in transformers' words
+    "patch_size": 8,
+    "patch_stride": [8, 8],
+    "patch_embeds_hidden_size": 48,
+    "hidden_size": 192,
+    "depths": [1, 2, 3],
+    "num_attention_heads": [2, 4, 8],
+}
 SIZES: dict[str, dict[str, Any]] = {
+    "nano": NANO,
     "tiny": {},
     "base": {"patch_embeds_hidden_size": 128, "hidden_size": 1024, "depths": [2, 2, 12, 2]},
 }
@@ -88,7 +97,13 @@ def our_step(encoder: Any, batch: int) -> Callable[[], Any]:
 
 
 def their_step(tower: Any, batch: int) -> Callable[[], Any]:
-    """The same by transformers, in the tower's type and on its device."""
+    """The same by transformers, in the tower's type and on its device; NumPy's embeddings."""
+    run = their_device_step(tower, batch)
+    return lambda: run().float().cpu().numpy()
+
+
+def their_device_step(tower: Any, batch: int) -> Callable[[], Any]:
+    """`their_step`, whose embeddings stay on the device."""
     torch = peer("torch")
     like = next(tower.parameters())
     mel = torch.from_numpy(log_mel(batch, 1)).to(like)
@@ -96,7 +111,7 @@ def their_step(tower: Any, batch: int) -> Callable[[], Any]:
 
     def run() -> Any:
         with torch.no_grad():
-            return tower(mel, is_longer=longer).pooler_output.float().cpu().numpy()
+            return tower(mel, is_longer=longer).pooler_output
 
     return run
 

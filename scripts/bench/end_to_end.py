@@ -16,20 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from encoder import NANO
 from measure import arguments, emit, peer, rounded, take_turns
 
 RATE_HZ = 44_100
 FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "mp3": None}
-NANO = {
-    "patch_size": 8,
-    "patch_stride": [8, 8],
-    "patch_embeds_hidden_size": 48,
-    "hidden_size": 192,
-    "depths": [1, 2, 3],
-    "num_attention_heads": [2, 4, 8],
-    "num_hidden_layers": 3,
-    "enable_fusion": True,
-}
 
 
 def write_loops(folder: Path, n_files: int, extension: str) -> list[Path]:
@@ -96,7 +87,9 @@ def main() -> None:
     torch, transformers = peer("torch"), peer("transformers")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    model = transformers.ClapAudioModelWithProjection(transformers.ClapAudioConfig(**NANO)).eval()
+    model = transformers.ClapAudioModelWithProjection(
+        transformers.ClapAudioConfig(**NANO, num_hidden_layers=3, enable_fusion=True)
+    ).eval()
     from loopjax.encoders.load import load_encoder
 
     encoder = load_encoder("loopjax-nano")

@@ -15,27 +15,10 @@ import time
 from typing import Any
 
 import numpy as np
-from encoder import log_mel, same_weights, untrained
+from encoder import log_mel, same_weights, their_tower, untrained
 from measure import arguments, emit, peer, take_turns
 
-NANO = {  # the bundled encoder's shape without fusion, in transformers' words
-    "patch_size": 8,
-    "patch_stride": [8, 8],
-    "patch_embeds_hidden_size": 48,
-    "hidden_size": 192,
-    "depths": [1, 2, 3],
-    "num_attention_heads": [2, 4, 8],
-}
-SIZES: dict[str, dict[str, Any]] = {"nano": NANO, "tiny": {}}
 TEMPERATURE = 0.2
-
-
-def their_tower(size: str) -> Any:
-    """The tower of transformers, randomly initialized."""
-    peer("torch").manual_seed(0)
-    transformers = peer("transformers")
-    config = transformers.ClapAudioConfig(enable_fusion=False, **SIZES[size])
-    return transformers.ClapAudioModelWithProjection(config).eval()
 
 
 def their_step(tower: Any, views: np.ndarray) -> Any:
@@ -117,7 +100,7 @@ def our_steps(encoder: Any, mel: np.ndarray, *, augmented: bool) -> Any:
 def main() -> None:
     """Emits one line per size."""
     parser = arguments(__doc__)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["nano", "tiny"])
+    parser.add_argument("--sizes", nargs="+", choices=("nano", "tiny"), default=["nano", "tiny"])
     parser.add_argument("--rows", type=int, default=4, help="loops of a step, two views each")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

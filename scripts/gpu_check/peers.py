@@ -4,10 +4,9 @@ Takes our rates from the rows of section encoder, and says so where one is missi
 """
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
-from scripts.bench.encoder import log_mel, their_tower
+from scripts.bench.encoder import their_device_step, their_tower
 from scripts.bench.measure import emit, peer
 from scripts.gpu_check.common import arguments, earlier, median_s
 
@@ -36,7 +35,7 @@ def main() -> int:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = "tf32" in theirs
         tower = tower.to(torch.bfloat16 if "bf16" in theirs else torch.float32)
         model = torch.compile(tower) if "compile" in theirs else tower
-        taken_s, details = median_s(device_step(model, batch), args.rehearse, wait)
+        taken_s, details = median_s(their_device_step(model, batch), args.rehearse, wait)
         emit(
             "gpu_check",
             f"{row}, against transformers",
@@ -48,20 +47,6 @@ def main() -> int:
             **details,
         )
     return 1 if missing else 0
-
-
-def device_step(tower: Any, batch: int) -> Callable[[], Any]:
-    """One batch through the tower; the embeddings stay on its device."""
-    torch = peer("torch")
-    like = next(tower.parameters())
-    mel = torch.from_numpy(log_mel(batch, 1)).to(like)
-    longer = torch.zeros(batch, 1, dtype=torch.bool, device=like.device)
-
-    def run() -> Any:
-        with torch.no_grad():
-            return tower(mel, is_longer=longer).pooler_output
-
-    return run
 
 
 def wait(embeddings: Any) -> None:

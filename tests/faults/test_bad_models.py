@@ -52,13 +52,17 @@ def flips(folder, arrays):
 
 
 def test_a_flipped_byte_in_a_detectors_arrays_is_named(detector, capfd):
+    require_flips_named(detector, "arrays", load_detector)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def require_flips_named(folder, part, load):
     n_flips = 0
-    for _, copy in flips(detector, "arrays"):
-        with pytest.raises(UserError, match="flipped/arrays"):
-            load_detector(copy)
+    for _, copy in flips(folder, part):
+        with pytest.raises(UserError, match=f"flipped/{part}"):
+            load(copy)
         n_flips += 1
     assert n_flips > 12
-    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_without_checksums_a_detector_is_refused_or_scores_as_before(detector, tmp_path, capfd):
@@ -80,12 +84,7 @@ def test_without_checksums_a_detector_is_refused_or_scores_as_before(detector, t
 
 
 def test_a_flipped_byte_in_an_encoders_weights_is_named(encoder, capfd):
-    n_flips = 0
-    for _, copy in flips(encoder, "weights"):
-        with pytest.raises(UserError, match="flipped/weights"):
-            read_encoder(copy)
-        n_flips += 1
-    assert n_flips > 12
+    require_flips_named(encoder, "weights", read_encoder)
     assert "Traceback" not in capfd.readouterr().err
 
 
