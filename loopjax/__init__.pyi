@@ -27,6 +27,7 @@ from .errors import WriteError as WriteError
 from .experiment.finetune import FinetuneResult as FinetuneResult
 from .experiment.finetune import finetune as finetune
 from .experiment.fit import fit_model as fit_model
+from .experiment.fit import update_model as update_model
 from .experiment.load import load_config as load_config
 from .experiment.run import run_experiment as run_experiment
 from .explanation import explain as explain

@@ -59,6 +59,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--marks", metavar="FILE", help="marks, .csv or .parquet: rejected loops do not train"
     )
+    parser.add_argument(
+        "--update",
+        metavar="MODEL",
+        help="this model with the loops of EMB learned too (pca, knn, local-knn, mahalanobis, "
+        "mean-cosine); takes no other option than -o",
+    )
     add_log_option(parser)
     add_set_option(parser, "params.n_neighbors=3, or 'params.hidden_dims=[512,256,128]'")
 
@@ -70,6 +76,36 @@ def _count(text: str) -> int:
 
 
 def _act(args: argparse.Namespace) -> int:
+    return _fit(args) if args.update is None else _update(args)
+
+
+def _update(args: argparse.Namespace) -> int:
+    from loopjax.experiment.fit import update_model
+    from loopjax.model import load_model
+
+    names = ("detector", "network", "seeds", "max_rows", "config", "marks", "log", "set")
+    for name in names:
+        if getattr(args, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} has no meaning with --update, which learns as "
+                f"{args.update} did; to learn otherwise, fit on all loops"
+            )
+    model = load_model(args.update)
+    updated = update_model(model, args.embeddings)
+    updated.save(Path(args.out))
+    detector = updated.detector
+    row = {
+        "model": args.out,
+        "detector": detector.kind,
+        "n_learned": detector.n_samples_seen_ - model.detector.n_samples_seen_,
+        "n_train": detector.n_samples_seen_,
+        "threshold": detector.threshold_,
+    }
+    print(json.dumps(row))  # noqa: T201
+    return DONE
+
+
+def _fit(args: argparse.Namespace) -> int:
     import numpy as np
 
     from loopjax.experiment.fit import fit_models

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from loopjax.detectors.partial import OfGrowing
 from loopjax.detectors.rows import (
     SCORED_ROWS,
     DataError,
@@ -42,13 +43,17 @@ class Detector(OutlierMixin, BaseEstimator):
     A subclass sets `kind`, annotates its fitted attributes in the class body (names ending in `_`;
     these are saved), and implements `_learn(rows)` and `_score(rows) -> scores` on float32 [N, D].
 
-    Fitted attributes: `n_features_in_`; `feature_names_in_` after fitting on a table with named
-    columns; `origin_` [D], the mean row of float64 rows too far from zero for float32, which is
-    taken off all rows, else None; `decision_scores_` float64 [N], the training scores;
+    Where further rows can be learned without those of before, it also implements `_learn_more`.
+
+    Fitted attributes: `n_features_in_`; `n_samples_seen_`, rows learned; `feature_names_in_` after
+    fitting on a table with named columns; `origin_` [D], the mean row of float64 rows too far from
+    zero for float32, which is taken off all rows, else None; `decision_scores_` float64 [N], the
+    training scores;
     `threshold_`, their (1 - contamination) quantile; `calibration_scores_` after `calibrate`.
     """
 
     n_features_in_: int
+    n_samples_seen_: int
     origin_: np.ndarray | None = None
     feature_names_in_: np.ndarray
     threshold_: float
@@ -80,6 +85,35 @@ class Detector(OutlierMixin, BaseEstimator):
         rows = self._check_training(X)
         self._learn(rows)
         return self._keep_scores(self._training_scores(rows, np.arange(len_rows(rows))))
+
+    @OfGrowing
+    def partial_fit(self, X: Any, y: Any = None) -> Self:
+        """Learn further rows [M, D] without those learned before; the first time, `fit`.
+
+        What is learned, and so every score of a row, is that of `fit` on all rows, up to rounding;
+        hyper-parameters must stay the same. Training scores are of the moment: those of `X` are
+        by the detector with them, earlier ones stay as they are (kNN, which keeps its rows, gives
+        all anew), and `threshold_` is the quantile of them all. An earlier `calibrate` is
+        forgotten.
+
+        Raises:
+            NoPartialFitError: this kind learns from all rows together; the message names those
+                that have it.
+            DataError: NaN or infinity, or another number of columns.
+            UserError: the detector did not keep what it would need; see the message.
+        """
+        if not hasattr(self, "decision_scores_"):
+            return self.fit(X)
+        if not hasattr(self, "n_samples_seen_"):
+            raise UserError(
+                f"this {self.kind} was saved by a version that did not keep what partial_fit "
+                "needs: fit it again on all rows"
+            )
+        self.check_params()
+        rows = self._validate(X, reset=False)
+        self._learn_more(rows)
+        self.n_samples_seen_ += len_rows(rows)
+        return self._keep_scores(self._scores_with(rows))
 
     def fit_for(self, X: Any, numbers: np.ndarray) -> Self:
         """`fit`, but with the training scores of some rows alone, by their ascending numbers.
@@ -238,10 +272,20 @@ class Detector(OutlierMixin, BaseEstimator):
                 f"{type(self).__name__} needs at least {self.min_rows} rows; "
                 f"got n_samples = {len_rows(rows)}"
             )
+        self.n_samples_seen_ = len_rows(rows)
         return rows
 
     def _learn(self, rows: Any) -> None:
         raise NotImplementedError
+
+    def _learn_more(self, rows: Any) -> None:
+        raise NotImplementedError
+
+    def _scores_with(self, rows: Any) -> np.ndarray:
+        """Training scores after further rows [M, D] were learned."""
+        before = self.decision_scores_
+        numbers = np.arange(len(before), len(before) + len_rows(rows))
+        return np.concatenate([before, self._training_scores(rows, numbers)])
 
     def _training_scores(self, rows: Any, numbers: np.ndarray) -> np.ndarray:
         """Scores of rows [n, D] that were trained on; `numbers` [n] says which these are."""

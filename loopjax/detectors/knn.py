@@ -1,5 +1,6 @@
 """k-nearest-neighbor distance: how far a row is from the normal rows closest to it."""
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ from loopjax.detectors.known_rows import KnownRows
 from loopjax.detectors.nearest import NearestRows, local_radii
 from loopjax.detectors.rows import DataError, iter_blocks, len_rows, places_among, take_rows
 from loopjax.detectors.spectrum import column_moments
-from loopjax.errors import ParameterError
+from loopjax.errors import ParameterError, UserError
 
 # Radii below this fraction of the median one are raised to it.
 RADIUS_FLOOR = 0.1
@@ -95,26 +96,63 @@ class KNN(Detector):
                 f"n_neighbors={self.n_neighbors} needs more than {self.n_neighbors} reference "
                 f"rows; got n_samples = {len(kept)}"
             )
-        self.radii_ = self.mean_ = self.scale_ = None
+        self.mean_ = self.scale_ = None
         if self.standardize:
             self.mean_, self.scale_ = column_moments(rows)
-        self.reference_ = self._prepare(take_rows(rows, kept))
-        spread = np.ptp(self.reference_, axis=0).max()
+        self._take(self._prepare(take_rows(rows, kept)))
+        self._kept = kept
+
+    def _learn_more(self, rows: Any) -> None:
+        if self.standardize and self.metric == "cosine":
+            raise UserError(
+                "standardized kNN by cosine keeps no lengths and cannot learn further rows: fit it "
+                'on all rows, or choose standardize=False or metric="euclidean"'
+            )
+        total = self.n_samples_seen_ + len_rows(rows)
+        thinned = len(self.reference_) < self.n_samples_seen_
+        if thinned or (self.max_reference is not None and total > self.max_reference):
+            raise UserError(
+                f"max_reference={self.max_reference} lets a kNN keep a sample of {total} rows, "
+                "which must be drawn from all of them: fit it on all rows, or raise max_reference"
+                f"{' before the first fit' * thinned}"
+            )
+        further = take_rows(rows, np.arange(len_rows(rows)))
+        if self.mean_ is None or self.scale_ is None:
+            self._take(np.concatenate([self.reference_, self._prepare(further)]))
+        else:
+            every = np.concatenate([self.reference_ * self.scale_ + self.mean_, further])
+            self.mean_, self.scale_ = column_moments(every)
+            self._take(self._prepare(every))
+        self._kept = np.arange(total)
+
+    def _take(self, reference: np.ndarray) -> None:
+        """Sets the prepared reference rows [M, D] and their radii."""
+        spread = np.ptp(reference, axis=0).max()
         if self.metric == "cosine" and spread <= _UNIT_ROUNDING:
             raise DataError("all rows point the same way: every distance is zero")
         if spread == 0.0:
             raise DataError("all rows are identical: every distance is zero")
+        self.radii_ = None
         if self.density_exponent:
-            plain = NearestRows(self.reference_)
-            near, _ = plain.search(self.reference_, self.n_neighbors, np.arange(len(kept)))
+            own = np.arange(len(reference))
+            near, _ = NearestRows(reference).search(reference, self.n_neighbors, own)
             self.radii_ = local_radii(near, RADIUS_FLOOR, self.density_exponent)
-        self._kept = kept
+        self.reference_ = reference
 
     def _training_scores(self, rows: Any, numbers: np.ndarray) -> np.ndarray:
-        own, scores, start = places_among(self._kept, numbers), [], 0
-        for block in iter_blocks(rows, 4096):
+        prepared = map(self._prepare, iter_blocks(rows, 4096))
+        return self._scores_but(prepared, places_among(self._kept, numbers))
+
+    def _scores_with(self, rows: Any) -> np.ndarray:
+        """Training scores after further rows were learned: all anew, of the reference rows."""
+        return self._scores_but(iter_blocks(self.reference_, 4096), self._kept)
+
+    def _scores_but(self, prepared: Iterable[np.ndarray], own: np.ndarray) -> np.ndarray:
+        """Scores of prepared rows, whose own places [N] among the reference rows do not count."""
+        scores, start = [], 0
+        for block in prepared:
             mine = own[start : start + len(block)]
-            found, _ = self._nearest()[0].search(self._prepare(block), self.n_neighbors, mine)
+            found, _ = self._nearest()[0].search(block, self.n_neighbors, mine)
             scores.append(self._aggregate(found))
             start += len(block)
         return np.concatenate(scores)

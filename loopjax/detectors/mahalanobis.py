@@ -7,15 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from loopjax.detectors.base import Detector
-from loopjax.detectors.rows import DataError, score_in_blocks
+from loopjax.detectors.rows import DataError, len_rows, score_in_blocks
 from loopjax.detectors.spectrum import (
     HIGHEST,
     Spectrum,
     compute_spectrum,
     double_precision,
-    fourth_moment,
+    extend_spectrum,
+    moved_moments,
+    radial_moments,
 )
-from loopjax.errors import ParameterError
+from loopjax.errors import ParameterError, UserError
 
 
 class Mahalanobis(Detector):
@@ -27,7 +29,9 @@ class Mahalanobis(Detector):
         contamination: fraction of training rows above `threshold_`; "auto" is 0.05.
 
     Fitted: `mean_` [D]; `axes_` [D, K], `variances_` [K] of the shrunk covariance along them;
-    `floor_`, its variance along every other axis; `shrinkage_`.
+    `floor_`, its variance along every other axis; `shrinkage_`; what `partial_fit` needs,
+    `eigenvalues_` [K] before shrinkage and, with "ledoit-wolf", `third_` [D] and `fourth_`, see
+    `radial_moments`.
     """
 
     kind: ClassVar[str] = "mahalanobis"
@@ -37,6 +41,9 @@ class Mahalanobis(Detector):
     variances_: np.ndarray
     floor_: float
     shrinkage_: float
+    eigenvalues_: np.ndarray
+    third_: np.ndarray | None
+    fourth_: float | None
 
     def __init__(
         self,
@@ -56,14 +63,45 @@ class Mahalanobis(Detector):
 
     def _learn(self, rows: Any) -> None:
         found = compute_spectrum(rows, standardize=False)
+        moments = None
+        if isinstance(self.shrinkage, str):
+            moments = radial_moments(rows, found.mean)
+        self._take(found, moments)
+
+    def _learn_more(self, rows: Any) -> None:
+        n, further = self.n_samples_seen_, len_rows(rows)
+        own = Spectrum(
+            mean=self.mean_,
+            scale=np.ones_like(self.mean_),
+            eigenvalues=self.eigenvalues_,
+            axes=self.axes_,
+            total_variance=float(self.eigenvalues_.sum()),
+            n_rows=n,
+        )
+        found = extend_spectrum(own, rows, standardize=False)
+        moments = None
+        if isinstance(self.shrinkage, str):
+            if self.third_ is None or self.fourth_ is None:
+                raise UserError(
+                    "Mahalanobis was fitted with a number as shrinkage and did not keep what "
+                    f"{self.shrinkage!r} needs: fit it on all rows"
+                )
+            old = moved_moments(self.third_, self.fourth_, own, found.mean)
+            new = radial_moments(rows, found.mean)
+            total = n + further
+            moments = (
+                (n * old[0] + further * new[0]) / total,
+                (n * old[1] + further * new[1]) / total,
+            )
+        self._take(found, moments)
+
+    def _take(self, found: Spectrum, moments: tuple[np.ndarray, float] | None) -> None:
+        """Sets what is fitted; `moments` are there where they decide the shrinkage."""
         if found.total_variance <= 0.0:
             raise DataError("all rows are identical: there is no variance to learn from")
         width = self.n_features_in_
-        shrinkage = (
-            _ledoit_wolf(found, fourth_moment(rows, found.mean))
-            if isinstance(self.shrinkage, str)
-            else float(self.shrinkage)
-        )
+        third, fourth = (None, None) if moments is None else moments
+        shrinkage = float(self.shrinkage) if fourth is None else _ledoit_wolf(found, fourth)
         floor = shrinkage * found.total_variance / width
         keep = found.eigenvalues > found.eigenvalues[0] * 1e-12
         if floor <= 0.0 and keep.sum() < width:
@@ -75,6 +113,8 @@ class Mahalanobis(Detector):
         self.mean_ = found.mean
         self.axes_ = np.ascontiguousarray(found.axes[:, keep])
         self.variances_ = (1.0 - shrinkage) * found.eigenvalues[keep] + floor
+        self.eigenvalues_ = found.eigenvalues[keep]
+        self.third_, self.fourth_ = third, fourth
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
         with double_precision():

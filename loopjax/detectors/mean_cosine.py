@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from loopjax.detectors.base import Detector
-from loopjax.detectors.rows import DataError, len_rows
+from loopjax.detectors.rows import DataError, RowBlocks, len_rows
 
 
 class MeanCosine(Detector):
@@ -27,13 +27,16 @@ class MeanCosine(Detector):
         return True
 
     def _learn(self, rows: Any) -> None:
-        parts = [rows] if isinstance(rows, np.ndarray) else rows
-        total = np.zeros(self.n_features_in_)
-        for part in parts:
-            total += part.sum(axis=0, dtype=np.float64)
-        self.mean_ = total / len_rows(rows)
-        if not np.any(self.mean_):
+        self._take(_sum_of(rows) / len_rows(rows))
+
+    def _learn_more(self, rows: Any) -> None:
+        n = self.n_samples_seen_
+        self._take((n * self.mean_ + _sum_of(rows)) / (n + len_rows(rows)))
+
+    def _take(self, mean: np.ndarray) -> None:
+        if not np.any(mean):
             raise DataError("the mean of the rows is zero, so no direction is normal")
+        self.mean_ = mean
 
     def _training_scores(self, rows: Any, numbers: np.ndarray) -> np.ndarray:
         scores = self._score_all(rows)
@@ -50,3 +53,11 @@ class MeanCosine(Detector):
         inner = np.einsum("nd,d->n", rows, self.mean_)
         # A zero row has no direction and counts as orthogonal.
         return 1.0 - inner / np.maximum(lengths, np.finfo(np.float64).tiny)
+
+
+def _sum_of(rows: np.ndarray | RowBlocks) -> np.ndarray:
+    """Sum of rows [N, D] in float64, [D]."""
+    total = np.zeros(1)
+    for part in [rows] if isinstance(rows, np.ndarray) else rows:
+        total = total + part.sum(axis=0, dtype=np.float64)
+    return total

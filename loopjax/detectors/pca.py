@@ -8,8 +8,14 @@ import numpy as np
 
 from loopjax.detectors.base import Detector
 from loopjax.detectors.rows import DataError, score_in_blocks
-from loopjax.detectors.spectrum import HIGHEST, compute_spectrum, double_precision
-from loopjax.errors import ParameterError
+from loopjax.detectors.spectrum import (
+    HIGHEST,
+    Spectrum,
+    compute_spectrum,
+    double_precision,
+    extend_spectrum,
+)
+from loopjax.errors import ParameterError, UserError
 
 
 class PCA(Detector):
@@ -27,7 +33,9 @@ class PCA(Detector):
         contamination: fraction of training rows above `threshold_`; "auto" is 0.05.
         random_state: seed of the randomized solver.
 
-    Fitted: `mean_`, `scale_` [D]; `components_` [K, D]; `explained_variance_` [K] (divisor n - 1).
+    Fitted: `mean_`, `scale_` [D]; `components_` [K, D]; `explained_variance_` [K] (divisor n - 1);
+    what `partial_fit` needs, `left_out_` [L, D] and `left_out_variance_` [L], the other axes along
+    which rows vary, None after subspace iteration.
     Scores equal scikit-learn's StandardScaler + PCA to 1e-4 relative.
     """
 
@@ -37,6 +45,8 @@ class PCA(Detector):
     scale_: np.ndarray
     components_: np.ndarray
     explained_variance_: np.ndarray
+    left_out_: np.ndarray | None
+    left_out_variance_: np.ndarray | None
 
     def __init__(
         self,
@@ -68,12 +78,39 @@ class PCA(Detector):
             raise ParameterError(f"max_components must be at least 1; got {self.max_components!r}")
 
     def _learn(self, rows: Any) -> None:
-        width = self.n_features_in_
-        iterate = self.solver == "randomized" or (self.solver == "auto" and width > 4096)
         by_fraction = isinstance(self.n_components, float)
         wanted = self.max_components if by_fraction else int(self.n_components) + 1
-        rank = wanted if iterate else None
+        rank = wanted if self._iterates else None
         found = compute_spectrum(rows, standardize=self.standardize, rank=rank, seed=self._seed())
+        self._take(found)
+
+    def _learn_more(self, rows: Any) -> None:
+        if self._iterates or self.left_out_ is None or self.left_out_variance_ is None:
+            raise UserError(
+                "PCA by subspace iteration keeps too few axes to learn further rows: fit it on all "
+                'rows, or with solver="exact"'
+            )
+        n = self.n_samples_seen_
+        variances = np.concatenate([self.explained_variance_, self.left_out_variance_])
+        found = Spectrum(
+            mean=self.mean_,
+            scale=self.scale_,
+            eigenvalues=variances * ((n - 1) / n),
+            axes=np.concatenate([self.components_, self.left_out_]).T,
+            total_variance=float(variances.sum()) * ((n - 1) / n),
+            n_rows=n,
+        )
+        self._take(extend_spectrum(found, rows, standardize=self.standardize))
+
+    @property
+    def _iterates(self) -> bool:
+        wide = self.n_features_in_ > 4096
+        return self.solver == "randomized" or (self.solver == "auto" and wide)
+
+    def _take(self, found: Spectrum) -> None:
+        """Sets what is fitted."""
+        width, iterate = self.n_features_in_, self._iterates
+        by_fraction = isinstance(self.n_components, float)
         variances = found.eigenvalues
         if found.total_variance <= 0.0 or variances[0] <= 0.0:
             raise DataError("all rows are identical: there is no variance to learn from")
@@ -97,7 +134,12 @@ class PCA(Detector):
         k = min(k, available - 1)
         self.mean_, self.scale_ = found.mean, found.scale
         self.components_ = np.ascontiguousarray(found.axes[:, :k].T)
-        self.explained_variance_ = variances[:k] * (found.n_rows / (found.n_rows - 1))
+        unbiased = variances * (found.n_rows / (found.n_rows - 1))
+        self.explained_variance_ = unbiased[:k]
+        self.left_out_ = self.left_out_variance_ = None
+        if not iterate:
+            self.left_out_ = np.ascontiguousarray(found.axes[:, k:].T)
+            self.left_out_variance_ = unbiased[k:]
 
     def _score(self, rows: np.ndarray) -> np.ndarray:
         with double_precision():

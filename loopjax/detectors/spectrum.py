@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from loopjax.detectors.rows import RowBlocks, iter_blocks, len_rows
+from loopjax.errors import UserError
 
 BLOCK_ROWS = 8192
 _SLICE_ROWS = 512
 _BANDS = 4
+_MAX_MERGED_COLUMNS = 8192  # a covariance of 512 MiB
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -59,6 +61,37 @@ def compute_spectrum(
         return _by_covariance(rows, standardize)
 
 
+def extend_spectrum(
+    found: Spectrum, rows: np.ndarray | RowBlocks, *, standardize: bool
+) -> Spectrum:
+    """The spectrum of the rows that `found` is of and of further rows [M, D] together, in float64.
+
+    Means and covariances are merged (Chan, Golub and LeVeque 1979) and decomposed again, so the
+    result is that of `compute_spectrum` on all rows up to rounding. `found` must have every axis
+    along which its rows vary.
+
+    Raises:
+        UserError: the covariance would be too large.
+    """
+    if len(found.mean) > _MAX_MERGED_COLUMNS:
+        raise UserError(
+            f"further rows of more than {_MAX_MERGED_COLUMNS} columns are not learned without "
+            "those before: fit on all rows"
+        )
+    covariance = (found.axes * found.eigenvalues) @ found.axes.T
+    if standardize:  # a variance is 1 here or, of a constant column, 0 up to rounding
+        varies = np.diag(covariance) > 0.5
+        covariance = covariance * varies * varies[:, None]
+    covariance = covariance * found.scale * found.scale[:, None]
+    with double_precision():
+        mean, further = map(np.asarray, _mean_and_covariance(rows))
+        old, new = found.n_rows, len_rows(rows)
+        total, step = old + new, mean - found.mean
+        merged = (old * covariance + new * further) / total
+        merged += np.outer(step, step) * (old * new / total**2)
+        return _of_covariance(found.mean + step * (new / total), merged, total, standardize)
+
+
 def column_moments(rows: np.ndarray | RowBlocks) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of every column, float64 [D]; 1 where one is constant."""
     with double_precision():
@@ -100,8 +133,11 @@ def _gram_core(rows, weights, n, *, standardize):
 
 
 def _by_covariance(rows: np.ndarray | RowBlocks, standardize: bool) -> Spectrum:
-    n = len_rows(rows)
     mean, covariance = _mean_and_covariance(rows)
+    return _of_covariance(mean, covariance, len_rows(rows), standardize)
+
+
+def _of_covariance(mean, covariance, n: int, standardize: bool) -> Spectrum:
     scale = _scale_of(jnp.diag(covariance), mean, n, standardize)
     values, axes = _decompose(covariance / scale[None, :] / scale[:, None])
     values = np.maximum(np.asarray(values), 0.0)
@@ -171,12 +207,33 @@ def _decompose(covariance):
     return values[::-1], axes[:, ::-1]
 
 
-def fourth_moment(rows: np.ndarray | RowBlocks, mean: np.ndarray) -> float:
-    """Mean over rows [N, D] of the squared squared distance to `mean` [D]."""
+def radial_moments(rows: np.ndarray | RowBlocks, mean: np.ndarray) -> tuple[np.ndarray, float]:
+    """Means over rows [N, D] of |y|^2 y, float64 [D], and of |y|^4; y is a row minus `mean` [D]."""
+    third, fourth, n = np.zeros(len(mean)), 0.0, len_rows(rows)
     with double_precision():
-        return sum(
-            float(_block_fourth(*_pad_rows(block), mean)) for block in iter_blocks(rows, BLOCK_ROWS)
-        ) / len_rows(rows)
+        for block in iter_blocks(rows, BLOCK_ROWS):
+            padded = _pad_rows(block)
+            third += np.asarray(_block_third(*padded, mean))
+            fourth += float(_block_fourth(*padded, mean))
+    return third / n, fourth / n
+
+
+def moved_moments(
+    third: np.ndarray, fourth: float, found: Spectrum, mean: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """`radial_moments` about `mean` [D] of the rows of `found`, from those about their own mean."""
+    step = mean - found.mean
+    turned = found.axes @ (found.eigenvalues * (found.axes.T @ step))  # covariance times step
+    trace, square = found.total_variance, float(step @ step)
+    moved = third - 2 * turned - (trace + square) * step
+    across = 4 * step @ turned - 4 * step @ third + 2 * trace * square
+    return moved, float(fourth + across + square**2)
+
+
+@jax.jit
+def _block_third(rows, weights, mean):
+    x = jnp.asarray(rows, mean.dtype) - mean[None, :]
+    return jnp.matmul(jnp.sum(x**2, axis=1) * weights, x, precision=HIGHEST)
 
 
 @jax.jit

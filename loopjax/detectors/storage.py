@@ -27,7 +27,11 @@ from loopjax.json_files import read_json
 
 FORMAT = "loopjax-detector-1"
 # Fitted attributes that a detector may lack.
-_OPTIONAL = ("feature_names_in_", "calibration_scores_", "origin_")
+_OPTIONAL = (
+    *("feature_names_in_", "calibration_scores_", "origin_"),
+    # What only `partial_fit` needs, and earlier versions did not save.
+    *("n_samples_seen_", "left_out_", "left_out_variance_", "eigenvalues_", "third_", "fourth_"),
+)
 Arrays = dict[str, np.ndarray]
 Members = list[Detector]
 

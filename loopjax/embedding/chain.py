@@ -17,11 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+
 from loopjax import parallel
 from loopjax.audio.batching import Row
 from loopjax.audio.decoder import Decoder
 from loopjax.audio.feeding import Feeder
 from loopjax.audio.loop import Failure, Loop
+from loopjax.audio.sources.arrays import open_any
 from loopjax.audio.sources.files import READABLE
 from loopjax.audio.sources.selection import Selection
 from loopjax.audio.sources.source import open_source
@@ -210,21 +213,28 @@ def embed_shared(
 
 
 def embed(
-    sources: Sequence[PathLike] | PathLike,
+    sources: Sequence[PathLike] | PathLike | Sequence[np.ndarray] | np.ndarray,
     encoder: Encoder | str | Path,
     config: EmbedConfig | None = None,
+    *,
+    rate_hz: int | None = None,
     **options: Any,
 ) -> Embeddings:
-    """Embeds a few files or folders in memory.
+    """Embeds a few files, folders or arrays in memory.
 
     Args:
-        sources: a path or several: files, folders, lists.
+        sources: a path or several: files, folders, lists. Or samples: an array of one loop, or a
+            list of such arrays; mono [n], or [n, channels] or [channels, n], where the shorter axis
+            holds the channels; int16, or float in [-1, 1]. They become what a WAV file with these
+            samples would.
         encoder: a name, a folder, or one that is loaded.
         config: see EmbedConfig.
+        rate_hz: sample rate of arrays; files know theirs.
         **options: single fields of EmbedConfig instead.
 
     Returns:
-        Embeddings sorted by path; rejected inputs are listed in its `failures`.
+        Embeddings sorted by path, arrays in the order given; rejected inputs are listed in its
+        `failures`.
 
     Raises:
         UserError: bad sources or options, or no input could be embedded.
@@ -237,7 +247,7 @@ def embed(
     check_config(config)
     encoder = as_encoder(encoder, config)
     space = space_of(encoder, config)
-    corpus = open_source(_as_list(sources), Selection(config.include, config.exclude))
+    corpus = open_any(sources, rate_hz, Selection(config.include, config.exclude))
     memory = Memory()
     with (
         Progress("embedding", corpus.n_loops is None or corpus.n_loops > 100) as bar,

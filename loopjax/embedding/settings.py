@@ -7,6 +7,7 @@ from loopjax.config import EmbedConfig, from_dict, to_dict
 from loopjax.encoders.load import load_encoder
 from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
+from loopjax.errors import UserError
 
 # At 8 kHz most mel bands lie above the file's own Nyquist frequency and hold rounding noise alone:
 # there device and host agree to a cosine of 0.99987 only, so `auto` takes the reference's path.
@@ -21,6 +22,11 @@ def as_encoder(encoder: Encoder | str | Path, config: EmbedConfig) -> Encoder:
     """
     if isinstance(encoder, str | Path):
         return load_encoder(encoder, config.precision)
+    if not hasattr(encoder, "front_end"):
+        raise UserError(
+            f"encoder is {encoder!r}: expected a name such as 'loopjax-nano', a folder, or what "
+            "load_encoder returns"
+        )
     return encoder
 
 

@@ -1,8 +1,10 @@
 """Embeddings to fitted models."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from loopjax.detectors.known_rows import KnownRows
 from loopjax.detectors.rows import SCORED_ROWS, RowBlocks, iter_blocks, only_rows, take_rows
 from loopjax.encoders.space import Space
 from loopjax.errors import UserError
-from loopjax.experiment.splits import Split, split_rows
+from loopjax.evaluation.splits import MIN_TRAIN
+from loopjax.experiment.splits import Split, audible, split_rows
 from loopjax.io.remote import place_of
 from loopjax.model import Model, rows_of
 from loopjax.store.read import Embeddings
@@ -70,6 +73,74 @@ def fit_model(
         embeddings, rows.train, config, [seed], folds=rows.folds, embeddings_path=path
     )
     return model
+
+
+def update_model(
+    model: Model, data: Embeddings | StoredEmbeddings | np.ndarray | str | Path
+) -> Model:
+    """A model that has learned further loops too, without those of before; `model` is unchanged.
+
+    Loops that it was fitted on and silent ones are left out. The others are also scored in folds,
+    each by a detector that has learned all but its fold, and these unseen scores join the earlier
+    ones. What the further loops change in the scale of scores, they show themselves: earlier scores
+    are multiplied by the ratio of the medians that the further loops have after and before.
+    Threshold (the quantile of `contamination`), percentiles and p-values follow from all of them.
+
+    Args:
+        model: of a detector with `partial_fit`.
+        data: embeddings, or the path of some, of the model's space.
+
+    Raises:
+        UserError: the detector learns from all rows together, another space, or nothing new.
+    """
+    detector = copy.deepcopy(model.detector)
+    learn = detector.partial_fit  # told before anything is read
+    embeddings = model.embeddings_of(data)
+    fits = audible(embeddings.columns(["id", "flags"]))
+    if model.known_rows is not None:
+        everything = rows_of(embeddings)
+        parts = (everything,) if isinstance(everything, np.ndarray) else everything
+        fits &= np.concatenate([model.known_rows.find(part) for part in parts]) < 0
+    if not fits.any():
+        raise UserError(f"{model.name} knows all of these {len(fits)} loops, or they are silent")
+    further = embeddings.only(fits)
+    train, folds = np.ones(len(further), bool), np.zeros(len(further), int)
+    if len(further) >= MIN_TRAIN:
+        split = split_rows(further, SplitConfig())
+        train, folds = split.train, split.folds[split.train]
+    rows = only_rows(rows_of(further), train)
+    unseen, ratio = _unseen(model.detector, rows, folds)
+    learn(rows)
+    ids, known = model.training_ids, model.known_rows
+    if len(ids):
+        new = further.columns(["id"])["id"].filter(pa.array(train)).cast(pa.string())
+        ids = pa.concat_arrays([ids.cast(pa.string()), *new.chunks])
+    if known is not None:
+        known = KnownRows(np.concatenate([known.marks, KnownRows.of(rows).marks]))
+        detector.calibrate_by(np.concatenate([ratio * model.detector.decision_scores_, unseen]))
+    elif model.is_calibrated:
+        earlier = ratio * model.detector.calibration_scores_
+        detector.set_fitted({"calibration_scores_": np.sort(np.concatenate([earlier, unseen]))})
+    return replace(model, detector=detector, training_ids=ids, known_rows=known, made_from=None)
+
+
+def _unseen(
+    detector: Detector, rows: np.ndarray | RowBlocks, folds: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Scores of further rows [M], each by the detector with the rows of all other folds.
+
+    And the ratio of their median to that of the scores by the detector as it is. Few rows are one
+    fold: the detector as it is gives both.
+    """
+    before = detector.decision_function(rows)
+    after = before.copy()
+    numbers = np.unique(folds)
+    for fold in numbers if len(numbers) > 1 else ():
+        own = folds == fold
+        grown = copy.deepcopy(detector).partial_fit(only_rows(rows, ~own))
+        after[own] = grown.decision_function(only_rows(rows, own))
+    middle = float(np.median(before))
+    return after, float(np.median(after)) / middle if middle > 0 else 1.0
 
 
 def rows_digest(embeddings: Embeddings | StoredEmbeddings, split: Split) -> str:

@@ -102,9 +102,7 @@ def _split(
     own = folders[0] if by_folder else ids
     drawn = np.array([_uniform(f"{split.seed}:{key}") < split.train_fraction for key in own])
     fits = drawn[groups]
-    usable = np.ones(len(ids), bool)
-    if "flags" in table.column_names:
-        usable = np.array(["silence" not in (f or ()) for f in table["flags"].to_pylist()])
+    usable = audible(table)
     if split.train_on == "normal" and labels is not None:
         usable &= labels != 1
     train = fits & usable
@@ -122,6 +120,13 @@ def _split(
         n_alike=int(sizes[sizes > 1].sum()),
         cosine=cosine,
     )
+
+
+def audible(table: pa.Table) -> np.ndarray:
+    """Which rows are not flagged as silence, bool [N]."""
+    if "flags" not in table.column_names:
+        return np.ones(len(table), bool)
+    return np.array(["silence" not in (f or ()) for f in table["flags"].to_pylist()], bool)
 
 
 def _alike(
