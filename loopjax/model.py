@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from loopjax.config import EmbedConfig
 from loopjax.detectors.base import Detector
@@ -31,7 +30,8 @@ from loopjax.embedding.settings import as_encoder, config_of, space_of
 from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
 from loopjax.errors import UserError
-from loopjax.evaluation.conformal import adjusted_p_values, require_attainable
+from loopjax.evaluation.conformal import require_attainable
+from loopjax.evaluation.standing import Standing
 from loopjax.io.remote import place_of
 from loopjax.notebook import html_facts
 from loopjax.store.read import Embeddings
@@ -268,21 +268,24 @@ class Model:
         scored: ScoredRows,
         target_fpr: float | None = None,
         target_fdr: float | None = None,
+        standing: Standing | None = None,
     ) -> pa.Table:
-        """What follows from scores of N rows, in their order: see `score_table`."""
+        """What follows from scores of n rows, in their order: see `score_table`.
+
+        `standing` is of the corpus that they are a part of; None where they are all of it.
+        """
         scores = scored.scores
-        q_values = adjusted_p_values(scored.p_values)
+        if standing is None:
+            standing = Standing(scores.copy(), scored.p_values.copy())
+            tied = standing.tied(scores)
+            standing.order_equals(scores[tied], ids.filter(pa.array(tied)).to_pylist())
+        q_values = standing.q_values(scored.p_values)
         flagged = scores > self.detector.threshold_
         if target_fpr is not None:
             flagged = scored.p_values <= target_fpr
         elif target_fdr is not None:
             flagged = q_values <= target_fdr
-        keys = [("score", "descending"), ("id", "ascending")]
-        options = pc.SortOptions(sort_keys=keys)
-        pairs = pa.table({"score": scores, "id": ids})
-        order = pc.call_function("sort_indices", [pairs], options)
-        rank = np.empty(len(scores), np.int64)
-        rank[np.asarray(order)] = np.arange(1, len(scores) + 1)
+        tied_ids = ids.filter(pa.array(standing.tied(scores))).to_pylist()
         words = pa.array(["new", "cross_fitted"])
         said = pa.DictionaryArray.from_arrays(scored.is_cross_fitted.astype(np.int8), words)
         return pa.table({
@@ -291,7 +294,7 @@ class Model:
             "p_value": pa.array(scored.p_values, from_pandas=True),
             "q_value": pa.array(q_values, from_pandas=True),
             "is_anomaly": flagged,
-            "rank": rank,
+            "rank": standing.ranks(scores, tied_ids),
             "scored_as": said.cast(pa.string()),
         })  # fmt: skip
 

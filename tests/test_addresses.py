@@ -9,7 +9,7 @@ from loopjax.errors import UserError
 from loopjax.io import write_text
 
 
-@pytest.mark.parametrize("verb", [("fit", "emb"), ("demo",), ("score", "model", "emb")])
+@pytest.mark.parametrize("verb", [("fit", "emb"), ("demo",)])
 @pytest.mark.parametrize("out", ["gs://bucket/emb", "s3://bucket/emb"])
 def test_no_local_folder_of_that_name(tmp_path, monkeypatch, capsys, verb, out):
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,6 @@
 """`loopjax report`: the HTML report of a run folder again, or of any scores."""
 
 import argparse
-from pathlib import Path
 
 from loopjax.cli.options import add_settings, given_settings
 from loopjax.cli.terminal import printable
@@ -11,7 +10,9 @@ from loopjax.errors import UserError
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN|SCORES", help="run folder, or a file of scores")
+    parser.add_argument(
+        "run", metavar="RUN|SCORES", help="run folder, or scores as `score` writes them"
+    )
     parser.add_argument("--store", metavar="STORE", help="embeddings of the loops in SCORES")
     parser.add_argument("-o", "--out", metavar="HTML", help="file to write for SCORES")
     add_settings(parser, ReportConfig)
@@ -20,9 +21,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _act(args: argparse.Namespace) -> int:
     from loopjax.experiment.record import read_record
     from loopjax.experiment.run import report_run
+    from loopjax.io.remote import place_of
+    from loopjax.store.scores import is_folder_of_scores
 
-    folder = Path(args.run)
-    if folder.is_file():
+    folder = place_of(args.run)
+    if folder.is_file() or is_folder_of_scores(folder):
         from loopjax.report.page import write_report
 
         config = given_settings(args, ReportConfig())
@@ -30,7 +33,7 @@ def _act(args: argparse.Namespace) -> int:
         print(printable(str(page)))  # noqa: T201
         return DONE
     if args.store or args.out:
-        raise UserError(f"{folder} is no file of scores: a run has its own store and page")
+        raise UserError(f"{folder} holds no scores: a run has its own store and page")
     config = given_settings(args, read_record(folder).config.report)
     print(printable(str(report_run(folder, config))))  # noqa: T201
     return DONE

@@ -1,7 +1,6 @@
 """`loopjax score`: audio or embeddings by a trained model."""
 
 import argparse
-from pathlib import Path
 
 from loopjax.cli.terminal import say
 from loopjax.cli.verb import DONE, SOME_REJECTED, Verb, add_encoder_option
@@ -13,7 +12,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "sources", nargs="+", metavar="SRC|EMB", help="audio, or an embedding store"
     )
-    parser.add_argument("-o", "--out", help="scores to write: .parquet, .csv or a folder")
+    parser.add_argument(
+        "-o", "--out", help="scores to write: .parquet, .csv or a folder, also s3://..."
+    )
     parser.add_argument("--csv", help="also write CSV here")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument(
@@ -33,12 +34,13 @@ def _act(args: argparse.Namespace) -> int:
     from loopjax.cli.printing import print_ranking
     from loopjax.detectors.storage import model_folder
     from loopjax.experiment.scoring import most_anomalous, scores_of_store
+    from loopjax.io.remote import place_of
     from loopjax.model import load_model
     from loopjax.store.parquet import read_parquet
     from loopjax.store.scores import score_files, write_csv, write_csv_tables, write_scores
     from loopjax.store.stream import StoredEmbeddings
 
-    out, csv = (None if name is None else Path(name) for name in (args.out, args.csv))
+    out, csv = (None if name is None else place_of(name) for name in (args.out, args.csv))
     if out is not None and out.suffix.lower() == ".csv":
         if csv is not None:
             raise UserError(f"-o {out} is CSV already; leave out --csv")
@@ -72,4 +74,5 @@ VERB = Verb(
     add_options=_add_options,
     act=_act,
     compiles=True,
+    writes_to_addresses=True,
 )

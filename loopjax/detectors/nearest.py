@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_REFERENCE_BLOCK = 8192
+_REFERENCE_BLOCK, _BLOCK_STEP = 8192, 512
 # Candidates beyond k whose distances are recomputed exactly after the blocked search.
 _SPARE = 8
+# Columns that are looked at together first: choosing among all costs more than their products.
+_GROUP = 16
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -34,7 +36,7 @@ class NearestRows:
         # Products of tiny or huge values leave float32; a power of two scales them exactly.
         spread = float(np.max(np.abs(rows - center), initial=0.0))
         self._scale = 2.0 ** round(np.log2(spread)) if spread > 0 else 1.0
-        self._block = min(_REFERENCE_BLOCK, 1 << (len(rows) - 1).bit_length())
+        self._block = _block_rows(len(rows))
         spare = -len(rows) % self._block
         self._arrays = jax.device_put((
             np.pad(self._scaled(rows), ((0, spare), (0, 0))),
@@ -64,7 +66,8 @@ class NearestRows:
         """
         own = np.full(len(queries), -1, np.int32) if own is None else own.astype(np.int32)
         rest = np.zeros(len(queries)) if rest is None else rest
-        size = 256 if len(queries) <= 4096 else 1024
+        # A CPU keeps the distances of few queries in its cache.
+        size = 256 if len(queries) <= 4096 or jax.default_backend() == "cpu" else 1024
         distances, indices = [], []
         for start in range(0, len(queries), size):
             part = slice(start, start + size)
@@ -100,6 +103,14 @@ class NearestRows:
         return distances[order], order
 
 
+def _block_rows(n_rows: int) -> int:
+    """Reference rows per block: all of few, in one of a few sizes; of many, parts of equal size."""
+    if n_rows <= _REFERENCE_BLOCK:
+        return 1 << (n_rows - 1).bit_length()
+    n_blocks = -(-n_rows // _REFERENCE_BLOCK)
+    return -(-n_rows // (n_blocks * _BLOCK_STEP)) * _BLOCK_STEP
+
+
 @partial(jax.jit, static_argnames=("k", "block"))
 def _nearest(queries, own, rest, reference, radii, center, real, *, k, block):
     """Top candidates from (|a|^2 - 2ab + |b|^2) / r^2 per reference block, then exact distances."""
@@ -117,8 +128,9 @@ def _nearest(queries, own, rest, reference, radii, center, real, *, k, block):
         ids = start + jnp.arange(block, dtype=jnp.int32)
         usable = (ids < real)[None, :] & (ids[None, :] != own[:, None])
         near = jnp.where(usable, -approx / (units**2)[None, :], -jnp.inf)
+        near, columns = _candidates(near, wanted)
         values = jnp.concatenate([best[0], near], axis=1)
-        known = jnp.concatenate([best[1], jnp.broadcast_to(ids[None, :], approx.shape)], axis=1)
+        known = jnp.concatenate([best[1], start + columns], axis=1)
         top, where = jax.lax.top_k(values, wanted)
         return (top, jnp.take_along_axis(known, where, axis=1)), None
 
@@ -133,6 +145,23 @@ def _nearest(queries, own, rest, reference, radii, center, real, *, k, block):
     exact = jnp.where(jnp.isfinite(top), exact, jnp.inf)
     nearest, where = jax.lax.top_k(-exact, k)
     return -nearest, jnp.take_along_axis(ids, where, axis=1)
+
+
+def _candidates(values: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Some of values [Q, M], among them the `count` largest of every row, and their columns.
+
+    Both [Q, C]. The largest are in the groups with the largest maxima; so many groups are enough.
+    """
+    n_queries, n_columns = values.shape
+    n_groups = n_columns // _GROUP
+    if n_columns % _GROUP or n_groups <= count:
+        columns = jnp.arange(n_columns, dtype=jnp.int32)
+        return values, jnp.broadcast_to(columns[None, :], values.shape)
+    grouped = values.reshape(n_queries, _GROUP, n_groups)
+    _, groups = jax.lax.top_k(grouped.max(axis=1), count)
+    chosen = jnp.take_along_axis(grouped, groups[:, None, :], axis=2)
+    columns = n_groups * jnp.arange(_GROUP, dtype=jnp.int32)[None, :, None] + groups[:, None, :]
+    return chosen.reshape(n_queries, -1), columns.reshape(n_queries, -1)
 
 
 def local_radii(near: np.ndarray, floor: float, exponent: float) -> np.ndarray:

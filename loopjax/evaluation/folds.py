@@ -194,14 +194,14 @@ def fold_numbers(
     groups = np.asarray(groups)
     members, inverse = np.unique(groups, return_inverse=True)
     size = np.bincount(inverse, weights=eligible, minlength=len(members)).astype(int)
-    digests = b"".join(
-        hashlib.sha256(f"{seed}:{names[first]}".encode()).digest() for first in members
-    )
+    digests = bytearray()
+    for first in members:
+        digests += hashlib.sha256(f"{seed}:{names[first]}".encode()).digest()
     words = np.frombuffer(digests, ">u8").reshape(-1, 4)
     order = np.lexsort((*words.T[::-1], -size))
     chosen = np.empty(len(members), int)
     loads = ([0] * folds, [0] * folds)  # eligible rows, then groups of the others
-    for group, own in zip(order.tolist(), size[order].tolist(), strict=True):
+    for group, own in zip(order, size[order], strict=True):
         load = loads[0 if own else 1]
         chosen[group] = fold = load.index(min(load))
         load[fold] += max(own, 1)

@@ -2,12 +2,11 @@
 
 Each part's scores are a file of their own as soon as they are there, so a killed run goes on, and
 several processes that are given the same command share the parts. What needs all scores, such as
-ranks, is computed at the end from three columns of these files.
+ranks, is computed at the end from the scores alone, some ten numbers per row for a moment.
 """
 
 import contextlib
 import hashlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,17 +14,27 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from loopjax.errors import UserError, WriteError
-from loopjax.io import write_folder
-from loopjax.model import Model, rows_of
-from loopjax.store.parquet import open_footer, read_parquet, write_parquet, write_parquet_tables
+from loopjax.evaluation.standing import Standing
+from loopjax.io.locks import locked_file
+from loopjax.io.remote import is_remote, remove_folder
+from loopjax.model import Model, ScoredRows, rows_of
+from loopjax.store.parquet import open_footer, read_parquet, write_parquet
 from loopjax.store.schema import read_metadata, with_prefix
-from loopjax.store.scores import SCORED_COLUMNS, score_files, score_table
+from loopjax.store.scores import (
+    SCORED_COLUMNS,
+    lacks_parts,
+    require_scores_place,
+    score_files,
+    score_table,
+    write_score_tables,
+)
 from loopjax.store.stream import StoredEmbeddings
 
 PART_ROWS = 65_536
+_SCORED = ["score", "is_cross_fitted"]  # columns of a part
 _MADE_BY = "made_by"  # key in the metadata of the files: hash of model, rows and options
 
 
@@ -62,8 +71,8 @@ def score_store(
         model: what scores.
         model_folder: where it is saved; its `config.json` tells parts of this model from others.
         stored: what is scored.
-        out: a file that ends in `.parquet`, or a folder for `part-*.parquet`. Until it is there, a
-            folder `NAME.parts` beside it holds what is finished.
+        out: a file that ends in `.parquet`, or a folder for `part-*.parquet`, local or on another
+            file system. Until it is there, a folder `NAME.parts` beside it holds what is finished.
         target_fpr: see `Model.score`.
         target_fdr: see `Model.score`.
 
@@ -71,8 +80,7 @@ def score_store(
         UserError: a damaged store, or something else lies at `out`.
         WriteError: a file could not be written; finished parts stay.
     """
-    if out.is_dir() and any(not name.match("part-*.parquet") for name in out.iterdir()):
-        raise UserError(f"{out} is a folder of other things; choose another -o")
+    require_scores_place(out)
     config = (model_folder / "config.json").read_bytes()
     job = hashlib.sha256(config + stored.fingerprint().encode()).hexdigest()
     made_by = f"{job} {target_fpr} {target_fdr}"
@@ -81,13 +89,15 @@ def score_store(
     if _is_of(out, made_by):
         return
     try:
-        work.mkdir(parents=True, exist_ok=True)
+        if not is_remote(work):
+            work.mkdir(parents=True, exist_ok=True)
         _score_parts(model, stored, parts, job, lambda: _is_of(out, made_by))
-        with FileLock(work / ".joining.lock"):
+        with locked_file(work / ".joining.lock"):
             if not _is_of(out, made_by):
-                columns = _columns_of(model, parts, target_fpr, target_fdr)
-                _join(parts, columns, out, {**model.score_metadata(), _MADE_BY: made_by})
-        shutil.rmtree(work, ignore_errors=True)
+                tables = _tables(model, parts, target_fpr, target_fdr)
+                metadata = {**model.score_metadata(), _MADE_BY: made_by}
+                write_score_tables(tables, len(parts), out, metadata)
+        remove_folder(work)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and _is_of(out, made_by):
             return  # another process has finished, and removed the parts
@@ -113,8 +123,8 @@ def _score_parts(
             if _is_of(part, job) or all_done():
                 continue
             try:
-                with FileLock(part.with_suffix(".lock"), blocking=waits):
-                    if not _is_of(part, job):
+                with locked_file(part.with_suffix(".lock"), waits, takes_over=waits):
+                    if not (_is_of(part, job) or all_done()):
                         own = np.arange(len(stored)) // PART_ROWS == i
                         _score_part(model, stored.only(own), part, job)
             except Timeout:
@@ -124,50 +134,45 @@ def _score_parts(
 def _score_part(model: Model, stored: StoredEmbeddings, part: Path, job: str) -> None:
     scored = model.score_rows(rows_of(stored))
     table = stored.columns(SCORED_COLUMNS)
-    table = table.append_column("score", pa.array(scored.scores))
-    table = table.append_column("is_cross_fitted", pa.array(scored.is_cross_fitted))
+    for name, values in zip(_SCORED, (scored.scores, scored.is_cross_fitted), strict=True):
+        table = table.append_column(name, pa.array(values))
     write_parquet(table.replace_schema_metadata(with_prefix({_MADE_BY: job})), part)
 
 
-def _columns_of(
+def _tables(
     model: Model, parts: Sequence[Path], target_fpr: float | None, target_fdr: float | None
-) -> pa.Table:
-    """What follows from all scores together, in the order of the parts."""
-    names = ["id", "score", "is_cross_fitted"]
-    found = pa.concat_tables(
-        [read_parquet(part, names).replace_schema_metadata(None) for part in parts]
-    )
-    scored = model.with_p_values(np.asarray(found["score"]), np.asarray(found["is_cross_fitted"]))
-    return model.columns_of(found["id"], scored, target_fpr, target_fdr)
+) -> Iterator[pa.Table]:
+    """The parts with what follows from all scores together."""
+    found = [_scored_rows(model, read_parquet(part, _SCORED)) for part in parts]
+    scores = np.concatenate([scored.scores for scored in found])
+    p_values = np.concatenate([scored.p_values for scored in found])
+    del found
+    standing = Standing(scores, p_values)
+    equals = []
+    for part in parts:
+        rows = read_parquet(part, ["id", "score"])
+        equals.append(rows.filter(pa.array(standing.tied(np.asarray(rows["score"])))))
+    tied = pa.concat_tables(equals)
+    standing.order_equals(np.asarray(tied["score"]), tied["id"].to_pylist())
+    for part in parts:
+        rows = read_parquet(part)
+        scored = _scored_rows(model, rows)
+        columns = model.columns_of(rows["id"], scored, target_fpr, target_fdr, standing)
+        yield score_table(rows, columns)
 
 
-def _join(parts: Sequence[Path], columns: pa.Table, out: Path, metadata: dict[str, str]) -> None:
-    """Writes the parts with these columns as one file or as a folder."""
-
-    def tables() -> Iterator[pa.Table]:
-        start = 0
-        for part in parts:
-            rows = read_parquet(part)
-            table = score_table(rows, columns.slice(start, len(rows)))
-            start += len(rows)
-            yield table.replace_schema_metadata(with_prefix(metadata))
-
-    def write(folder: Path) -> None:
-        for part, table in zip(parts, tables(), strict=True):
-            write_parquet(table, folder / part.name)
-
-    if out.suffix == ".parquet":
-        write_parquet_tables(tables(), out)
-    else:
-        write_folder(out, write)
+def _scored_rows(model: Model, table: pa.Table) -> ScoredRows:
+    score, is_cross_fitted = (np.asarray(table[name]) for name in _SCORED)
+    return model.with_p_values(score, is_cross_fitted)
 
 
 def _is_of(path: Path, made_by: str) -> bool:
-    """Whether scores are there that were made in this way."""
+    """Whether scores are there, all of them, that were made in this way."""
     files = score_files(path)
     if not files:
         return False
     try:
-        return read_metadata(open_footer(files[0]).schema).get(_MADE_BY) == made_by
+        metadata = read_metadata(open_footer(files[0]).schema)
     except UserError:
         return False
+    return metadata.get(_MADE_BY) == made_by and not lacks_parts(files, metadata)

@@ -5,8 +5,10 @@ Equal and nearly equal loops are never parted: a copy on the other side of a spl
 
 import hashlib
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -93,14 +95,15 @@ def split_rows(
 def _split(
     embeddings: Embeddings | StoredEmbeddings, split: SplitConfig, labels: np.ndarray | None
 ) -> Split:
-    table = embeddings.columns(["id", "group", "flags"])
-    ids = _texts(table, "id")
     alike, cosine = _alike(embeddings, split)
+    table = embeddings.columns(["id", "group", "flags"])
+    ids = _Texts(table["id"])
     by_folder = split.by == "group" and "group" in table.column_names
-    folders = [_texts(table, "group")] if by_folder else []
+    folders = _codes(table.select(["group"])) if by_folder else []
     groups = linked_groups(len(ids), np.column_stack([np.arange(len(ids)), alike]), folders)
-    own = folders[0] if by_folder else ids
-    drawn = np.array([_uniform(f"{split.seed}:{key}") < split.train_fraction for key in own])
+    own = _Texts(table["group"]) if by_folder else ids
+    fraction = split.train_fraction
+    drawn = np.fromiter((_uniform(f"{split.seed}:{key}") < fraction for key in own), bool, len(own))
     fits = drawn[groups]
     usable = audible(table)
     if split.train_on == "normal" and labels is not None:
@@ -126,7 +129,8 @@ def audible(table: pa.Table) -> np.ndarray:
     """Which rows are not flagged as silence, bool [N]."""
     if "flags" not in table.column_names:
         return np.ones(len(table), bool)
-    return np.array(["silence" not in (f or ()) for f in table["flags"].to_pylist()], bool)
+    found = ("silence" not in (flags or ()) for flags in _values(table["flags"]))
+    return np.fromiter(found, bool, len(table))
 
 
 def _alike(
@@ -166,11 +170,26 @@ def _codes(table: pa.Table) -> list[np.ndarray]:
     return found
 
 
-def _texts(table: pa.Table, column: str) -> list[str]:
-    """A column of texts; missing ones, and all of a missing column, are empty."""
-    if column not in table.column_names:
-        return [""] * len(table)
-    return [value or "" for value in table[column].to_pylist()]
+class _Texts(Sequence[str]):
+    """A column of texts, missing ones empty, of which few exist as Python's at a time."""
+
+    def __init__(self, column: pa.ChunkedArray):
+        self._column = column.combine_chunks()
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._column[int(number)].as_py() or ""
+
+    def __iter__(self) -> Iterator[str]:
+        return (value or "" for value in _values(self._column))
+
+
+def _values(column: pa.Array | pa.ChunkedArray) -> Iterator[Any]:
+    """The values of a column; at most `SCORED_ROWS` exist as Python's at a time."""
+    for start in range(0, len(column), SCORED_ROWS):
+        yield from column.slice(start, SCORED_ROWS).to_pylist()
 
 
 def _uniform(text: str) -> float:

@@ -59,8 +59,8 @@ def require_name(path: Path) -> None:
     if _SCHEME.fullmatch(first) and not Path(first).exists():
         address = str(path).replace(":/", "://", 1)
         raise UserError(
-            f"{address} is no local folder, and only `loopjax embed` writes elsewhere: mount it, "
-            "or write to a local folder and copy that there"
+            f"{address} is no local folder, and only `loopjax embed` and `score` write elsewhere: "
+            "mount it, or write to a local folder and copy that there"
         )
 
 

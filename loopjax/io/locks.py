@@ -47,20 +47,22 @@ def create(path: Path, content: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def locked_file(path: Path, waits: bool = True) -> Iterator[None]:
+def locked_file(path: Path, waits: bool = True, takes_over: bool = True) -> Iterator[None]:
     """Holds a lock that a path stands for.
 
     Args:
         path: of the lock, local or remote.
         waits: for another holder to let go.
+        takes_over: where a file stands in, watch whether its holder is dead, which takes a while.
 
     Raises:
         Timeout: somebody holds it, and nobody waits.
         WriteError: it cannot be made.
     """
     with contextlib.ExitStack() as stack:
+        held = path.with_name(f"{path.name}.held")
         if remote.is_remote(path) or not _lock_by_system(path, waits, stack):
-            stack.enter_context(_beating(path.with_name(f"{path.name}.held"), waits))
+            stack.enter_context(_beating(held, waits, takes_over))
         yield
 
 
@@ -86,10 +88,12 @@ def _lock_by_system(path: Path, waits: bool, stack: contextlib.ExitStack) -> boo
 
 
 @contextlib.contextmanager
-def _beating(path: Path, waits: bool) -> Iterator[None]:
+def _beating(path: Path, waits: bool, takes_over: bool) -> Iterator[None]:
     """Holds a file by rewriting it."""
     own, seen, since_s = uuid.uuid4().hex, None, time.monotonic()
     while not create(path, f"{own} 0".encode()):
+        if not (waits or takes_over):
+            raise Timeout(str(path))
         content = _read(path)
         if content != seen:
             if seen is not None and content is not None and not waits:

@@ -5,8 +5,10 @@ it travels as a `Path`. An object is there as a whole once its upload is complet
 be written beside its place and renamed.
 """
 
+import contextlib
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -80,6 +82,16 @@ def create(place: Path, content: bytes) -> bool:
             return False
         raise
     return True
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder and what lies below it, local or remote, as far as that is allowed."""
+    if not is_remote(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    system: Any = cast(Any, folder).fs
+    with contextlib.suppress(OSError):
+        _told(lambda: system.rm(cast(Any, folder).path, recursive=True))
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:

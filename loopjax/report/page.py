@@ -16,7 +16,7 @@ from loopjax.config import ReportConfig
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Evaluation, Json
 from loopjax.io import write_text
-from loopjax.io.remote import place_of
+from loopjax.io.remote import is_remote, place_of
 from loopjax.report.content import Page, page_content
 from loopjax.report.extra import require_report_extra
 from loopjax.report.facts import read_facts, read_object
@@ -27,6 +27,7 @@ from loopjax.store.blocks import open_rows, rows_in_memory
 from loopjax.store.failures import read_failures
 from loopjax.store.read import Embeddings
 from loopjax.store.schema import FAILURE_SCHEMA
+from loopjax.store.scores import is_folder_of_scores, score_files
 
 ASSETS = Path(__file__).parent / "assets"
 MAX_SEARCHED = 20_000  # loops that search and filters of a page know: some 6 MB
@@ -44,8 +45,8 @@ def write_report(
     """Writes the report of one run folder, or of a file of scores.
 
     Args:
-        run_dir: a file that `loopjax score` wrote, or a folder with `scores.parquet` (id, path,
-            score; optional percentile, p_value, is_anomaly, rank, group, flags, path_bytes,
+        run_dir: a file or folder that `loopjax score` wrote, or a folder with `scores.parquet` (id,
+            path, score; optional percentile, p_value, is_anomaly, rank, group, flags, path_bytes,
             is_labeled) and, each optional, `run.json`, `evaluation.json`, `figures/*.svg` and
             `embeddings/`.
         out_html: file to write; default `run_dir/report/index.html`, or beside a file of scores
@@ -64,14 +65,16 @@ def write_report(
         WriteError: the page cannot be written.
     """
     require_report_extra()
-    config, scores = config or ReportConfig(), Path(run_dir)
+    config, scores = config or ReportConfig(), place_of(run_dir)
     out, name = scores.with_suffix(".html"), scores.stem
-    if scores.is_dir():
+    if scores.is_dir() and not is_folder_of_scores(scores):
         out, name = scores / "report" / "index.html", scores.resolve().name
         scores = scores / "scores.parquet"
+    if out_html is None and is_remote(scores):
+        raise UserError(f"{scores} lies elsewhere: name the page with -o")
     out = Path(out_html) if out_html else out
-    run_dir = scores.parent
-    if not scores.is_file():
+    run_dir = out.parent if is_remote(scores) else scores.parent
+    if not score_files(scores):
         raise UserError(f"{run_dir} holds no {scores.name}; make one with `loopjax run` or `score`")
     facts = read_facts(run_dir / "run.json")
     evaluation_file = run_dir / "evaluation.json"

@@ -15,11 +15,15 @@ from loopjax.cli import main
 from loopjax.config import EmbedConfig
 from loopjax.embedding.chain import embed_corpus, embed_shared
 from loopjax.errors import HeldError, InterruptedRunError, UserError, WriteError
+from loopjax.experiment import scoring
+from loopjax.experiment.scoring import score_store
 from loopjax.io import locked, locks, remote, write_text
 from loopjax.io.locks import create, locked_file
 from loopjax.io.remote import place_of
+from loopjax.model import load_model
 from loopjax.store import stream
 from loopjax.store.read import read_embeddings
+from loopjax.store.scores import read_scores
 from loopjax.store.stream import StoredEmbeddings, open_embeddings
 from loopjax.store.write import ShardWriter
 from tests.audio_files import write_tone
@@ -85,18 +89,105 @@ def test_a_store_is_what_a_local_one_is(loops, bucket, tmp_path):
         run(loops, f"{bucket}/emb", FakeEncoder(seed=1))
 
 
-def test_the_command_line_embeds_verifies_fits_and_scores(loops, bucket, tmp_path, monkeypatch):
+@pytest.fixture
+def fitted(loops, bucket, tmp_path):
+    """The address of a store, and a model of it on the local disk."""
     store = f"{bucket}/emb"
     assert main(["embed", str(loops), "-o", store, "--encoder", "log-mel-statistics"]) == 0
-    assert main(["store", "verify", store]) == 0
     fit = ["fit", store, "-o", str(tmp_path / "m"), "--detector", "mean-cosine"]
     assert main(fit) == 0
-    assert main(["score", str(tmp_path / "m"), store, "-o", str(tmp_path / "a.parquet")]) == 0
+    return store, tmp_path / "m"
+
+
+def count_as_large(monkeypatch):
     monkeypatch.setattr(stream, "RESIDENT_BYTES", 0)
     monkeypatch.setattr("loopjax.experiment.fit.RESIDENT_BYTES", 0)
+    monkeypatch.setattr(scoring, "PART_ROWS", 5)
+
+
+def test_the_command_line_verifies_fits_and_scores(fitted, tmp_path, monkeypatch):
+    store, model = fitted
+    assert main(["store", "verify", store]) == 0
+    assert main(["score", str(model), store, "-o", str(tmp_path / "a.parquet")]) == 0
+    count_as_large(monkeypatch)
     assert isinstance(open_embeddings(store), StoredEmbeddings)
-    assert main([*fit[:3], str(tmp_path / "n"), *fit[4:]]) == 0
-    assert main(["score", str(tmp_path / "n"), store, "-o", str(tmp_path / "b.parquet")]) == 0
+    again = str(tmp_path / "n")
+    assert main(["fit", store, "-o", again, "--detector", "mean-cosine"]) == 0
+    assert main(["score", again, store, "-o", str(tmp_path / "b.parquet")]) == 0
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize("name", ["scores.parquet", "scores"])
+def test_scores_are_what_local_ones_are(fitted, bucket, tmp_path, monkeypatch, name, is_large):
+    store, model = fitted
+    if is_large:
+        count_as_large(monkeypatch)
+    assert main(["score", str(model), store, "-o", str(tmp_path / name)]) == 0
+    for _ in range(2):  # the second replaces the first
+        csv = f"{bucket}/out/scores.csv"
+        assert main(["score", str(model), store, "-o", f"{bucket}/out/{name}", "--csv", csv]) == 0
+    here, there = read_scores(tmp_path / name), read_scores(f"{bucket}/out/{name}")
+    assert here.table.equals(there.table) and here.metadata == there.metadata
+    assert sorted(here.table["rank"].to_pylist()) == list(range(1, N + 1))
+    left = {place.name for place in place_of(f"{bucket}/out").iterdir()}
+    assert left == {name, "scores.csv"}  # no parts, no locks
+    assert place_of(csv).read_text().count("\n") == N + 1
+
+
+def test_stopped_scoring_goes_on(fitted, bucket, monkeypatch):
+    store, model = fitted
+    count_as_large(monkeypatch)
+    score_part, written = scoring._score_part, []
+
+    def stops_at_the_second(model, stored, part, job):
+        if len(written) == 1:
+            raise InterruptedRunError("stopped", 15)
+        written.append(part.name)
+        score_part(model, stored, part, job)
+
+    monkeypatch.setattr(scoring, "_score_part", stops_at_the_second)
+    out = place_of(f"{bucket}/scores")
+    with pytest.raises(InterruptedRunError):
+        score_store(load_model(model), model, open_embeddings(store), out)
+    assert not out.exists() and [p.name for p in out.with_name("scores.parts").iterdir()] == written
+    again = []
+    monkeypatch.setattr(
+        scoring, "_score_part", lambda *args: again.append(args[2].name) or score_part(*args)
+    )
+    score_store(load_model(model), model, open_embeddings(store), out)
+    assert written + again == [f"part-{i:05d}.parquet" for i in range(3)]
+    (out / "part-00001.parquet").unlink()  # as if the process had died between two uploads
+    with pytest.raises(UserError, match="2 of 3 parts"):
+        read_scores(out)
+    again.clear()
+    score_store(load_model(model), model, open_embeddings(store), out)
+    assert len(again) == 3 and len(read_scores(out).table) == N
+
+
+def test_processes_share_the_parts_of_scores(fitted, bucket, monkeypatch):
+    store, model = fitted
+    count_as_large(monkeypatch)
+    score_part, scored = scoring._score_part, []
+
+    def slowly(model, stored, part, job):
+        scored.append(part.name)
+        time.sleep(0.3)
+        score_part(model, stored, part, job)
+
+    monkeypatch.setattr(scoring, "_score_part", slowly)
+    out = place_of(f"{bucket}/scores.parquet")
+
+    def work() -> None:
+        score_store(load_model(model), model, open_embeddings(store), out)
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert sorted(scored) == [f"part-{i:05d}.parquet" for i in range(3)]
+    assert len(read_scores(out).table) == N
+    assert {place.name for place in out.parent.iterdir()} == {"emb", "scores.parquet"}
 
 
 def test_a_stopped_run_goes_on(loops, bucket, monkeypatch):
@@ -214,6 +305,13 @@ def test_where_the_system_has_no_locks_a_file_stands_in(tmp_path, monkeypatch, c
         assert "Lustre" in caplog.text
         with pytest.raises(Timeout), locked_file(tmp_path / "lock", waits=False):
             pass
+        monkeypatch.setattr(locks, "_read", lambda path: pytest.fail("it was watched"))
+        with (
+            pytest.raises(Timeout),
+            locked_file(tmp_path / "lock", waits=False, takes_over=False),
+        ):
+            pass
+        monkeypatch.undo()
     assert not list(tmp_path.iterdir())
 
 

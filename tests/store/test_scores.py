@@ -7,7 +7,7 @@ import pytest
 
 from loopjax.errors import UserError
 from loopjax.store.parquet import write_parquet
-from loopjax.store.scores import Scores, read_scores, write_csv, write_scores
+from loopjax.store.scores import Scores, read_scores, write_csv, write_score_tables, write_scores
 
 
 @pytest.fixture
@@ -48,6 +48,20 @@ def test_score_mistakes(scores, tmp_path):
     (tmp_path / "x.parquet").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(UserError, match="damaged"):
         read_scores(tmp_path / "x.parquet")
+
+
+def test_a_folder_without_some_of_its_parts_is_refused(scores, tmp_path):
+    tables = [scores.table, scores.table.slice(0, 1)]
+    write_score_tables(tables, 2, tmp_path / "scores", scores.metadata)
+    assert read_scores(tmp_path / "scores").table.equals(pa.concat_tables(tables))
+    (tmp_path / "scores" / "part-00001.parquet").unlink()
+    with pytest.raises(UserError, match="1 of 2 parts"):
+        read_scores(tmp_path / "scores")
+    write_scores(scores, tmp_path / "scores")
+    assert read_scores(tmp_path / "scores").table.equals(scores.table)
+    (tmp_path / "scores" / "mine.txt").touch()
+    with pytest.raises(UserError, match="other things"):
+        write_scores(scores, tmp_path / "scores")
 
 
 def test_no_cell_of_a_csv_is_a_formula(tmp_path):
