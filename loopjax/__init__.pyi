@@ -34,8 +34,10 @@ from .explanation import explain as explain
 from .hub.transfer import pull as pull
 from .hub.transfer import push as push
 from .library.dedup import dedup as dedup
+from .library.index import build_index as build_index
 from .library.mislabelled import mislabelled as mislabelled
 from .library.similar import similar as similar
+from .library.tags import tag as tag
 from .model import Model as Model
 from .model import load_model as load_model
 from .report.page import write_report as write_report

@@ -26,6 +26,7 @@ class FakeEncoder:
     precision = "fp32"
     location = None
     assumptions = ()
+    joint_dim = None
 
     def __init__(self, dim: int = 16, seed: int = 0, encoder_id: str = "fake"):
         self.id = encoder_id

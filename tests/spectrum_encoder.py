@@ -13,6 +13,7 @@ class SpectrumEncoder:
 
     id, weights_sha256, precision, location = "spectrum", "0" * 64, "fp32", None
     assumptions = ()
+    joint_dim = None
     mel_config = LogMelConfig(sample_rate_hz=RATE, clip_samples=10 * RATE)
     sample_rate_hz, clip_samples, embedding_dim = RATE, 10 * RATE, 16
     device_rates_hz = DEVICE_RATES_HZ

@@ -20,6 +20,7 @@ from loopjax.cli import (
     explain,
     finetune,
     fit,
+    index,
     mislabelled,
     pack,
     pull,
@@ -30,6 +31,7 @@ from loopjax.cli import (
     score,
     similar,
     store,
+    tag,
 )
 from loopjax.cli.terminal import prepare_streams, say
 from loopjax.cli.verb import Verb
@@ -51,7 +53,7 @@ CANNOT_WRITE = {
 
 _MODULES = (
     *(demo, run, pack, embed, finetune, fit, score, explain, evaluate, report),
-    *(similar, dedup, mislabelled, rerank, apply),
+    *(similar, index, tag, dedup, mislabelled, rerank, apply),
     *(store, config, convert, encoders, pull, push, doctor),
 )
 VERBS = {module.VERB.name: module.VERB for module in _MODULES}

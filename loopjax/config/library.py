@@ -35,3 +35,12 @@ class MislabelledConfig:
     depth: Annotated[
         int, Setting("take only the first so many folders of a label; 0: all", at_least=0)
     ] = 0
+
+
+@dataclass(frozen=True)
+class TagConfig(MislabelledConfig):
+    """What gets words: labels, or heaps of alike loops."""
+
+    clusters: Annotated[
+        int, Setting("find so many heaps of alike loops instead of folders; 0: folders", at_least=0)
+    ] = 0

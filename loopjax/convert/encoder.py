@@ -5,10 +5,11 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loopjax.convert.files import INDEX_SUFFIX, Weights, find_weights
-from loopjax.convert.hub_config import read_hub_config
-from loopjax.convert.layouts import Source, find_branch
-from loopjax.convert.mapping import Mapped, map_checkpoint
+from loopjax.convert.files import INDEX_SUFFIX, find_weights
+from loopjax.convert.hub_config import HubConfig, read_hub_config
+from loopjax.convert.layouts import Branch, find_branch
+from loopjax.convert.mapping import Mapped, map_branch
+from loopjax.convert.text import map_text
 from loopjax.encoders.published import KnownEncoder, identify
 from loopjax.encoders.storage import save_encoder
 from loopjax.errors import UserError
@@ -26,17 +27,19 @@ class ConvertedEncoder:
         layout: laion, hf, retrocirce, msclap or bare.
         embedding_dim: width of the embedding.
         fusion: whether long clips are fused from four views.
+        has_text: whether a text tower came with it.
         n_tensors: parameters written.
         sha256: of the weights as they were published.
         notes: remarks that are no errors.
         assumptions: what about the front end had to be assumed; also logged as warnings.
-        ignored: names passed over (text tower, training state).
+        ignored: names passed over (training state, text towers other than RoBERTa).
     """
 
     folder: Path
     layout: str
     embedding_dim: int
     fusion: bool
+    has_text: bool
     n_tensors: int
     sha256: str
     notes: list[str]
@@ -48,8 +51,9 @@ class ConvertedEncoder:
         fusion = "with" if self.fusion else "without"
         return "\n  note: ".join([
             f"{self.folder}: HTS-AT {fusion} feature fusion, {self.embedding_dim}-wide embeddings, "
-            f"from layout {self.layout}; {self.n_tensors} parameters written, "
-            f"{len(self.ignored)} tensors of other parts ignored by name",
+            f"{'and a text tower, ' if self.has_text else ''}from layout {self.layout}; "
+            f"{self.n_tensors} parameters written, {len(self.ignored)} tensors of other parts "
+            "ignored by name",
             *self.notes,
         ])  # fmt: skip
 
@@ -86,7 +90,10 @@ def convert_encoder(
     sha256, notes = weights.sha256(), []
     if known is None:
         known, notes = identify(weights.path.name, sha256)
-    mapped = _map(weights, tensors, known, fusion)
+    branch = find_branch(tensors)
+    is_hub = branch.layout.name == "hf"  # then the files beside the weights have their say
+    hub = read_hub_config(weights.path.parent) if is_hub else None
+    mapped = _map(branch, hub, known, fusion)
     if known is not None and mapped.config.embedding_dim != known.dims:
         raise UserError(
             f"{weights.path} holds {mapped.config.embedding_dim}-wide embeddings, but "
@@ -95,9 +102,11 @@ def convert_encoder(
     front_end = mapped.front_end
     if quantize_int16 is not None:
         front_end = dataclasses.replace(front_end, quantize_int16=quantize_int16)
-    for assumption in mapped.assumptions:
+    text = map_text(branch, hub.text if hub else None, weights.path.parent)
+    assumptions = mapped.assumptions + (text.assumptions if text else [])
+    for assumption in assumptions:
         log.warning("%s: %s", weights.path, assumption)
-    notes = notes + mapped.notes
+    notes = notes + mapped.notes + (text.notes if text else [])
     about = {
         "layout": mapped.layout.name,
         "source": known.source if known else weights.path.name,
@@ -105,21 +114,30 @@ def convert_encoder(
         "source_sha256": sha256,
         "source_bytes": weights.size_bytes(),
         "license": known.license if known else "unknown: ask whoever published the checkpoint",
-        "notes": notes + mapped.assumptions,
+        "notes": notes + assumptions,
         "assumptions": mapped.assumptions,
     }
     encoder_id = known.name if known else _own_name(source)
-    save_encoder(out, mapped.config, front_end, mapped.weights, encoder_id=encoder_id, about=about)
+    save_encoder(
+        out,
+        mapped.config,
+        front_end,
+        mapped.weights,
+        encoder_id=encoder_id,
+        about=about,
+        text=text.tower if text else None,
+    )
     return ConvertedEncoder(
         folder=out,
         layout=mapped.layout.name,
         embedding_dim=mapped.config.embedding_dim,
         fusion=mapped.config.fusion,
-        n_tensors=len(mapped.weights),
+        has_text=text is not None,
+        n_tensors=len(mapped.weights) + (len(text.tower.weights) if text else 0),
         sha256=sha256,
         notes=notes,
-        assumptions=mapped.assumptions,
-        ignored=mapped.ignored,
+        assumptions=assumptions,
+        ignored=[key for key in mapped.ignored if text is None or key not in text.used],
     )
 
 
@@ -132,16 +150,14 @@ def _own_name(source: Path) -> str:
 
 
 def _map(
-    weights: Weights, tensors: Source, known: KnownEncoder | None, fusion: bool | None
+    branch: Branch, hub: HubConfig | None, known: KnownEncoder | None, fusion: bool | None
 ) -> Mapped:
-    """Maps the tensors; for Hugging Face's layout the files beside the weights have their say."""
-    is_hub = find_branch(tensors).layout.name == "hf"
-    hub = read_hub_config(weights.path.parent) if is_hub else None
+    """Maps the audio tower."""
     if fusion is None and hub is not None:
         fusion = hub.fusion
     if fusion is None and known is not None:
         fusion = known.fusion
-    mapped = map_checkpoint(tensors, fusion)
+    mapped = map_branch(branch, fusion)
     if hub is None:
         return mapped
     front_end, assumptions = hub.front_end(mapped.front_end, mapped.config.fusion)

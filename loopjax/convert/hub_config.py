@@ -49,16 +49,27 @@ class Extractor:
 
 
 @dataclass(frozen=True)
+class TextSettings:
+    """What the shapes of a text tower's tensors do not say; defaults of `ClapTextConfig`."""
+
+    heads: int = 12
+    norm_eps: float = 1e-12
+    pad_id: int = 1
+
+
+@dataclass(frozen=True)
 class HubConfig:
     """What the JSON files of a Hugging Face folder say; None where they do not.
 
     Attributes:
         fusion: whether the configuration asks for feature fusion.
         extractor: the feature extractor's settings.
+        text: the text tower's.
     """
 
     fusion: bool | None
     extractor: Extractor | None
+    text: TextSettings | None
 
     def front_end(self, default: LogMelConfig, fusion: bool) -> tuple[LogMelConfig, list[str]]:
         """The log-mel front end `ClapFeatureExtractor` would compute, and what was assumed.
@@ -91,7 +102,8 @@ def read_hub_config(folder: Path) -> HubConfig:
     Raises:
         UserError: unreadable, or settings this port does not cover; names them.
     """
-    return HubConfig(_fusion(folder / "config.json"), _extractor(folder))
+    config = folder / "config.json"
+    return HubConfig(_fusion(config), _extractor(folder), _text(config))
 
 
 def _fusion(path: Path) -> bool | None:
@@ -109,6 +121,20 @@ def _fusion(path: Path) -> bool | None:
     if fusion is not None and not isinstance(fusion, bool):
         raise UserError(f"{path}: enable_fusion={fusion!r} is neither true nor false")
     return fusion
+
+
+def _text(path: Path) -> TextSettings | None:
+    text = read_json(path).get("text_config") if path.is_file() else None
+    if not isinstance(text, dict):
+        return None
+    for key, known in (("hidden_act", "gelu"), ("projection_hidden_act", "relu")):
+        _choice(path, text, key, (known,))
+    usual = TextSettings()
+    return TextSettings(
+        heads=_whole(path, text, "num_attention_heads", usual.heads, 1, 1024),
+        norm_eps=_number(path, text, "layer_norm_eps", usual.norm_eps, 0, 1),
+        pad_id=_whole(path, text, "pad_token_id", usual.pad_id, 0, 1 << 24),
+    )
 
 
 def _extractor(folder: Path) -> Extractor | None:

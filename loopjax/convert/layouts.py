@@ -71,6 +71,7 @@ LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
     "rel_bias": "relative_position_bias_table",
+    "embedding": "weight",
 }
 
 _BLOCK, _THEIR_BLOCK = r"stages\.(\d+)\.blocks\.(\d+)\.", r"layers.\1.blocks.\2."
@@ -117,6 +118,23 @@ _HF_RULES = (
     Rule(_BLOCK + r"mlp\.fc1", (_THEIR_BLOCK + "intermediate.dense",)),
     Rule(_BLOCK + r"mlp\.fc2", (_THEIR_BLOCK + "output.dense",)),
 )
+_TEXT_LAYER, _THEIR_TEXT_LAYER = r"layers\.(\d+)\.", r"encoder.layer.\1."
+_ROBERTA_RULES = (
+    Rule("words", ("embeddings.word_embeddings",)),
+    Rule("positions", ("embeddings.position_embeddings",)),
+    Rule("token_types", ("embeddings.token_type_embeddings",)),
+    Rule("norm", ("embeddings.LayerNorm",)),
+    Rule(
+        _TEXT_LAYER + r"attention\.qkv",
+        tuple(_THEIR_TEXT_LAYER + f"attention.self.{part}" for part in ("query", "key", "value")),
+    ),
+    Rule(_TEXT_LAYER + r"attention\.out", (_THEIR_TEXT_LAYER + "attention.output.dense",)),
+    Rule(_TEXT_LAYER + "attention_norm", (_THEIR_TEXT_LAYER + "attention.output.LayerNorm",)),
+    Rule(_TEXT_LAYER + "fc1", (_THEIR_TEXT_LAYER + "intermediate.dense",)),
+    Rule(_TEXT_LAYER + "fc2", (_THEIR_TEXT_LAYER + "output.dense",)),
+    Rule(_TEXT_LAYER + "norm", (_THEIR_TEXT_LAYER + "output.LayerNorm",)),
+    Rule("pooler", ("pooler.dense",)),
+)
 
 
 @dataclass(frozen=True)
@@ -125,10 +143,10 @@ class Layout:
 
     Attributes:
         name: laion, hf, retrocirce, msclap or bare.
-        branch: prefix of the audio tower.
+        branch: prefix of the tower.
         rules: inside the tower.
         projection: outside it, the joint-space projection.
-        ignored: regexes of what has no place in an audio encoder: text tower, training state.
+        ignored: regexes of what has no place in the tower: the other one, training state.
     """
 
     name: str
@@ -186,6 +204,21 @@ LAYOUTS = (
         _projection(*(f"projection.{n}" for n in ("linear1", "linear2", "layer_norm"))),
     ),
 )
+# The text tower beside an audio tower, by the layout of the latter.
+TEXT_LAYOUTS = {
+    "laion": Layout(
+        "laion",
+        "text_branch.",
+        _ROBERTA_RULES,
+        _projection("text_projection.0", "text_projection.2"),
+    ),
+    "hf": Layout(
+        "hf",
+        "text_model.",
+        _ROBERTA_RULES,
+        _projection("text_projection.linear1", "text_projection.linear2"),
+    ),
+}
 _BARE = Layout("bare", "", _LAION_RULES)  # LAION's or RetroCirce's, saved without its model
 _BARE_HF = dataclasses.replace(_HF, branch="", projection=())
 

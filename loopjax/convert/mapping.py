@@ -7,12 +7,13 @@ collected and reported together, in the file's own names.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from loopjax.convert.detect import constant_problems, find_config, find_front_end, is_recomputed
-from loopjax.convert.layouts import Layout, Source, find_branch
+from loopjax.convert.layouts import Branch, Layout, Source, find_branch
 from loopjax.encoders.encoder import abstract_model
 from loopjax.errors import UserError
 from loopjax.htsat.frontend import LogMelConfig
@@ -42,52 +43,75 @@ class Mapped:
     assumptions: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Filled:
+    """A network's parameters as far as a file fills them.
+
+    Attributes:
+        weights: float32 arrays by our flat names.
+        used: the file's names of all parameters.
+        missing: those that are not in the file.
+        problems: wrong shapes and values, a sentence each.
+    """
+
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    missing: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def fill(layout: Layout, source: Source, abstract: Any) -> Filled:
+    """Reads a network's parameters, given as its abstract state, from a file's tensors."""
+    filled = Filled()
+    for path, leaf in nnx.to_flat_state(abstract):
+        ours = ".".join(map(str, path))
+        names, kernel = layout.sources(ours)
+        absent = [name for name in names if name not in source]
+        filled.used.update(names)
+        if absent:
+            filled.missing += absent
+            continue
+        parts = [np.asarray(source[name].read(), np.float32) for name in names]
+        if ours.endswith(".kernel"):
+            parts = [kernel.convert(part) for part in parts]
+        filled.problems += _value_problems(ours, names, parts, tuple(leaf.shape))
+        if len({part.shape[:-1] for part in parts}) == 1:
+            filled.weights[ours] = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+    return filled
+
+
 def map_checkpoint(source: Source, fusion: bool | None = None) -> Mapped:
-    """Maps a checkpoint onto our parameters, strictly in both directions.
+    """`map_branch` of the audio tower in a checkpoint's tensors."""
+    return map_branch(find_branch(source), fusion)
+
+
+def map_branch(branch: Branch, fusion: bool | None = None) -> Mapped:
+    """Maps an audio tower onto our parameters, strictly in both directions.
 
     Args:
-        source: tensors by name, read lazily.
+        branch: its tensors, read lazily.
         fusion: what the caller knows about feature fusion; None = what the file holds.
 
     Raises:
         UserError: a parameter is missing, a tensor unused, a shape, a value or a stored filter
             wrong; lists all of them.
     """
-    branch = find_branch(source)
     layout, source, root = branch.layout, branch.source, branch.root
     config = find_config(layout, source, fusion)
-    _, abstract = abstract_model(config)
-    problems: list[str] = []
-    used: set[str] = set()
-    weights: dict[str, np.ndarray] = {}
-    missing: list[str] = []
-    for path, leaf in nnx.to_flat_state(abstract):
-        ours = ".".join(map(str, path))
-        names, kernel = layout.sources(ours)
-        absent = [name for name in names if name not in source]
-        used.update(names)
-        if absent:
-            missing += absent
-            continue
-        parts = [np.asarray(source[name].read(), np.float32) for name in names]
-        if ours.endswith(".kernel"):
-            parts = [kernel.convert(part) for part in parts]
-        problems += _value_problems(ours, names, parts, tuple(leaf.shape))
-        if len({part.shape[:-1] for part in parts}) == 1:
-            weights[ours] = np.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
-    rest = [key for key in source if key not in used]
+    filled = fill(layout, source, abstract_model(config)[1])
+    rest = [key for key in source if key not in filled.used]
     ignored = [key for key in rest if layout.is_ignored(key)]
     checked, unexpected = [], []
     for key in rest:
         if not layout.is_ignored(key):
             (checked if is_recomputed(layout, key) else unexpected).append(key)
-    problems += constant_problems(layout, source, checked, config)
+    problems = [*filled.problems, *constant_problems(layout, source, checked, config)]
     front_end = find_front_end(layout, source, config)
-    _refuse(root, missing, unexpected, problems + front_end.problems, config)
+    _refuse(root, filled.missing, unexpected, problems + front_end.problems, config)
     return Mapped(
         layout,
         config,
-        weights,
+        filled.weights,
         front_end.config,
         [root + key for key in ignored] + branch.elsewhere,
         branch.notes + front_end.notes,

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from loopjax.encoders.space import Precision
+from loopjax.errors import UserError
 from loopjax.forks import refuse_after_fork
 from loopjax.htsat.frontend import DEVICE_RATES_HZ, LogMelConfig
 from loopjax.htsat.fusion import crop_starts as default_crop_starts
@@ -174,6 +175,35 @@ class HtsatEncoder:
     def embedding_dim(self) -> int:
         """Width of the embedding."""
         return self.config.embedding_dim
+
+    @property
+    def joint_dim(self) -> int | None:
+        """Width of the space that sounds share with texts; None without such a projection."""
+        config = self.config
+        return config.projection_dim if config.projection_kind == "clap" else None
+
+    def project(self, embeddings: np.ndarray) -> np.ndarray:
+        """Embeddings [N, C] into the joint space of sounds and texts.
+
+        NumPy does it, so that the device goes on with the next batches.
+
+        Returns:
+            float32 [N, joint_dim] of unit length.
+
+        Raises:
+            UserError: the encoder has no such space.
+        """
+        if self.joint_dim is None:
+            raise UserError(f"encoder {self.id} has no projection into a space of sounds and texts")
+        fc1, fc2 = (
+            [np.asarray(self.params["projection"][name][leaf][...], np.float32)
+             for leaf in ("kernel", "bias")]
+            for name in ("fc1", "fc2")
+        )  # fmt: skip
+        hidden = np.maximum(np.asarray(embeddings, np.float32) @ fc1[0] + fc1[1], 0)
+        joint = hidden @ fc2[0] + fc2[1]
+        lengths = np.linalg.norm(joint, axis=1, keepdims=True)
+        return joint / np.maximum(lengths, 1e-12)
 
     @property
     def fusion(self) -> bool:

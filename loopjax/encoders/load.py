@@ -13,6 +13,7 @@ from loopjax.encoders.encoder import HtsatEncoder
 from loopjax.encoders.published import KNOWN, KnownEncoder, known_encoder
 from loopjax.encoders.space import Precision
 from loopjax.encoders.storage import read_encoder, read_record, verify_encoder
+from loopjax.encoders.text import TextEncoder, read_text_encoder
 from loopjax.errors import UserError
 from loopjax.forks import refuse_after_fork
 from loopjax.io.hub_names import is_hub_name, pulled
@@ -87,6 +88,22 @@ def load_encoder(name: str | Path, precision: Precision | Literal["auto"] = "aut
             f"{known.dims}: it is another encoder; remove it and pull {name} again"
         )
     return encoder
+
+
+def load_text_encoder(name: str | Path) -> TextEncoder:
+    """Loads the text tower of an encoder, by the names that `load_encoder` takes.
+
+    Raises:
+        UserError: no such encoder, one that knows no texts, or a damaged folder; says what to do.
+    """
+    refuse_after_fork()
+    found = None if str(name) in REFERENCES else read_text_encoder(_locate(name))
+    if found is None:
+        raise UserError(
+            f"encoder {name} knows sounds only, no texts: embed with a CLAP encoder instead, such "
+            "as clap-htsat-fused (loopjax encoders pull clap-htsat-fused)"
+        )
+    return found
 
 
 def encoders() -> list[EncoderRow]:

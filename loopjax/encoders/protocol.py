@@ -78,6 +78,15 @@ class Encoder(Protocol):
         """Width of the embedding."""
         ...
 
+    @property
+    def joint_dim(self) -> int | None:
+        """Width of the space that sounds share with texts; None without one."""
+        ...
+
+    def project(self, embeddings: np.ndarray) -> np.ndarray:
+        """Embeddings [N, embedding_dim] into that space, float32 [N, joint_dim] of unit length."""
+        ...
+
     def replicate(self, mesh: Mesh) -> Self:
         """The same encoder on every device of a one-axis mesh; batches split along that axis."""
         ...

@@ -15,6 +15,7 @@ import numpy as np
 from loopjax.encoders.encoder import HtsatEncoder, weights_digest
 from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Precision, checked, read_front_end
+from loopjax.encoders.text import TextTower, write_text_tower
 from loopjax.errors import ModelCheckError, UserError
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
@@ -53,6 +54,7 @@ def save_encoder(
     *,
     encoder_id: str,
     about: dict[str, Any],
+    text: TextTower | None = None,
     probe: bool = True,
 ) -> None:
     """Writes weights and `config.json`, complete or not at all; replaces an older encoder.
@@ -65,6 +67,7 @@ def save_encoder(
         encoder_id: the name that stores of embeddings record.
         about: source, license and the like, JSON-serializable; `assumptions`, a list of what had
             to be assumed about the front end, goes on into the stores of its embeddings.
+        text: the tower of the checkpoint's texts.
         probe: whether to compute and keep the probe embeddings (a few seconds of compilation).
 
     Raises:
@@ -74,7 +77,8 @@ def save_encoder(
     from loopjax.arrays import write_arrays
 
     folder = Path(folder).absolute()
-    check_can_write(folder, sum(array.nbytes for array in weights.values()))
+    arrays = [*weights.values(), *(text.weights.values() if text else ())]
+    check_can_write(folder, sum(array.nbytes for array in arrays))
     if folder.exists() and not _is_replaceable(folder):
         raise UserError(f"{folder} exists and is no encoder folder; choose another")
     encoder = HtsatEncoder(config, mel_config, weights, encoder_id=encoder_id)
@@ -90,6 +94,8 @@ def save_encoder(
 
     def write(temporary: Path) -> None:
         write_arrays(temporary / "weights", weights)
+        if text is not None:
+            write_text_tower(temporary, text)
         write_json(temporary / "config.json", record)
 
     write_folder(folder, write)

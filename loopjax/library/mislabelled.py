@@ -19,6 +19,7 @@ from scipy.special import log_softmax
 from loopjax.errors import UserError
 from loopjax.evaluation.conformal import cross_conformal_p_values
 from loopjax.evaluation.folds import fold_numbers, linked_groups
+from loopjax.library.labels import labels_of
 from loopjax.library.neighbors import Neighbors, nearest_neighbors
 from loopjax.store.blocks import StoredRows, open_rows
 from loopjax.store.similar import unit_rows
@@ -71,26 +72,19 @@ def mislabelled(
         UserError: no such store or column, or fewer than two labels with two loops each.
     """
     rows = open_rows(store)
-    if column not in rows.columns:
-        raise UserError(f"{store} has no column {column!r}; columns: {', '.join(rows.columns)}")
-    columns = dict.fromkeys(name for name in (*SHOWN, column) if name in rows.columns)
-    table = rows.table(list(columns))
-    names = _labels(table, column, depth)
-    labels, of_row, counts = np.unique(names, return_inverse=True, return_counts=True)
-    empty = labels == ""
-    if (counts[~empty] >= 2).sum() < 2:
+    labels, y = labels_of(rows, column, depth)
+    labeled = y >= 0
+    if (np.bincount(y[labeled], minlength=1) >= 2).sum() < 2:
         raise UserError(
-            f"{store}: column {column!r} holds {int((~empty).sum())} labels; at least two with two "
-            "loops each are needed to tell which are wrong"
+            f"{store}: column {column!r} holds {len(labels)} labels; at least two with two loops "
+            "each are needed to tell which are wrong"
         )
     if len(labels) > MAX_FOLDERS:
         raise UserError(
             f"{store}: column {column!r} holds {len(labels)} labels, more than {MAX_FOLDERS}: join "
             "some with --depth"
         )
-    labeled = ~empty[of_row]
-    y = np.where(labeled, of_row - int(empty.any()), -1)
-    labels = labels[~empty]
+    table = rows.table([name for name in SHOWN if name in rows.columns])
     table = table.filter(pa.array(labeled))
     near = nearest_neighbors(rows, min(N_NEIGHBORS, int(labeled.sum()) - 1), labeled)
     folds = _folds(table, near, seed)
@@ -117,14 +111,6 @@ class _Judged:
     other: np.ndarray  # that label
     head_probability: np.ndarray  # of the own label, heads alone
     votes: np.ndarray  # fraction for the own label, neighbors alone
-
-
-def _labels(table: pa.Table, column: str, depth: int) -> np.ndarray:
-    """The labels as text [N]; empty where there is none."""
-    texts = ["" if value is None else str(value) for value in table[column].to_pylist()]
-    if depth:
-        texts = ["/".join(text.split("/")[:depth]) for text in texts]
-    return np.array(texts, object).astype(str)
 
 
 def _folds(table: pa.Table, near: Neighbors, seed: int) -> np.ndarray:

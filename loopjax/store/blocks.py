@@ -18,7 +18,7 @@ from loopjax.store.read import (
     read_embeddings,
     require_same,
 )
-from loopjax.store.schema import EMBEDDING, read_metadata
+from loopjax.store.schema import EMBEDDING, PROJECTION, Project, read_metadata
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ class StoredRows:
     metadata: dict[str, str]
     _source: tuple[Path, ...] | Embeddings
 
+    @property
+    def parts(self) -> tuple[Path, ...]:
+        """The shards, in the order of their rows; none for files of another origin."""
+        return () if isinstance(self._source, Embeddings) else self._source
+
     def blocks(self, columns: Sequence[str] = ()) -> Iterator[Block]:
         """All rows with their embeddings, at most `BLOCK_ROWS` at a time.
 
@@ -69,6 +74,25 @@ class StoredRows:
             for block in _blocks_of(part, start, columns):
                 yield block
                 start += len(block.matrix)
+
+    def projected(self, project: Project) -> Iterator[np.ndarray]:
+        """All rows in the space that sounds share with texts, float32 [n, P] of unit length.
+
+        Shards that were written without projections are projected now.
+
+        Raises:
+            UserError: a damaged shard; names it.
+        """
+        if isinstance(self._source, Embeddings):
+            yield from (project(block.matrix) for block in self.blocks())
+            return
+        for part in self._source:
+            file = open_footer(part)
+            if PROJECTION in file.schema.names:
+                for table in file.blocks([PROJECTION], BLOCK_ROWS):
+                    yield matrix_of(table, part, PROJECTION)
+            else:
+                yield from (project(block.matrix) for block in _blocks_of(part, 0, ()))
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Some columns of all rows.
@@ -150,7 +174,7 @@ def open_rows(path: str | Path) -> StoredRows:
     n_rows = sum(file.n_rows for file in files)
     if n_rows == 0:
         raise UserError(f"{path} holds no rows")
-    columns = tuple(name for name in files[0].schema.names if name != EMBEDDING)
+    columns = tuple(name for name in files[0].schema.names if name not in (EMBEDDING, PROJECTION))
     return StoredRows(n_rows, int(metadata[0]["embedding_dim"]), columns, metadata[0], tuple(parts))
 
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from loopjax.errors import UserError
 from loopjax.io import write_atomically
 from loopjax.io.remote import is_remote
-from loopjax.store.schema import EMBEDDING
+from loopjax.store.schema import EMBEDDING, PROJECTION
 
 _SEAL = b"loopjax_seal"
 _UNSEALED = f"{0:012d} {0:015d} {0:064d}"  # seconds since 1970, size, SHA-256
@@ -72,10 +72,10 @@ def write_parquet_tables(
     """
     waiting = iter(tables)
     first = next(waiting)
-    has_embedding = EMBEDDING in first.schema.names
+    vectors = [name for name in (EMBEDDING, PROJECTION) if name in first.schema.names]
     encodings: dict[str, Any] = {  # random mantissas compress as byte planes, not as a dictionary
-        "use_dictionary": [name for name in first.schema.names if name != EMBEDDING],
-        "use_byte_stream_split": [f"{EMBEDDING}.list.element"] if has_embedding else False,
+        "use_dictionary": [name for name in first.schema.names if name not in vectors],
+        "use_byte_stream_split": [f"{name}.list.element" for name in vectors] or False,
     }
 
     def write(temporary: Path) -> None:

@@ -24,6 +24,7 @@ from loopjax.store.schema import (
     EMBEDDING,
     FAILURE_SCHEMA,
     IDENTITY_KEYS,
+    PROJECTION,
     SCHEMA_VERSION,
     read_metadata,
 )
@@ -162,15 +163,15 @@ def part_files(folder: Path) -> list[Path]:
     return listed(folder, "part-*.parquet")
 
 
-def matrix_of(table: pa.Table, part: Path) -> np.ndarray:
-    """The embeddings of a shard, float32 [n, D].
+def matrix_of(table: pa.Table, part: Path, column: str = EMBEDDING) -> np.ndarray:
+    """The embeddings of a shard, or another column of vectors, float32 [n, D].
 
     Raises:
-        UserError: no embedding column, rows of different widths, NaN.
+        UserError: no such column, rows of different widths, NaN.
     """
-    if EMBEDDING not in table.schema.names:
-        raise UserError(f"{part} has no column {EMBEDDING!r}; columns: {table.schema.names}")
-    matrix = as_matrix(table[EMBEDDING], str(part))
+    if column not in table.schema.names:
+        raise UserError(f"{part} has no column {column!r}; columns: {table.schema.names}")
+    matrix = as_matrix(table[column], str(part))
     require_finite(matrix, str(part))
     return matrix
 
@@ -224,7 +225,7 @@ def _read_parts(parts: Sequence[Path], failures: pa.Table) -> Embeddings:
         found = read_metadata(file.schema)
         metadata = metadata or found
         require_same(metadata, found, parts[0], part)
-        names = [name for name in file.schema.names if name != EMBEDDING]
+        names = [name for name in file.schema.names if name not in (EMBEDDING, PROJECTION)]
         tables.append(file.read(names).replace_schema_metadata(None))
     table = pa.concat_tables(tables, promote_options="default")
     _require_distinct(table, parts, tables)

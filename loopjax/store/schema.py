@@ -1,7 +1,7 @@
 """What a store of embeddings holds: columns, metadata keys and the table of rejected inputs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 SCHEMA_VERSION = "1"
 PREFIX = "loopjax."  # of our keys in the Parquet metadata
 EMBEDDING = "embedding"
+PROJECTION = "projection"  # into the space of sounds and texts, where the encoder has one
 COLUMNS_KEY = "columns"  # of the metadata: names of the sources' own columns, as JSON
 IDENTITY_KEYS = (
     "schema_version",
@@ -132,8 +133,14 @@ class Rejected(Protocol):
         ...
 
 
-def table_of_rows(rows: Sequence[StoreRow], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of a shard's schema."""
+# Embeddings [N, D] -> unit vectors [N, P] of the space that sounds share with texts.
+Project = Callable[[np.ndarray], np.ndarray]
+
+
+def table_of_rows(
+    rows: Sequence[StoreRow], schema: pa.Schema, project: Project | None = None
+) -> pa.Table:
+    """Rows as a table of a shard's schema; with `project`, their projections stand beside."""
     columns: dict[str, list | pa.Array] = {
         name: [getattr(row, name) for row in rows] for name, _ in ROW_FIELDS
     }
@@ -144,7 +151,12 @@ def table_of_rows(rows: Sequence[StoreRow], schema: pa.Schema) -> pa.Table:
     width = schema.field(EMBEDDING).type.list_size
     values = np.concatenate([row.embedding for row in rows])
     columns[EMBEDDING] = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
-    return pa.table(columns, schema=schema)
+    table = pa.table(columns, schema=schema)
+    if project is None:
+        return table
+    joint = project(values.reshape(len(rows), width))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(joint.ravel()), joint.shape[1])
+    return table.append_column(PROJECTION, column)
 
 
 def as_int64(number: int) -> int:

@@ -21,6 +21,7 @@ from loopjax.store.parquet import write_parquet
 from loopjax.store.schema import (
     IDENTITY_KEYS,
     Place,
+    Project,
     Rejected,
     StoreRow,
     shard_schema,
@@ -99,9 +100,15 @@ def require_plan(folder: Path, plan: Plan) -> None:
 class UnitFiles:
     """The shards of a plan's units."""
 
-    def __init__(self, folder: Path, metadata: dict[str, str], plan: Plan):
-        """Reads and writes nothing yet."""
-        self._folder, self._metadata = folder, metadata
+    def __init__(
+        self,
+        folder: Path,
+        metadata: dict[str, str],
+        plan: Plan,
+        project: Project | None = None,
+    ):
+        """Reads and writes nothing yet; for `project` see `table_of_rows`."""
+        self._folder, self._metadata, self._project = folder, metadata, project
         self._schema = shard_schema(int(metadata["embedding_dim"]), metadata)
         self._prefix = f"part-u{plan.name}-"
         self._name = plan.name
@@ -160,7 +167,7 @@ class UnitFiles:
         else:
             listed.unlink(missing_ok=True)  # of a worker that was killed
         if rows:
-            write_parquet(table_of_rows(rows, self._schema), self._part(number))
+            write_parquet(table_of_rows(rows, self._schema, self._project), self._part(number))
 
     def _part(self, number: int) -> Path:
         return self._folder / f"{self._prefix}{number:06d}.parquet"

@@ -22,6 +22,7 @@ from loopjax.store.parquet import read_parquet, write_parquet
 from loopjax.store.schema import (
     PLACE_FIELDS,
     Place,
+    Project,
     Rejected,
     StoreRow,
     as_int64,
@@ -63,6 +64,7 @@ class ShardWriter:
         process_index: int = 0,
         process_count: int = 1,
         notes: Callable[[], dict[str, str]] = dict,
+        project: Project | None = None,
     ):
         """Continues the numbering of this process's earlier shards.
 
@@ -73,12 +75,13 @@ class ShardWriter:
             process_index: which of the run's processes this is.
             process_count: how many there are.
             notes: asked at each shard for metadata that is only known by then.
+            project: see `table_of_rows`.
         """
         self._folder = folder
         self._metadata = metadata
         self._schema = shard_schema(int(metadata["embedding_dim"]), metadata)
         self._shard_rows = shard_rows
-        self._notes = notes
+        self._notes, self._project = notes, project
         own = f"p{process_index:03d}-" if process_count > 1 else ""
         self._prefix = f"part-{own}"
         self._failures_path = piece_of(folder, process_index)
@@ -172,7 +175,7 @@ class ShardWriter:
             with locked_file(self._folder / REWRITE_LOCK_NAME):
                 move_rows(part, places)
         if batch.rows:
-            table = table_of_rows(batch.rows, self._schema)
+            table = table_of_rows(batch.rows, self._schema, self._project)
             table = table.replace_schema_metadata(
                 {**(table.schema.metadata or {}), **with_prefix(self._notes())}
             )

@@ -1,0 +1,1 @@
+"""Sentences to vectors: the text tower of CLAP and its tokenizer."""
