@@ -33,7 +33,7 @@ from loopjax.embedding.deduplicate import Deduplicator
 from loopjax.embedding.encode import BatchEncoder
 from loopjax.embedding.progress import Progress
 from loopjax.embedding.read import POLL_S, batches, make_decoders, missing_limits
-from loopjax.embedding.settings import as_encoder, check_config, space_of
+from loopjax.embedding.settings import as_encoder, check_config, projection_of, space_of
 from loopjax.embedding.stored import StoredLoops
 from loopjax.embedding.units import EXPIRE_S, UNIT_FILES, SharedUnits, join, require_no_workers
 from loopjax.embedding.write import EmbedSummary, Memory, Writer
@@ -45,7 +45,7 @@ from loopjax.io.remote import place_of
 from loopjax.store.index import DoneIndex
 from loopjax.store.read import Embeddings
 from loopjax.store.resume import finish, prepare
-from loopjax.store.schema import COLUMNS_KEY, SCHEMA_VERSION, Project
+from loopjax.store.schema import COLUMNS_KEY, SCHEMA_VERSION
 from loopjax.store.units import UnitFiles, plan_of
 from loopjax.store.write import ShardWriter
 
@@ -111,7 +111,7 @@ def embed_corpus(
             return {"missing_limits": ",".join(missing)} if missing else {}
 
         shards = ShardWriter(
-            folder, metadata, config.shard_rows, index, n_processes, notes, _project(encoder)
+            folder, metadata, config.shard_rows, index, n_processes, notes, projection_of(encoder)
         )
         with Progress("embedding", progress and index == 0) as bar, _signals() as caught:
             if corpus.n_loops is not None:
@@ -192,7 +192,7 @@ def embed_shared(
     if not digests:
         raise UserError(f"no audio files ({READABLE}) under {', '.join(map(str, sources))}")
     plan = plan_of(digests, unit_files, metadata)
-    files = UnitFiles(folder, metadata, plan, _project(encoder))
+    files = UnitFiles(folder, metadata, plan, projection_of(encoder))
     with contextlib.ExitStack() as stack:
         leases = join(folder, plan, metadata, lease_s)
         stack.callback(leases.release_all)
@@ -347,11 +347,6 @@ def _run(
         reasons=dict(writer.reasons),
         missing_limits=missing_limits(decoders),
     )
-
-
-def _project(encoder: Encoder) -> Project | None:
-    """What puts embeddings beside texts, where the encoder knows them."""
-    return None if encoder.joint_dim is None else encoder.project
 
 
 def _as_list(sources: Sequence[PathLike] | PathLike) -> Sequence[PathLike]:

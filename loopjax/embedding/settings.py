@@ -8,6 +8,7 @@ from loopjax.encoders.load import load_encoder
 from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
 from loopjax.errors import UserError
+from loopjax.store.schema import Project
 
 # At 8 kHz most mel bands lie above the file's own Nyquist frequency and hold rounding noise alone:
 # there device and host agree to a cosine of 0.99987 only, so `auto` takes the reference's path.
@@ -60,6 +61,11 @@ def space_of(encoder: Encoder, config: EmbedConfig) -> Space:
         location=encoder.location,
         assumptions=encoder.assumptions,
     )
+
+
+def projection_of(encoder: Encoder) -> Project | None:
+    """What puts an encoder's embeddings beside texts; None where it knows none."""
+    return None if encoder.joint_dim is None else encoder.project
 
 
 def config_of(space: Space) -> EmbedConfig:

@@ -60,7 +60,7 @@ def _laion(stem: str, dims: int, fusion: bool, **facts: Any) -> KnownEncoder:
 
 
 def _hub(name: str, weights: str, dims: int, fusion: bool, **facts: Any) -> KnownEncoder:
-    files = (weights, "config.json", "preprocessor_config.json")
+    files = (weights, "config.json", "preprocessor_config.json", "tokenizer.json")
     size = "0.78 GB" if dims == 1024 else "about 0.61 GB"
     return KnownEncoder(name, name, files, dims, fusion, _HUB, size, **facts)
 

@@ -1,4 +1,4 @@
-"""What `similar`, `dedup` and `mislabelled` find, how long they take and how much memory.
+"""What `similar`, `index`, `dedup` and `mislabelled` find, how long they take and how much memory.
 
     python scripts/bench/library.py copies loops/
     python scripts/bench/library.py planted loops/
@@ -7,10 +7,11 @@
 
 `copies` makes a folder of every loop and one altered form of it (MP3 of 128 kbit/s, -6 dB, 50 ms
 later, 44.1 or 48 kHz; one semitone higher, which is no copy) and prints recall and precision of
-`dedup`. `planted` puts a few loops into wrong folders, by a seed, and prints how many of them
-`mislabelled` lists in its first tenth; loops that all lie in one folder are sorted by the first
-word of their names. `recall` compares the search in buckets with an exact one. `large` prints time
-and peak memory on a synthetic store.
+`dedup`. `planted` puts 8 random loops into random wrong folders, ten times by a seed, and prints
+the fraction of them that lies in the first tenth of the list of `mislabelled`; then the same with
+one loop at a time, where nothing else is wrong. Loops that all lie in one folder are sorted by the
+first word of their names. `recall` compares the search in buckets, and the one by an index, with an
+exact one. `large` prints time and peak memory of each verb on a synthetic store.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import numpy as np
 FORMS = ("mp3", "gain", "offset", "rate", "semitone")
 OFFSET_S, SEMITONE = 0.05, 2 ** (1 / 12)
 MP3_RATES_HZ = (32_000, 44_100, 48_000)
-N_PLANTED, N_DRAWS = 8, 10
+N_PLANTED, N_DRAWS = (8, 1), (10, 80)  # loops at once, and how often
 CENTER_ROWS, COPIES = 500, 0.02  # rows per heap of alike loops, fraction that is copied
 
 
@@ -134,10 +135,11 @@ def measure_planted(folder: Path, encoder: str) -> None:
         vectors = pa.FixedSizeListArray.from_arrays(
             pa.array(embeddings.matrix.ravel()), embeddings.matrix.shape[1]
         )
-        hits = []
-        for seed in range(N_DRAWS):
+        ids = table["id"].to_pylist()
+
+        def found(seed: int, n_planted: int) -> float:
             rng = np.random.default_rng(seed)
-            planted = rng.choice(len(labels), N_PLANTED, replace=False)
+            planted = rng.choice(len(labels), n_planted, replace=False)
             wrong = labels.astype(object)
             for i in planted:
                 wrong[i] = rng.choice([name for name in set_of(labels) if name != labels[i]])
@@ -146,10 +148,19 @@ def measure_planted(folder: Path, encoder: str) -> None:
             rows = {name: table[name] for name in table.column_names} | columns
             pq.write_table(pa.table(rows), file)
             listed = mislabelled(file).table["id"].to_pylist()[: len(labels) // 10]
-            ids = table["id"].to_pylist()
-            hits.append(np.mean([ids[i] in listed for i in planted]))
-            print_row(seed=seed, n_loops=len(labels), n_planted=N_PLANTED, in_first_tenth=hits[-1])
-        print_row(draws=N_DRAWS, n_folders=len(set_of(labels)), in_first_tenth=np.mean(hits))
+            return float(np.mean([ids[i] in listed for i in planted]))
+
+        for n_planted, n_draws in zip(N_PLANTED, N_DRAWS, strict=True):
+            hits = [found(seed, n_planted) for seed in range(n_draws)]
+            print_row(
+                n_loops=len(labels),
+                n_folders=len(set_of(labels)),
+                n_planted=n_planted,
+                draws=n_draws,
+                n_listed=len(labels) // 10,
+                in_first_tenth=round(float(np.mean(hits)), 3),
+                standard_error=round(float(np.std(hits) / np.sqrt(n_draws)), 3),
+            )
 
 
 def set_of(labels: np.ndarray) -> list[str]:
@@ -219,8 +230,12 @@ def measure_verb(verb: str, store: Path) -> None:
     def wrong() -> dict[str, object]:
         return {"n_listed": len(loopjax.mislabelled(store).table)}
 
+    def index() -> dict[str, object]:
+        return {"recall": round(loopjax.build_index(store).recall, 4)}
+
     verbs: dict[str, Callable[[], dict[str, object]]] = {
-        "similar": search, "dedup": copies, "mislabelled": wrong
+        "similar": search, "index": index, "similar-by-index": search,
+        "dedup": copies, "mislabelled": wrong,
     }  # fmt: skip
     peak, stop = [0, 0], threading.Event()
 
@@ -255,7 +270,8 @@ def measure_large(n_rows: int, width: int, verbs: list[str]) -> None:
 
 
 def measure_recall(n_rows: int, width: int) -> None:
-    """What the search in buckets misses of the exact neighbors."""
+    """What the search in buckets, and the one by an index, miss of the exact neighbors."""
+    import loopjax
     from loopjax.library.neighbors import nearest_neighbors
     from loopjax.store.blocks import open_rows
 
@@ -268,6 +284,9 @@ def measure_recall(n_rows: int, width: int) -> None:
         started_s = time.monotonic()
         quick = nearest_neighbors(rows, 8, exact_rows=0)
         quick_s = time.monotonic() - started_s
+        started_s = time.monotonic()
+        index = loopjax.build_index(place)
+        index_s = time.monotonic() - started_s
     shared = (quick.rows[:, :, None] == exact.rows[:, None, :]).any(axis=1)
     copies = np.arange(n_rows)[-int(n_rows * COPIES) :]
     print_row(
@@ -278,12 +297,16 @@ def measure_recall(n_rows: int, width: int) -> None:
         recall_of_copies=round(float(shared[copies, 0].mean()), 4),
         recall_of_nearest=round(float(shared[:, 0].mean()), 4),
         recall_of_8=round(float(shared.mean()), 4),
+        index_s=round(index_s, 1),
+        recall_of_10_by_index=round(index.recall, 4),
     )
 
 
 def main() -> None:
     """Runs one measurement."""
-    parser = argparse.ArgumentParser(description="Measures similar, dedup and mislabelled.")
+    parser = argparse.ArgumentParser(
+        description="Measures the verbs that search and clean a store."
+    )
     parser.add_argument("what", choices=("copies", "planted", "recall", "large", "verb"))
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--encoder", default="loopjax-nano")
@@ -298,7 +321,7 @@ def main() -> None:
     elif args.what == "recall":
         measure_recall(args.rows or 50_000, args.width)
     elif args.what == "large":
-        verbs = args.verb or ["similar", "dedup", "mislabelled"]
+        verbs = args.verb or ["similar", "index", "similar-by-index", "dedup", "mislabelled"]
         measure_large(args.rows or 1_000_000, args.width, verbs)
     else:
         measure_verb(args.verb[0], args.folder)

@@ -104,7 +104,7 @@ def test_without_a_network_it_says_what_to_download_and_where_to_put_it(hub, cac
     assert "no route to host" in message
     assert "second line" not in message
     base = "https://huggingface.co/laion/clap-htsat-fused/resolve/365dea6"
-    for file in ("model.safetensors", "config.json", "preprocessor_config.json"):
+    for file in ("model.safetensors", "config.json", "preprocessor_config.json", "tokenizer.json"):
         assert f"/{file}" in message
     assert base in message
     assert f"-o {cache}/laion--clap-htsat-fused" in message
