@@ -305,7 +305,7 @@ def measure_recall(n_rows: int, width: int) -> None:
 def main() -> None:
     """Runs one measurement."""
     parser = argparse.ArgumentParser(
-        description="Measures the verbs that search and clean a store."
+        description="Measures the verbs that search and clean."
     )
     parser.add_argument("what", choices=("copies", "planted", "recall", "large", "verb"))
     parser.add_argument("folder", nargs="?", type=Path)
