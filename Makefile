@@ -31,10 +31,11 @@ docs: # pip install -e ".[docs]"
 docs-run: # every tutorial and notebook, as a reader would
 	python -m scripts.docs.run
 
-scale: # batches, feeding, and fit and score up to a million rows; writes 3.5 GB into a temporary folder
+scale: # batches, feeding, and fit and score up to two million rows; 4 GB in a temporary folder, 25 minutes
 	python -m pytest -q tests/embedding/test_features.py -k "little_more or no_device"
 	python scripts/bench/decoding.py --loops 100
 	python scripts/bench/packed.py --loops 200
 	python scripts/bench/simulate.py --validate
-	python scripts/bench/scale.py --rows 10000 100000
-	python scripts/bench/scale.py --rows 1000000 --kinds pca
+	python scripts/bench/scale.py --width 128
+	python scripts/bench/scale.py --kinds pca
+	python scripts/bench/scale.py --kinds pca --width 344 --rows 200000 2000000 --memory

@@ -115,9 +115,9 @@ def test_killed_stopped_hanging_and_late_workers(corpus, alone, tmp_path):
     out = tmp_path / "store"
 
     def one_more():
-        return start(corpus, out, "unit_files=2", "lease_s=2.0", "batch_s=0.4")
+        return start(corpus, out, "unit_files=1", "lease_s=2.0", "batch_s=0.4")
 
-    disturb(one_more, out, n_blows=6, n_workers=3, rng=random.Random(3))
+    disturb(one_more, out, n_blows=20, n_workers=4, rng=random.Random(3))
     assert_equal(out, alone)
 
 
