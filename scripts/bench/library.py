@@ -304,9 +304,7 @@ def measure_recall(n_rows: int, width: int) -> None:
 
 def main() -> None:
     """Runs one measurement."""
-    parser = argparse.ArgumentParser(
-        description="Measures the verbs that search and clean."
-    )
+    parser = argparse.ArgumentParser(description="Measures the verbs that search and clean.")
     parser.add_argument("what", choices=("copies", "planted", "recall", "large", "verb"))
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--encoder", default="loopjax-nano")
