@@ -17,6 +17,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--mark", choices=("reject", "keep"), default="reject", help="which (default: reject)"
     )
     parser.add_argument(
+        "--store",
+        metavar="STORE",
+        help="store that knows where files lie now that were moved since they were marked",
+    )
+    parser.add_argument(
         "--yes", action="store_true", help="do it; without, only print what would be done"
     )
 
@@ -24,7 +29,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _act(args: argparse.Namespace) -> int:
     from loopjax.cli.terminal import printable, say
     from loopjax.library.apply import carry_out, plan, undo_plan
-    from loopjax.library.marks import count_marks, read_marks
+    from loopjax.library.marks import count_marks, found_again, read_marks
 
     if (args.marks is None) != (args.undo is not None):
         raise UserError("give a file of marks, or --undo and the folder")
@@ -34,6 +39,8 @@ def _act(args: argparse.Namespace) -> int:
         steps = undo_plan(args.undo)
     else:
         marks = read_marks(args.marks)
+        if args.store is not None:
+            marks = found_again(marks, args.store)
         say(f"{args.marks}: {count_marks(marks)}")
         if args.list:
             for mark in marks:

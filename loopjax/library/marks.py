@@ -2,14 +2,16 @@
 
 import csv
 import io
+import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from loopjax.errors import UserError
+from loopjax.store.blocks import open_rows
 from loopjax.store.parquet import open_parquet
 
 KEEP, REJECT = "keep", "reject"
@@ -103,6 +105,39 @@ def marks_of_rows(marks: tuple[Mark, ...], table: pa.Table) -> np.ndarray:
         stray = next(iter(agreed)) if len(agreed) == 1 else ""
         found.append(of_id.get(row_id, stray))
     return np.array(found, "U6")
+
+
+def found_again(marks: tuple[Mark, ...], store: str | Path) -> tuple[Mark, ...]:
+    """The marks, with new places for files that were moved or renamed since.
+
+    A store that was brought up to date (`loopjax embed`) knows where a content lies now. Where it
+    lies in several places, nobody knows which is meant, and the mark stays as it is.
+
+    Raises:
+        UserError: no such store.
+    """
+    rows = open_rows(store)
+    names = ("sha256", "path", "path_bytes")
+    if missing := [name for name in names if name not in rows.columns]:
+        raise UserError(f"{store} has no column {missing[0]!r}: it knows no files")
+    table = rows.table(names)
+    taken = {_place(mark) for mark in marks}
+    places: dict[str, list[dict]] = {}
+    for row in table.to_pylist():
+        if row["path_bytes"] not in taken and os.path.isfile(row["path_bytes"]):  # noqa: PTH113
+            places.setdefault(row["sha256"][:HASH_DIGITS], []).append(row)
+    found = []
+    for mark in marks:
+        now = places.get(mark.content, [])
+        if len(now) == 1 and not os.path.isfile(_place(mark)):  # noqa: PTH113 - bytes
+            mark = replace(mark, path=now[0]["path"], path_bytes=now[0]["path_bytes"])
+        found.append(mark)
+    return tuple(found)
+
+
+def _place(mark: Mark) -> bytes:
+    """Where a mark says that its file lies."""
+    return mark.path_bytes or os.fsencode(os.path.abspath(mark.path))  # noqa: PTH100 - keeps links
 
 
 def count_marks(marks: tuple[Mark, ...]) -> str:

@@ -159,6 +159,23 @@ def test_a_mark_follows_its_content_when_the_file_moves(tmp_path):
     assert marks.tolist() == ["keep", "reject", "", ""]
 
 
+def test_a_store_knows_where_marked_files_lie_now(loops, capsys):
+    folder = loops / "loops"
+    (folder / "Bass" / "a.wav").rename(folder / "Bass" / "renamed.wav")
+    (folder / "Drums" / "copy.wav").write_bytes(b"sound 2")
+    now = {"Bass/renamed.wav": 0, "Bass/b.wav": 1, "Drums/a.wav": 2, "Drums/copy.wav": 2}
+    paths = [str(folder / name) for name in now]
+    hashes = [hashlib.sha256(f"sound {i}".encode()).hexdigest() for i in now.values()]
+    store = str(write_store(loops / "emb", np.eye(4), path=paths, sha256=hashes))
+    command = ["apply", str(loops / "marks.csv"), "--move", str(loops / "out"), "--store", store]
+    assert main([*command, "--yes"]) == 0
+    assert files(loops / "out") == ["Bass/renamed.wav", "Drums/=c,'d.wav", "Drums/a.wav"]
+    assert files(folder) == ["Bass/b.wav", "Drums/copy.wav"]  # a copy that nobody marked stays
+    np.save(loops / "x.npy", np.eye(4, dtype=np.float32))
+    assert main([*command[:-1], str(loops / "x.npy")]) == 2
+    assert "it knows no files" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, "{}", "[]", '{"from": 1, "to": 2}', "\xff"])
 def test_a_damaged_journal_is_named(tmp_path, text):
     (tmp_path / JOURNAL).write_bytes(text.encode("latin-1"))
