@@ -24,9 +24,9 @@ from loopjax.library.neighbors import Neighbors, nearest_neighbors
 from loopjax.store.blocks import StoredRows, open_rows
 from loopjax.store.similar import unit_rows
 
-N_FOLDS = 10
+N_FOLDS = 40  # nearly all of a small folder trains its heads
 N_NEIGHBORS = 10
-SHRINKAGE = 0.3  # fraction of the identity in the shared covariance
+SHRINKAGE = 0.1  # fraction of the identity in the shared covariance
 OWN_ROWS = 1.0  # so many rows at the middle of all are added to a folder: few rows mean little
 FALLOFF = 0.05  # of a vote, with the cosine to the neighbor
 LEAST, LEAST_VOTE = -20.0, 1e-3  # nothing is quite impossible
