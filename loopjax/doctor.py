@@ -17,6 +17,8 @@ EXTRAS = {
     "report": ("matplotlib", "reports and figures"),
     "codecs": ("av", "M4A, WMA, WavPack, Ogg FLAC and other formats"),
     "hub": ("huggingface_hub", "fetching published encoders"),
+    "text": ("tokenizers", "search by text, with an encoder that has a text tower"),
+    "index": ("usearch", "quick search in stores of very many loops"),
     "eval": ("pedalboard", "robustness curves"),
 }
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pyarrow", "soundfile")

@@ -185,7 +185,10 @@ def _resolve(
     audio = [query for query in queries if stored[query] < 0 or Path(query).exists()]
     for query in audio:
         if not Path(query).exists():
-            raise UserError(f"{query}: neither an audio file nor the id or path of a row")
+            raise UserError(
+                f"{query}: neither an audio file nor the id or path of a row; descriptions of "
+                "sounds are given as --text"
+            )
     known = [query for query in queries if query not in audio]
     own = np.asarray([stored[query] for query in known], np.int64)
     vectors = [rows.vectors(own)] if known else []
