@@ -180,7 +180,10 @@ def _package():
     try:
         from usearch import index
     except ImportError:
-        raise UserError("the index needs usearch: pip install 'loopjax[index]'") from None
+        raise UserError(
+            "the index needs usearch: pip install 'loopjax[index]'; without it, `loopjax similar "
+            "--exact` compares every row"
+        ) from None
     return index
 
 

@@ -25,6 +25,7 @@ from loopjax.store.blocks import StoredRows, open_rows
 from loopjax.store.similar import unit_rows
 
 N_FOLDS = 40  # nearly all of a small folder trains its heads
+FEWEST_FOLDS, MAX_HEADS = 10, 50_000  # folds x labels are in memory, with the width of a row each
 N_NEIGHBORS = 10
 SHRINKAGE = 0.1  # fraction of the identity in the shared covariance
 OWN_ROWS = 1.0  # so many rows at the middle of all are added to a folder: few rows mean little
@@ -87,7 +88,7 @@ def mislabelled(
     table = rows.table([name for name in SHOWN if name in rows.columns])
     table = table.filter(pa.array(labeled))
     near = nearest_neighbors(rows, min(N_NEIGHBORS, int(labeled.sum()) - 1), labeled)
-    folds = _folds(table, near, seed)
+    folds = _folds(table, near, len(labels), seed)
     features = _Features.of(rows, labeled, table)
     heads = _fit_heads(features, y[labeled], folds, len(labels))
     judged = _judge(features, y[labeled], folds, heads, near)
@@ -113,13 +114,13 @@ class _Judged:
     votes: np.ndarray  # fraction for the own label, neighbors alone
 
 
-def _folds(table: pa.Table, near: Neighbors, seed: int) -> np.ndarray:
+def _folds(table: pa.Table, near: Neighbors, n_labels: int, seed: int) -> np.ndarray:
     """A fold for every row [N]; equal and nearly equal loops share theirs."""
     row, place = np.nonzero(near.cosines >= COPY_COSINE)
     pairs = np.stack([row, near.rows[row, place]], axis=1)
     contents = [table["sha256"].to_pylist()] if "sha256" in table.column_names else []
     groups = linked_groups(len(table), pairs, contents)
-    n_folds = min(N_FOLDS, len(np.unique(groups)))
+    n_folds = min(N_FOLDS, max(FEWEST_FOLDS, MAX_HEADS // n_labels), len(np.unique(groups)))
     if n_folds < 2:
         raise UserError("all loops are copies of one another: nothing to compare them with")
     eligible = np.ones(len(table), bool)

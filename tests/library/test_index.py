@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 
@@ -81,6 +83,14 @@ def test_few_rows(tmp_path):
     assert build_index(store).recall == 1
     found = loopjax.similar(store, "loops/000001.wav", k=10).table
     assert set(found["path"].to_pylist()) == {"loops/000000.wav", "loops/000002.wav"}
+
+
+def test_without_its_package(store, monkeypatch, capsys):
+    build_index(store)
+    monkeypatch.setitem(sys.modules, "usearch", None)
+    assert main(["similar", str(store), "loops/000007.wav"]) == 2
+    assert "pip install 'loopjax[index]'" in capsys.readouterr().err
+    assert main(["similar", str(store), "loops/000007.wav", "--exact"]) == 0
 
 
 @pytest.mark.parametrize("file", ["record.json", "vectors.usearch", "keys.npy"])

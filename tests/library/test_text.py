@@ -1,5 +1,7 @@
 """Queries by text and tags, on an encoder with small random towers."""
 
+import sys
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -125,6 +127,12 @@ def test_the_command(corpus, capsys):
 def test_mistakes_are_named(corpus, capsys, arguments, sentence):
     assert main(["similar", str(corpus / "emb"), *arguments]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_without_the_package_of_tokenizers(corpus, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert main(["similar", str(corpus / "emb"), "--text", "kick"]) == 2
+    assert "pip install 'loopjax[text]'" in capsys.readouterr().err
 
 
 def test_the_bundled_encoder_refuses_texts(corpus, tmp_path, capsys):
