@@ -33,11 +33,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _act(args: argparse.Namespace) -> int:
     from loopjax.cli.printing import print_ranking
     from loopjax.detectors.storage import model_folder
-    from loopjax.experiment.scoring import most_anomalous, scores_of_store
+    from loopjax.experiment.scoring import most_anomalous, score_blocks, scores_of_store
     from loopjax.io.remote import place_of
     from loopjax.model import load_model
-    from loopjax.store.parquet import read_parquet
-    from loopjax.store.scores import score_files, write_csv, write_csv_tables, write_scores
+    from loopjax.store.scores import write_csv, write_csv_tables, write_scores
     from loopjax.store.stream import StoredEmbeddings
 
     out, csv = (None if name is None else place_of(name) for name in (args.out, args.csv))
@@ -53,7 +52,7 @@ def _act(args: argparse.Namespace) -> int:
         targets = (args.target_fpr, args.target_fdr)
         with scores_of_store(model, folder, embeddings, out, *targets) as found:
             if csv is not None:
-                write_csv_tables(map(read_parquet, score_files(found)), csv)
+                write_csv_tables(score_blocks(found), csv)
             print_ranking(most_anomalous(found, args.top), args.top, len(embeddings))
     else:
         scores = model.score(embeddings, target_fpr=args.target_fpr, target_fdr=args.target_fdr)

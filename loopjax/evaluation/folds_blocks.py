@@ -41,7 +41,10 @@ def near_duplicates_in_blocks(
     """
     step = max(1, n_rows // SAMPLE)
     directions = leading_directions(unit_rows(take(np.arange(0, n_rows, step)[:SAMPLE])))
-    projected = np.concatenate([unit_rows(rows) @ directions.T for rows in blocks()])
+    projected, done = np.empty((n_rows, len(directions))), 0  # as the tree takes it: no copies
+    for rows in blocks():
+        projected[done : done + len(rows)] = unit_rows(rows) @ directions.T
+        done += len(rows)
     tree, reach = KDTree(projected), reach_of(cosine)
     links, candidates, n_waiting = np.empty((0, 2), np.int64), [], 0
     for start in range(0, n_rows, BLOCK):

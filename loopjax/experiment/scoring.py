@@ -21,7 +21,7 @@ from loopjax.evaluation.standing import Standing
 from loopjax.io.locks import locked_file
 from loopjax.io.remote import is_remote, remove_folder
 from loopjax.model import Model, ScoredRows, rows_of
-from loopjax.store.parquet import open_footer, read_parquet, write_parquet
+from loopjax.store.parquet import open_footer, open_parquet, read_parquet, write_parquet
 from loopjax.store.schema import read_metadata, with_prefix
 from loopjax.store.scores import (
     SCORED_COLUMNS,
@@ -106,8 +106,14 @@ def score_store(
 
 def most_anomalous(out: Path, count: int) -> pa.Table:
     """The rows of the first `count` ranks, in their order."""
-    found = [read_parquet(file).filter(pc.field("rank") <= count) for file in score_files(out)]
+    found = [block.filter(pc.field("rank") <= count) for block in score_blocks(out)]
     return pa.concat_tables(found).sort_by("rank")
+
+
+def score_blocks(out: Path) -> Iterator[pa.Table]:
+    """All rows of scores, at most `PART_ROWS` in memory at a time."""
+    for file in map(open_parquet, score_files(out)):
+        yield from file.blocks(file.schema.names, PART_ROWS)
 
 
 def _score_parts(
