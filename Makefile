@@ -31,7 +31,7 @@ docs: # pip install -e ".[docs]"
 docs-run: # every tutorial and notebook, as a reader would
 	python -m scripts.docs.run
 
-scale: # batches, feeding, and fit and score up to two million rows; 4 GB in a temporary folder, 25 minutes
+scale: # batches, feeding, fit and score up to two million rows; 4 GB of temporary files, under 25 minutes
 	python -m pytest -q tests/embedding/test_features.py -k "little_more or no_device"
 	python scripts/bench/decoding.py --loops 100
 	python scripts/bench/packed.py --loops 200
