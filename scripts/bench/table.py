@@ -33,7 +33,8 @@ for, as over a corpus. What the rows do not say:
   scripts.aot`). As a whole this program has not run, nor has parity been measured again since.
 - The front end takes 30 % of tiny's time in `bf16-fused` and 15 % in `bf16`, not the 12 % aimed at.
 - A corpus of 3,000 files takes two seconds, most of which are its start and end; the steady rate is
-  not known. kNN's fit is sixteen times its arithmetic's time: the choice of the smallest distances.
+  not known. kNN's fit is sixteen times its arithmetic's time: the choice of the smallest distances,
+  which goes by groups since then; a CPU takes a third of the time, no card was asked.
 - A window attention for Hopper's copy engine compiled, was right in the interpreter and ended on
   the card with an illegal instruction; the Triton kernel, which jax 0.11 deprecates, stays.
 - Not measured: seeds trained together, base, nano, batches of 512, tf32 and fp32 of the second
