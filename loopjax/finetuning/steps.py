@@ -134,6 +134,13 @@ def make_steps(
     def gather(x: jax.Array) -> jax.Array:
         return jax.lax.all_gather(x, AXIS, tiled=True)
 
+    def add_up(of_device: Any) -> Any:
+        """The sum over devices, as one vector; alone, a device has nothing to copy together."""
+        if mesh.devices.size == 1:
+            return of_device
+        flat, unflatten = ravel_pytree(of_device)
+        return unflatten(jax.lax.psum(flat, AXIS))
+
     def part_loss(
         params: Params, fixed: Any, batch: Batch, mates: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -177,8 +184,7 @@ def make_steps(
             )
             return gradient, found
 
-        flat, unflatten = ravel_pytree(over_parts(one, batch, mates))
-        return unflatten(jax.lax.psum(flat, AXIS))
+        return add_up(over_parts(one, batch, mates))
 
     def measure(params: Params, fixed: Any, batch: Batch, mates: jax.Array, key: jax.Array):
         """The same without a gradient."""
@@ -186,8 +192,7 @@ def make_steps(
         def one(part: Batch, part_mates: jax.Array) -> Any:
             return part_loss(params, fixed, part, part_mates, key)
 
-        flat, unflatten = ravel_pytree(over_parts(one, batch, mates))
-        return unflatten(jax.lax.psum(flat, AXIS))
+        return add_up(over_parts(one, batch, mates))
 
     def shard(run: Callable[..., Any]) -> Callable[..., Any]:
         specs = (whole, whole, split, split, whole)

@@ -5,6 +5,7 @@ square and flattened row by row; B clips, W windows of n = window**2 tokens.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,11 +43,57 @@ def relative_index(window: int) -> np.ndarray:
     return d_row * (2 * window - 1) + d_column
 
 
-def layer_norm(width: int, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with PyTorch's epsilon and two-pass variance."""
-    return nnx.LayerNorm(
-        width, epsilon=LAYER_NORM_EPS, use_fast_variance=False, dtype=dtype, rngs=rngs
-    )
+@jax.custom_vjp
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Layer normalization over the last axis, in float32 whatever the type; two-pass variance.
+
+    The backward pass is written out: XLA's CPU backend would spread statistics of rows over whole
+    arrays before it uses them. Sums along rows are products with a vector there, which it
+    vectorizes.
+    """
+    return _normalize_forward(x, scale, bias)[0]
+
+
+def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array):
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(variance + LAYER_NORM_EPS)
+    y = (wide - mean) * (inverse * scale) + bias
+    return y.astype(x.dtype), (x, mean, inverse, scale)
+
+
+def _normalize_backward(saved: tuple[jax.Array, ...], g: jax.Array):
+    x, mean, inverse, scale = saved
+    width = x.shape[-1]
+    g_wide = g.astype(jnp.float32)
+    normalized = (x.astype(jnp.float32) - mean) * inverse
+    product = jax.lax.optimization_barrier(g_wide * normalized)
+    weights = scale.astype(jnp.float32) / width
+    mean_g = (g_wide.reshape(-1, width) @ weights).reshape(mean.shape)
+    mean_product = (product.reshape(-1, width) @ weights).reshape(mean.shape)
+    of_x = inverse * (g_wide * scale - mean_g - normalized * mean_product)
+    of_scale = product.reshape(-1, width).sum(axis=0)
+    of_bias = g_wide.reshape(-1, width).sum(axis=0)
+    return of_x.astype(x.dtype), of_scale.astype(scale.dtype), of_bias.astype(scale.dtype)
+
+
+normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm with PyTorch's epsilon."""
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """[..., width] -> same."""
+        assert mask is None and self.scale is not None and self.bias is not None
+        x, scale, bias = self.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
+        return normalize(x, scale, bias)
+
+
+def layer_norm(width: int, dtype, rngs: nnx.Rngs) -> LayerNorm:
+    """LayerNorm over the last axis."""
+    return LayerNorm(width, epsilon=LAYER_NORM_EPS, dtype=dtype, rngs=rngs)
 
 
 class Dense(nnx.Linear):
@@ -66,6 +113,27 @@ def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, use_bias: bool = True) 
     """Linear layer with Swin's initialization."""
     init = nnx.initializers.truncated_normal(0.02)
     return Dense(n_in, n_out, use_bias=use_bias, dtype=dtype, kernel_init=init, rngs=rngs)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def softmax(x: jax.Array, axis: int) -> jax.Array:
+    """Softmax along an axis, whose backward pass reads the forward pass's result.
+
+    Left to itself, XLA's CPU backend computes the result again from the exponentials and sums.
+    """
+    return jax.nn.softmax(x, axis=axis)
+
+
+def _softmax_forward(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    y = jax.lax.optimization_barrier(jax.nn.softmax(x, axis=axis))
+    return y, y
+
+
+def _softmax_backward(axis: int, y: jax.Array, g: jax.Array) -> tuple[jax.Array]:
+    return (y * (g - (y * g).sum(axis=axis, keepdims=True)),)
+
+
+softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 class WindowAttention(nnx.Module):
@@ -93,7 +161,7 @@ class WindowAttention(nnx.Module):
         # them, work in float32.
         scores = jnp.einsum(f"bwqhd,bwkhd->bwh{order}", q, k).astype(jnp.float32)
         scores += bias.swapaxes(-1, -2) if keys == -2 else bias
-        weights = jax.nn.softmax(scores, axis=keys).astype(self.dtype)
+        weights = jnp.asarray(softmax(scores, keys), self.dtype)
         mixed = jnp.einsum(f"bwh{order},bwkhd->bwqhd", weights, v)
         return self.proj(mixed.reshape(b, w, n, width))
 

@@ -1,14 +1,13 @@
 """Views, adapters, losses and the order of loops, each by itself."""
 
-import re
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from loopjax import parallel
 from loopjax.config.finetuning import (
     AugmentConfig,
     ObjectiveConfig,
@@ -20,7 +19,8 @@ from loopjax.finetuning.augment import GRID, add_power, augment, rotate, stripe
 from loopjax.finetuning.batches import Slot
 from loopjax.finetuning.network import build_network, plain_weights, split_weights
 from loopjax.finetuning.objectives import Rows, make_objective
-from loopjax.finetuning.steps import Batch, make_schedule, make_steps, place_batch
+from loopjax.finetuning.steps import make_schedule
+from loopjax.htsat.swin import LAYER_NORM_EPS, normalize, softmax
 from tests.finetuning.tiny import tiny_encoder
 
 
@@ -213,26 +213,22 @@ def test_a_new_adapter_changes_nothing_and_depends_on_the_seed():
     assert not np.array_equal(first[f"a{lora.DOWN}"], second[f"a{lora.DOWN}"])
 
 
-def test_gradients_meet_in_one_sum():
-    encoder, trainable, mesh = tiny_encoder(), TrainableConfig("all"), parallel.global_mesh()
-    network = build_network(encoder.config, trainable, "fp32", remat=False)
-    trained, frozen = split_weights(network, encoder, trainable, 0)
-    steps = make_steps(
-        network, make_objective(ObjectiveConfig(), encoder.embedding_dim, 0), frozen, mesh,
-        optimizer=OptimizerConfig(), augmentation=AugmentConfig(), anchor=0.1, start=trained,
-        seed=0,
-    )  # fmt: skip
-    n = 2 * mesh.devices.size
-    rows = Rows(
-        mask=np.ones((1, n), bool),
-        content=np.arange(n, dtype=np.uint32)[None],
-        label=np.zeros((1, n), np.int32),
-        target=np.zeros((1, n, 0), np.float32),
-    )
-    mel, place = np.zeros((1, n, 1, 1001, 64), np.float32), np.arange(n, dtype=np.int32)[None]
-    batch = place_batch(Batch(mel, np.zeros((1, n), bool), place, place, rows), mesh)
-    state = steps.start({"encoder": trained, "head": {}})
-    program = str(jax.make_jaxpr(steps.train)(state, batch))
-    sums = re.findall(r"f32\[(\d+)\] = psum", program)
-    n_weights = sum(value.size for value in trained.values())
-    assert [int(size) for size in sums] == [n_weights + 1 + encoder.embedding_dim]
+def test_the_written_out_backward_passes_are_derivatives():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(3 * rng.standard_normal((2, 5, 12)) + 1, jnp.float32)
+    scale, bias, g = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in (12, 12, x.shape))
+    plain = nnx.LayerNorm(12, epsilon=LAYER_NORM_EPS, use_fast_variance=False, rngs=nnx.Rngs(0))
+    graphdef, _ = nnx.split(plain)
+
+    def expected_norm(x, scale, bias):
+        state = nnx.State({"scale": nnx.Param(scale), "bias": nnx.Param(bias)})
+        return nnx.merge(graphdef, state)(x)
+
+    for ours, theirs, inputs in (
+        (normalize, expected_norm, (x, scale, bias)),
+        (lambda x: softmax(x, -2), lambda x: jax.nn.softmax(x, axis=-2), (x,)),
+    ):
+        (y, backward), (expected, expected_backward) = (jax.vjp(f, *inputs) for f in (ours, theirs))
+        np.testing.assert_array_equal(y, expected)
+        for found, wanted in zip(backward(g), expected_backward(g), strict=True):
+            np.testing.assert_allclose(found, wanted, atol=2e-6)

@@ -50,6 +50,39 @@ def curve(out: Path) -> np.ndarray:
     return np.array([[np.nan if v is None else v for v in row.values()] for row in rows])
 
 
+ONE_SUM = """
+import re, jax, numpy as np
+from loopjax import parallel
+from loopjax.config.finetuning import AugmentConfig, ObjectiveConfig
+from loopjax.config.finetuning import OptimizerConfig, TrainableConfig
+from loopjax.finetuning.network import build_network, split_weights
+from loopjax.finetuning.objectives import Rows, make_objective
+from loopjax.finetuning.steps import Batch, make_steps, place_batch
+from tests.finetuning.tiny import tiny_encoder
+
+encoder, trainable, mesh = tiny_encoder(), TrainableConfig("all"), parallel.global_mesh()
+network = build_network(encoder.config, trainable, "fp32", remat=False)
+trained, frozen = split_weights(network, encoder, trainable, 0)
+steps = make_steps(
+    network, make_objective(ObjectiveConfig(), encoder.embedding_dim, 0), frozen, mesh,
+    optimizer=OptimizerConfig(), augmentation=AugmentConfig(), anchor=0.1, start=trained, seed=0,
+)
+place = np.arange(4, dtype=np.int32)[None]
+rows = Rows(np.ones((1, 4), bool), place.astype(np.uint32), 0 * place, np.zeros((1, 4, 0), "f4"))
+mel = np.zeros((1, 4, 1, 1001, 64), np.float32)
+batch = place_batch(Batch(mel, np.zeros((1, 4), bool), place, place, rows), mesh)
+program = str(jax.make_jaxpr(steps.train)(steps.start({"encoder": trained, "head": {}}), batch))
+sums = [int(size) for size in re.findall(r"f32\\[(\\d+)\\] = psum", program)]
+assert sums == [sum(w.size for w in trained.values()) + 1 + encoder.embedding_dim], sums
+"""
+
+
+def test_gradients_of_devices_meet_in_one_sum():
+    flags = "--xla_force_host_platform_device_count=2"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", ONE_SUM], check=True, env=env, timeout=120)
+
+
 @pytest.fixture(scope="module")
 def single(settings, tmp_path_factory):
     """The curve on one device."""
