@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from loopjax.cli.options import add_set_option
+from loopjax.cli.options import add_log_option, add_set_option
 from loopjax.cli.terminal import say
 from loopjax.cli.verb import DONE, SOME_REJECTED, Verb
 
@@ -19,6 +19,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", help="run folder (default: out/NAME, the config's name)")
     parser.add_argument("--restart", action="store_true", help="discard what an earlier run wrote")
     add_set_option(parser, "embed.encoder=clap-htsat-fused, or optimizer.steps=2000")
+    add_log_option(parser)
     hosts = parser.add_argument_group("several hosts that train together and see one run folder")
     hosts.add_argument("--coordinator", metavar="HOST:PORT", help="address of the first; or auto")
     hosts.add_argument("--processes", type=int, metavar="N", help="number of processes")
@@ -46,7 +47,7 @@ def _act(args: argparse.Namespace) -> int:
             say(f"step {done} of {config.optimizer.steps}  {shown}")
 
     log = say if first else _silent
-    result = finetune(config, out, restart=args.restart, log=log, on_step=tell)
+    result = finetune(config, out, restart=args.restart, log=log, on_step=tell, loggers=args.log)
     if first:
         print_evaluation(result.evaluation)
         print(f"saved {result.encoder}, the weights after step {result.best_step}")  # noqa: T201

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,12 +33,14 @@ from loopjax.finetuning.loop import COLUMNS, OnStep, Trained, train, training_pr
 from loopjax.finetuning.objectives import Objective, make_objective
 from loopjax.io import is_empty, locked, write_json
 from loopjax.store.read import Embeddings, read_embeddings
+from loopjax.training.sinks import METRICS_NAME, JsonLines, open_sinks, reporting, require_sinks
 
 ENCODER, STATES, RECORD = "encoder", "states", "finetune.json"
 # Everything that a fine-tuning writes into its folder.
 _STORES = ("before", "before-measured", "after", "teacher")
 WRITTEN = (
     *(f"{ENCODER}/*", f"{STATES}/*", RECORD, ".*"),  # the last: what a kill left half-written
+    *(METRICS_NAME, "tb/*", "wandb/*"),
     *(f"{store}/{name}" for store in _STORES for name in STORE),
     *(f"{store}.damaged/*" for store in _STORES),
 )
@@ -74,16 +76,19 @@ def finetune(
     restart: bool = False,
     log: Log = lambda line: None,
     on_step: OnStep | None = None,
+    loggers: Sequence[str] = (),
 ) -> FinetuneResult:
     """Trains an encoder further on one's own loops; a killed run of the same settings goes on.
 
     Args:
         config: settings, or the file that holds them.
-        out: folder of the run: encoder/, embeddings before and after, finetune.json; default
-            out/NAME. All processes of a run must see it.
+        out: folder of the run: encoder/, embeddings before and after, finetune.json,
+            metrics.jsonl (a line per step; steps that a killed run had to repeat stand there
+            twice); default out/NAME. All processes of a run must see it.
         restart: discard what an earlier run wrote there.
         log: receives one line per stage.
         on_step: called with the number of finished steps and the metrics of the last one.
+        loggers: further sinks of `metrics.jsonl`: "tensorboard" and "wandb".
 
     Raises:
         UserError: mistakes in the settings or their inputs, `out` holds another run, or another
@@ -96,6 +101,7 @@ def finetune(
         config = read_finetuning(find_config(config, trainings()))
     check_finetuning(config)
     training_precision(config)
+    require_sinks(loggers)
     folder = Path("out") / config.name if out is None else Path(out)
     with contextlib.ExitStack() as stack:
 
@@ -105,11 +111,15 @@ def finetune(
                 _discard(folder)
 
         parallel.first_process_does(take_over)
-        return _finetune(config, folder, log, on_step)
+        return _finetune(config, folder, log, on_step, loggers)
 
 
 def _finetune(
-    config: FinetuneConfig, folder: Path, log: Log, on_step: OnStep | None
+    config: FinetuneConfig,
+    folder: Path,
+    log: Log,
+    on_step: OnStep | None,
+    loggers: Sequence[str],
 ) -> FinetuneResult:
     first = parallel.process_slot()[0] == 0
     source = _open(config.data.sources, config.embed)
@@ -122,17 +132,18 @@ def _finetune(
     before = _before(config, parent, folder, log)
     objective, targets = _objective(config, parent, loops, before, folder, log)
     started_s = time.monotonic()
-    trained = train(
-        config,
-        parent,
-        loops,
-        objective,
-        lambda slot: BatchReader(
-            source, parent, config.embed, config.augment, loops, slot, targets, config.seed
-        ),
-        folder / STATES,
-        on_step,
-    )
+    with _telling(config, folder, loggers, on_step) as tell:
+        trained = train(
+            config,
+            parent,
+            loops,
+            objective,
+            lambda slot: BatchReader(
+                source, parent, config.embed, config.augment, loops, slot, targets, config.seed
+            ),
+            folder / STATES,
+            tell,
+        )
     duration_s = time.monotonic() - started_s
     record = {} if config.input_statistics == "corpus" else record_of(config.embed.encoder)
     parallel.first_process_does(
@@ -148,6 +159,28 @@ def _finetune(
     return FinetuneResult(
         folder / ENCODER, trained.best_step, trained.curve, evaluation, trained.rejected
     )
+
+
+@contextlib.contextmanager
+def _telling(
+    config: FinetuneConfig, folder: Path, loggers: Sequence[str], on_step: OnStep | None
+) -> Iterator[OnStep]:
+    """Tells every step to the caller and, in the first process, to all sinks."""
+    with contextlib.ExitStack() as stack:
+        reports = []
+        if parallel.process_slot()[0] == 0:
+            sinks = stack.enter_context(open_sinks(loggers, folder))
+            sinks = [JsonLines(folder / METRICS_NAME), *sinks]
+            reports.append(reporting(config.name, [config.seed], sinks))
+
+        def tell(done: int, metrics: dict[str, float]) -> None:
+            known = {name: value for name, value in metrics.items() if not np.isnan(value)}
+            for report in reports:
+                report(config.objective.kind, done - 1, known)
+            if on_step is not None:
+                on_step(done, metrics)
+
+        yield tell
 
 
 def _discard(folder: Path) -> None:

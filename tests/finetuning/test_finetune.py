@@ -1,5 +1,6 @@
 """Whole trainings with a tiny encoder: resumed, rejected, collapsed, exported, every objective."""
 
+import importlib.util
 import json
 import shutil
 
@@ -24,7 +25,9 @@ def inputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(inputs, tmp_path_factory):
     """An undisturbed training."""
-    return finetune(tiny_config(*inputs), tmp_path_factory.mktemp("whole") / "run")
+    loggers = ["tensorboard"] if importlib.util.find_spec("tensorboardX") else []
+    run = tmp_path_factory.mktemp("whole") / "run"
+    return finetune(tiny_config(*inputs), run, loggers=loggers)
 
 
 def weights_of(result) -> dict[str, np.ndarray]:
@@ -67,6 +70,39 @@ def test_the_result_is_an_encoder_with_its_origin(inputs, whole):
     assert tuned.id == "tuned"
     assert tuned.weights_sha256 != parent.weights_sha256
     assert tuned.config == parent.config  # no adapters are left
+
+
+def test_every_step_reaches_the_sinks(inputs, whole, tmp_path):
+    folder = whole.encoder.parent
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(6))
+    assert {line["detector"] for line in lines} == {"tuned"}
+    assert {line["stage"] for line in lines} == {"contrastive"}
+    np.testing.assert_array_equal([np.float32(line["loss"]) for line in lines], whole.curve[:, 0])
+    assert ["held_out_loss" in line for line in lines] == [False, True] * 3
+    if importlib.util.find_spec("tensorboardX"):
+        (events,) = (folder / "tb").iterdir()
+        assert events.read_bytes().count(b"tuned/contrastive/gradient_norm") == 6
+    with pytest.raises(UserError, match="no logger 'mlflow'"):
+        finetune(tiny_config(*inputs), tmp_path / "run", loggers=["mlflow"])
+
+
+@pytest.mark.slow
+def test_bf16_trains_float32_weights_along_the_same_curve(inputs, whole, tmp_path):
+    result = finetune(tiny_config(*inputs, embed={"precision": "bf16"}), tmp_path / "run")
+    assert {value.dtype for value in weights_of(result).values()} == {np.dtype("float32")}
+    assert not np.array_equal(result.curve, whole.curve)
+    np.testing.assert_allclose(result.curve[:, :2], whole.curve[:, :2], rtol=0.03)
+
+
+@pytest.mark.slow
+def test_pitch_and_time_change_on_the_host_as_the_seed_says(inputs, whole, tmp_path):
+    pytest.importorskip("pedalboard")
+    config = tiny_config(*inputs, augment={"pitch_cents": 200.0, "stretch_percent": 10.0})
+    curves = [finetune(config, tmp_path / name).curve for name in ("first", "second")]
+    np.testing.assert_array_equal(*curves)
+    assert np.isfinite(curves[0][:, 0]).all()
+    assert np.abs(curves[0][:, 0] - whole.curve[:, 0]).max() > 1e-3
 
 
 @pytest.mark.slow
