@@ -6,6 +6,7 @@ of the Debian packages fluidsynth and fluid-soundfont-gm.
 
     python -m scripts.render -o DIR --n 16000
     python -m scripts.render -o DIR --n 20 --families bass,guitar --wav flac
+    python -m scripts.render -o DIR --n 20 --wav wav --folders --paired
     python -m scripts.render --demo -o loopjax/data/demo
 """
 
@@ -24,9 +25,9 @@ from rich.progress import Progress
 
 from scripts.render.demo import write_demo
 from scripts.render.loops import RenderedLoop, render
-from scripts.render.midi import SOUNDFONT
+from scripts.render.midi import SAMPLE_RATE_HZ, SOUNDFONT
 from scripts.render.output import merge_labels, write_files, write_shard
-from scripts.render.plans import DEGRADATIONS, draw_plan
+from scripts.render.plans import DEGRADATIONS, draw_plan, undegraded
 from scripts.render.programs import FAMILIES
 
 SHARD_LOOPS = 250
@@ -49,9 +50,31 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="which programs and keys: those for training, those held out, or all",
     )
     parser.add_argument("--degraded-fraction", type=float, default=0.35, metavar="FRACTION")
-    parser.add_argument("--degradations", default=",".join(DEGRADATIONS), help="comma-separated")
+    parser.add_argument(
+        "--degradations",
+        default=",".join(DEGRADATIONS),
+        help="comma-separated; one that is named twice comes twice as often",
+    )
+    parser.add_argument(
+        "--least-strength",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="degrade from here in each range of strengths",
+    )
+    parser.add_argument(
+        "--paired", action="store_true", help="each degraded loop also as it was before"
+    )
+    parser.add_argument(
+        "--longest-s", type=float, default=float("inf"), help="leave longer loops out"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     parser.add_argument("--wav", choices=("wav", "flac"), help="write single files, not shards")
+    parser.add_argument(
+        "--folders",
+        action="store_true",
+        help="with --wav: a folder per program and degradation, and labels_SEED.csv",
+    )
     parser.add_argument("--demo", action="store_true", help="write the bundled demo corpus")
     arguments = parser.parse_args(argv)
     for name, known in (("families", FAMILIES), ("degradations", DEGRADATIONS)):
@@ -60,8 +83,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         if unknown:
             parser.error(f"unknown {name} {unknown}; known: {', '.join(known)}")
         setattr(arguments, name, wanted)
-    if arguments.n < 1 or not 0 <= arguments.degraded_fraction <= 1:
-        parser.error("--n must be positive and --degraded-fraction within 0..1")
+    fractions = (arguments.degraded_fraction, arguments.least_strength)
+    if arguments.n < 1 or not all(0 <= fraction <= 1 for fraction in fractions):
+        parser.error("--n must be positive; fractions lie within 0..1")
     if shutil.which("fluidsynth") is None or not SOUNDFONT.exists():
         parser.error(f"needs the fluidsynth program and {SOUNDFONT} (fluid-soundfont-gm)")
     return arguments
@@ -79,11 +103,15 @@ def render_range(arguments: argparse.Namespace, start: int, stop: int) -> list[R
                 arguments.split,
                 arguments.degraded_fraction,
                 arguments.degradations,
+                arguments.least_strength,
             )
             for i in range(first, min(first + _BATCH_LOOPS, stop))
         ]
+        if arguments.paired:
+            plans += [undegraded(plan) for plan in plans if plan.degradation != "none"]
         loops += render(plans)
-    return loops
+    longest_samples = arguments.longest_s * SAMPLE_RATE_HZ
+    return [loop for loop in loops if len(loop.samples) <= longest_samples]
 
 
 def work(arguments: argparse.Namespace, number: int) -> list[dict[str, object]]:
@@ -91,7 +119,7 @@ def work(arguments: argparse.Namespace, number: int) -> list[dict[str, object]]:
     start = number * SHARD_LOOPS
     loops = render_range(arguments, start, min(start + SHARD_LOOPS, arguments.n))
     if arguments.wav:
-        return write_files(arguments.out, arguments.wav, loops)
+        return write_files(arguments.out, arguments.wav, loops, arguments.folders)
     write_shard(arguments.out, number, loops)
     return []
 
@@ -124,7 +152,8 @@ def main(argv: list[str] | None = None) -> int:
                 elapsed_s = time.monotonic() - began
                 console.print(f"{done}/{len(numbers)} parts, {n_labels} loops, {elapsed_s:.0f} s")
     if arguments.wav:
-        with (arguments.out / "labels.csv").open("w", newline="") as handle:
+        name = f"labels_{arguments.seed}.csv" if arguments.folders else "labels.csv"
+        with (arguments.out / name).open("w", newline="") as handle:
             writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)

@@ -40,11 +40,22 @@ def merge_labels(folder: Path) -> int:
     return table.num_rows
 
 
-def write_files(folder: Path, suffix: str, loops: list[RenderedLoop]) -> list[dict[str, object]]:
-    """Write one WAV or FLAC per loop and return the label rows."""
+def write_files(
+    folder: Path, suffix: str, loops: list[RenderedLoop], by_sound: bool = False
+) -> list[dict[str, object]]:
+    """Write one WAV or FLAC per loop and return the label rows.
+
+    With `by_sound` into folders that say how it sounds, the degradation or a clean loop's program,
+    under names that differ between seeds.
+    """
     rows = []
     for loop in loops:
-        name = f"{loop.plan.family}_{loop.plan.index:06d}.{suffix}"
+        plan, labels = loop.plan, label_row(loop)
+        name = f"{plan.family}_{plan.index:06d}.{suffix}"
+        if by_sound:
+            sound = labels["program_name"] if plan.degradation == "none" else plan.degradation
+            name = f"{sound}/{plan.family}_{plan.seed}_{plan.index:06d}.{suffix}"
+            (folder / name).parent.mkdir(exist_ok=True)
         sf.write(folder / name, loop.samples, SAMPLE_RATE_HZ, subtype="PCM_16")
-        rows.append({"file": name, **label_row(loop)})
+        rows.append({"file": name, **labels})
     return rows

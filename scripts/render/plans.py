@@ -108,11 +108,17 @@ def _draw_length(rng: np.random.Generator) -> tuple[float, int, int]:
 
 
 def draw_degradation(
-    plan: LoopPlan, rng: np.random.Generator, allowed: tuple[str, ...] = tuple(DEGRADATIONS)
+    plan: LoopPlan,
+    rng: np.random.Generator,
+    allowed: tuple[str, ...] = tuple(DEGRADATIONS),
+    least: float = 0.0,
 ) -> LoopPlan:
     """Give a clean plan one degradation that is audible on it, with a random strength.
 
-    The plan stays clean where none of the `allowed` kinds would be heard.
+    The strength lies in its kind's range, the fraction `least` from the lowest at least.
+
+    The plan stays clean where none of the `allowed` kinds would be heard; kinds that are named more
+    than once are drawn as much more often.
     """
     kinds = ["clipping", "noise", "silence", "varispeed", "low_passed", "high_passed"]
     if plan.pattern not in ONE_SHOTS:
@@ -125,14 +131,16 @@ def draw_degradation(
         kinds.append("reversed")
     if rng.random() < 0.3:
         kinds.append("dc")
-    kinds = [kind for kind in kinds if kind in allowed]
+    kinds = [kind for kind in kinds for _ in range(allowed.count(kind))]
     if not kinds:
         return plan
     kind = str(rng.choice(kinds))
     low, high, _ = DEGRADATIONS[kind]
-    strength = low + (high - low) * float(rng.random())
+    place = least + (1.0 - least) * float(rng.random())
+    strength = low + (high - low) * place
     if kind in ("low_passed", "high_passed"):
-        strength = low * (high / low) ** float(rng.random())
+        place = least + (1.0 - least) * float(rng.random())
+        strength = low * (high / low) ** place
     if kind == "low_passed" and plan.family == "bass":
         strength /= 3  # a bass has little above 500 Hz to lose
     if kind == "varispeed" and rng.random() < 0.5:
@@ -146,6 +154,11 @@ def draw_degradation(
     return replace(plan, degradation=kind, strength=round(strength, 3), intruder=intruder)
 
 
+def undegraded(plan: LoopPlan) -> LoopPlan:
+    """The same loop as it was before its degradation."""
+    return replace(plan, degradation="none", strength=0.0, intruder=None)
+
+
 def draw_plan(
     index: int,
     seed: int,
@@ -153,6 +166,7 @@ def draw_plan(
     split: str,
     degraded_fraction: float,
     degradations: tuple[str, ...] = tuple(DEGRADATIONS),
+    least_strength: float = 0.0,
 ) -> LoopPlan:
     """Draw loop number `index` of a seeded, order-free sequence."""
     rng = stage_rng(seed, index, "plan")
@@ -185,4 +199,6 @@ def draw_plan(
         peak=round(10 ** (float(rng.uniform(-14, -0.5)) / 20), 4),
         effects=draw_effects(rng),
     )
-    return draw_degradation(plan, rng, degradations) if rng.random() < degraded_fraction else plan
+    if rng.random() >= degraded_fraction:
+        return plan
+    return draw_degradation(plan, rng, degradations, least_strength)

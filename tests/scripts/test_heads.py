@@ -1,12 +1,25 @@
 """How heads are compared: the rendered corpora, and the choice of the default detector."""
 
 import json
+from pathlib import Path
+
+import numpy as np
 
 from loopjax.detectors import DEFAULT_KIND, make_detector
 from loopjax.evaluation.tables import Estimate, Evaluation, Table
 from loopjax.experiment.load import load_config
 from scripts.heads.choose_default import RECORD, choose, read_means
 from scripts.heads.corpora import LOOPS, copy_by_prefix, plans_of, programs_of
+from scripts.heads.tuned import (
+    NORMAL,
+    SEEDS,
+    Corpus,
+    bundled_corpus,
+    markdown,
+    measure,
+    settings_of,
+    split,
+)
 from scripts.render.programs import FAMILIES
 
 
@@ -63,3 +76,40 @@ def test_the_default_is_the_one_that_the_script_chose():
     defaults = make_detector(DEFAULT_KIND).get_params()
     assert {name: defaults[name] for name in chosen.params} == chosen.params
     assert record["auroc"].keys() == frozen.keys()
+
+
+def test_each_group_is_left_out_once_and_no_loop_is_on_both_sides():
+    names = [f"group {i}" for i in range(7) for _ in range(9)]
+    corpus = Corpus("seven", [Path(f"{i}.flac") for i in range(63)], np.array(names))
+    left_out = []
+    for seed in SEEDS:
+        rows = split(corpus, seed)
+        left_out += rows.left_out
+        sides = [rows.train, rows.normal, *rows.left_out.values()]
+        assert sorted(np.concatenate(sides)) == list(range(63))
+        assert not set(corpus.groups[rows.train]) & set(rows.left_out)
+    assert sorted(left_out) == sorted(set(names))
+    bundled = bundled_corpus()
+    rows = split(bundled, 0)
+    assert set(bundled.groups[np.r_[rows.train, rows.normal]]) == {NORMAL}
+    assert sum(map(len, rows.left_out.values())) == 35
+
+
+def test_tuned_encoders_are_measured_on_what_was_left_out(tmp_path):
+    corpus = Corpus("two", [tmp_path / f"{i}.flac" for i in range(60)], np.repeat(["a", "b"], 30))
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((60, 8)).astype(np.float32)
+    matrix[:30] += 20
+    rows = split(corpus, 0)
+    found = measure(matrix, rows, 0)
+    (out,) = rows.left_out
+    assert {head: values[out, 0] for head, values in found.items()} == dict.fromkeys(found, 1.0)
+    config = settings_of("lora", corpus, rows, 0, tmp_path)
+    listed = Path(config.data.sources[0]).read_text().split()
+    assert listed == [str(corpus.files[row]) for row in rows.train]
+    assert config.trainable.what == "lora" and config.seed == 0
+    frozen = {"corpus": "two", "head": "knn", "encoder": "frozen", "auroc": 0.5}
+    lora = frozen | {"encoder": "lora", "auroc": 0.6, "difference": 0.1, "low": 0.0, "high": 0.2}
+    assert markdown([frozen, lora]).splitlines()[-1] == (
+        "| two | knn | 0.500 | 0.600 (+0.100: +0.000 to +0.200) |"
+    )

@@ -16,7 +16,7 @@ from scripts.render.harmony import SCALES, Setting, make_setting
 from scripts.render.loops import perform, render, write_notes
 from scripts.render.ogg import page_checksum, with_serial
 from scripts.render.patterns import PATTERNS
-from scripts.render.plans import DEGRADATIONS, draw_plan
+from scripts.render.plans import DEGRADATIONS, draw_plan, undegraded
 from scripts.render.programs import (
     FAMILIES,
     GM_NAMES,
@@ -42,6 +42,19 @@ def tone(seconds=1.0, hz=440.0):
 
 def plans(n=200, split="train", fraction=0.35):
     return [draw_plan(i, 7, tuple(FAMILIES), split, fraction) for i in range(n)]
+
+
+def test_kinds_named_twice_come_twice_as_often_and_strengths_begin_where_asked():
+    kinds = ("off_grid", "noise", "noise")
+    drawn = [draw_plan(i, 7, ("bass",), "train", 1.0, kinds, 0.5) for i in range(400)]
+    by_kind = {kind: [p for p in drawn if p.degradation == kind] for kind in set(kinds)}
+    assert 1.5 < len(by_kind["noise"]) / len(by_kind["off_grid"]) < 4  # not every loop has a grid
+    for kind, found in by_kind.items():
+        low, high, _ = DEGRADATIONS[kind]
+        places = [(plan.strength - low) / (high - low) for plan in found]
+        assert 0.49 < min(places) < 0.6 and 0.9 < max(places) <= 1.0
+    clean = draw_plan(0, 7, ("bass",), "train", 0.0)
+    assert undegraded(draw_plan(0, 7, ("bass",), "train", 1.0)) == clean
 
 
 # --- tables -----------------------------------------------------------------------------------
