@@ -4,27 +4,25 @@ Every number is an honest re-scoring of changed audio; no gradients, no surrogat
 """
 
 import dataclasses
-import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loopjax.audio.decode import Decoded
+from loopjax.embedding.muted import bands_of, segments_of, without_parts
 from loopjax.embedding.read import read_samples
 from loopjax.embedding.samples import as_float, embed_arrays, features_of
 from loopjax.encoders.protocol import Encoder
+from loopjax.htsat.frontend import mel_centers_hz
 from loopjax.model import Model, rows_of
 from loopjax.store.read import Embeddings
 from loopjax.store.stream import StoredEmbeddings
 
-N_SEGMENTS = 8
-N_BANDS = 8
 N_NEAREST = 5
 MIN_WINDOW_S, MAX_WINDOWS = 0.5, 15
 TOO_SHORT_S = 0.5
-FADE_S = 0.005  # around a muted segment, so that the cut itself adds no click
-LOWEST_BAND_HZ = 60.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,7 @@ class Explanation:
         neighbors: the nearest normal loops, nearest first.
         samples: float32 [n], the loop, for pictures.
         log_mel: float32 [bands, frames], the loop as the encoder sees it, for pictures.
+        mel_hz: float64 [bands], the middle of each band.
     """
 
     file: str
@@ -116,6 +115,7 @@ class Explanation:
     neighbors: tuple[Neighbor, ...]
     samples: np.ndarray = field(repr=False, compare=False)
     log_mel: np.ndarray = field(repr=False, compare=False)
+    mel_hz: np.ndarray = field(repr=False, compare=False)
 
     @property
     def strongest(self) -> MutedSegment | MutedBand | None:
@@ -129,7 +129,7 @@ class Explanation:
         plain: dict[str, Any] = {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in dataclasses.asdict(self).items()
-            if key not in ("samples", "log_mel")
+            if key not in ("samples", "log_mel", "mel_hz")
         }
         best = self.strongest
         plain["strongest"] = best and {
@@ -158,21 +158,37 @@ def explain(
     Raises:
         UserError: the file cannot be decoded, or encoder or embeddings are not the model's.
     """
-    encoder, config, detector = model.load_encoder(encoder), model.embed_config, model.detector
+    encoder = model.load_encoder(encoder)
     known = None if neighbors_from is None else model.embeddings_of(neighbors_from)
-    sound = read_samples(file, encoder, config)
+    sound = read_samples(file, encoder, model.embed_config)
+    return explain_sound(model, sound, encoder, known, str(file))
+
+
+def explain_sound(
+    model: Model,
+    sound: Decoded,
+    encoder: Encoder,
+    known: Embeddings | StoredEmbeddings | None = None,
+    name: str = "",
+) -> Explanation:
+    """Explains the score of a loop that has been decoded for this encoder.
+
+    Args:
+        model: its scores are explained.
+        sound: the loop, at a rate that the encoder takes (`decode_options`).
+        encoder: the model's.
+        known: the model's embeddings among which the nearest normal loops are looked up.
+        name: of the loop.
+    """
+    config, detector = model.embed_config, model.detector
     info, samples = sound.info, sound.samples
     rate_hz, sha256 = info.rate_hz, info.sha256
     wave = as_float(samples)
     windows = _windows(len(samples), rate_hz)
-    segments = _segments(len(samples))
-    bands_hz = _bands_hz(rate_hz)
+    segments = segments_of(len(samples))
+    bands_hz = bands_of(rate_hz)
     embedding = embed_arrays([samples], encoder, rate_hz, config, sha256=sha256)
-    changed = [
-        *(wave[start:end] for start, end in windows),
-        *(mute_segment(wave, *segment, int(FADE_S * rate_hz)) for segment in segments),
-        *(mute_band(wave, rate_hz, *band) for band in bands_hz),
-    ]
+    changed = [*(wave[start:end] for start, end in windows), *without_parts(wave, rate_hz)]
     scores = detector.decision_function(
         embed_arrays(changed, encoder, rate_hz, config, sha256=sha256)
     )
@@ -188,7 +204,7 @@ def explain(
     clip_s = encoder.clip_samples / encoder.sample_rate_hz
     n_frames = max(1, round(mel.shape[2] * min(1.0, info.duration_s / clip_s)))
     return Explanation(
-        file=str(file),
+        file=name,
         duration_s=info.duration_s,
         encoder=encoder.id,
         detector=detector.kind,
@@ -214,27 +230,8 @@ def explain(
         neighbors=_neighbors(model, embedding[0], sha256, known),
         samples=wave,
         log_mel=np.asarray(mel[0, 0])[:n_frames].T,
+        mel_hz=mel_centers_hz(encoder.mel_config),
     )
-
-
-def mute_segment(samples: np.ndarray, start: int, end: int, fade_samples: int) -> np.ndarray:
-    """Silences samples [start, end) of float32 [n], with cosine fades outside of it."""
-    gain = np.ones(len(samples), np.float32)
-    gain[start:end] = 0.0
-    fade = 0.5 + 0.5 * np.cos(np.pi * (np.arange(fade_samples) + 1) / (fade_samples + 1))
-    before = gain[max(0, start - fade_samples) : start]
-    before[:] = fade[len(fade) - len(before) :]
-    after = gain[end : end + fade_samples]
-    after[:] = fade[::-1][: len(after)]
-    return samples * gain
-
-
-def mute_band(samples: np.ndarray, rate_hz: int, low_hz: float, high_hz: float) -> np.ndarray:
-    """Removes frequencies [low, high) from float32 [n]."""
-    spectrum = np.fft.rfft(samples)
-    frequency_hz = np.fft.rfftfreq(len(samples), 1 / rate_hz)
-    spectrum[(frequency_hz >= low_hz) & (frequency_hz < high_hz)] = 0
-    return np.fft.irfft(spectrum, len(samples)).astype(np.float32)
 
 
 def _windows(n_samples: int, rate_hz: int) -> list[tuple[int, int]]:
@@ -245,20 +242,6 @@ def _windows(n_samples: int, rate_hz: int) -> list[tuple[int, int]]:
     length = max(shortest, -(-2 * n_samples // (MAX_WINDOWS + 1)))
     starts = np.linspace(0, n_samples - length, max(2, 2 * n_samples // length - 1)).astype(int)
     return [(int(start), int(start) + length) for start in starts]
-
-
-def _segments(n_samples: int) -> list[tuple[int, int]]:
-    edges = np.linspace(0, n_samples, N_SEGMENTS + 1).astype(int).tolist()
-    return [(a, b) for a, b in itertools.pairwise(edges) if b > a]
-
-
-def _bands_hz(rate_hz: int) -> list[tuple[float, float]]:
-    """Bands of equal width on the mel scale, from 0 Hz to the Nyquist frequency."""
-    ends = 2595 * np.log10(1 + np.array([LOWEST_BAND_HZ, rate_hz / 2]) / 700)
-    edges = 700 * (10 ** (np.linspace(ends[0], ends[1], N_BANDS + 1) / 2595) - 1)
-    edges[0], edges[-1] = 0.0, rate_hz / 2 + 1.0
-    edges = edges.round(1).tolist()
-    return list(itertools.pairwise(edges))
 
 
 def _tokens(model: Model, steps: Any, clip_s: float, duration_s: float) -> tuple[Token, ...]:

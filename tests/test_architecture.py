@@ -47,7 +47,7 @@ ALLOWED = {
     "convert": "errors json_files io htsat text encoders detectors restricted_pickle hub",
     "model": "errors io config store encoders detectors embedding evaluation notebook",
     "library": "errors json_files io config audio store encoders embedding evaluation",
-    "explanation": "errors store encoders embedding model",
+    "explanation": "errors audio htsat store encoders embedding model",
     "doctor": "errors parallel encoders loopjax",
     "report": "errors json_files io config audio store evaluation loopjax",
 }

@@ -8,9 +8,10 @@ import soundfile
 
 from loopjax.detectors.pca import PCA
 from loopjax.embedding.chain import embed
+from loopjax.embedding.muted import mute_band, mute_segment
 from loopjax.embedding.samples import embed_arrays
 from loopjax.errors import UserError
-from loopjax.explanation import explain, mute_band, mute_segment
+from loopjax.explanation import explain
 from loopjax.model import Model
 from loopjax.store.read import Embeddings
 from tests.spectrum_encoder import RATE, DistanceDetector, SpectrumEncoder, tone

@@ -56,6 +56,7 @@ def _draw(explanation: Any, path: Path) -> Path:
         "duration_s": explanation.duration_s,
         "waveform": outline(explanation.samples, PICTURE_COLUMNS),
         "mel": explanation.log_mel,
+        "mel_hz": explanation.mel_hz,
         "time_s": [(w.start_s + w.end_s) / 2 for w in explanation.windows],
         "score": [w.score for w in explanation.windows],
         "token_time_s": [t.time_s for t in explanation.tokens],
@@ -64,6 +65,7 @@ def _draw(explanation: Any, path: Path) -> Path:
         "threshold": explanation.threshold,
         "segment_drop": [s.drop for s in explanation.muted_segments],
         "band_drop": [b.drop for b in explanation.muted_bands],
+        "band_hz": [(b.low_hz, b.high_hz) for b in explanation.muted_bands],
     }
     return figures.explanation(parts, path, title=Path(explanation.file).name)
 

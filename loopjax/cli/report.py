@@ -26,10 +26,12 @@ def _act(args: argparse.Namespace) -> int:
 
     folder = place_of(args.run)
     if folder.is_file() or is_folder_of_scores(folder):
+        from loopjax.experiment.curation import curate
         from loopjax.report.page import write_report
 
         config = given_settings(args, ReportConfig())
-        page = write_report(folder, args.out, config, store=args.store)
+        curated = curate(args.store) if args.store and place_of(args.store).exists() else None
+        page = write_report(folder, args.out, config, store=args.store, curated=curated)
         print(printable(str(page)))  # noqa: T201
         return DONE
     if args.store or args.out:

@@ -186,13 +186,18 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """The one-file HTML report."""
+    """The HTML report."""
 
-    top: Annotated[int, Setting("loops listed with players", at_least=1)] = 50
+    top: Annotated[
+        int, Setting("loops with a waveform, a spectrum and a playable copy", at_least=1)
+    ] = 500
     audio: Annotated[
-        Literal["auto", "embed", "link", "none"],
-        Setting("inside the page, as links to the files, or not at all"),
+        Literal["auto", "embed", "files", "link", "none"],
+        Setting("inside the page, in files beside it, as links to the loops, or not at all"),
     ] = "auto"
+    reasons: Annotated[
+        int, Setting("flagged loops of which is told where they stand out", at_least=0)
+    ] = 12
     title: Annotated[str, Setting("heading of the page")] = ""
 
 

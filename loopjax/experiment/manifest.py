@@ -28,7 +28,7 @@ STEPS = {
         *(f"compare/*/{name}" for name in STORE),
         *("compare/*.damaged/*", "protocols-*.jsonl"),
     ),
-    "report": ("report/index.html",),
+    "report": ("report/index.html", "report/index_files/*", "reasons.json"),
 }
 # What stands in for other settings than those of run.json is of no use to anybody.
 RESULTS = (

@@ -15,6 +15,7 @@ from loopjax.config import DetectorConfig, ExperimentConfig, ReportConfig
 from loopjax.detectors import detector_class
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Evaluation
+from loopjax.experiment.curation import curate, find_reasons
 from loopjax.experiment.evaluate import FittedRun, evaluate_fitted, threshold_rule
 from loopjax.experiment.fit import check_params, fit_digest, fit_models, rows_digest
 from loopjax.experiment.groups import cut_groups
@@ -34,6 +35,7 @@ from loopjax.experiment.splits import Split, split_rows
 from loopjax.io import locked
 from loopjax.model import Model, load_model
 from loopjax.report.extra import require_report_extra
+from loopjax.report.lists import write_reasons
 from loopjax.store.read import Embeddings
 from loopjax.store.scores import SCORED_COLUMNS, Scores, score_table, write_scores
 from loopjax.store.stream import StoredEmbeddings, open_embeddings
@@ -120,7 +122,12 @@ def run_experiment(
             with step(out, "evaluate"):
                 evaluation = evaluate_fitted(fitted, out, log)
             with step(out, "report"):
-                log(f"report: {write_report(out, config=config.report)}")
+                store = config.data.embeddings or out / "embeddings"
+                model = models[fitted.primary][0]
+                found = find_reasons(model, scores, store, config.report.reasons)
+                write_reasons(found, out)
+                curated = curate(store, config.data.group_depth)
+                log(f"report: {write_report(out, config=config.report, curated=curated)}")
     return RunResult(scores, evaluation, n_rejected)
 
 
@@ -158,8 +165,10 @@ def report_run(run: Path, config: ReportConfig | None = None) -> Path:
     from loopjax.report.page import write_report
 
     record = read_record(run)
+    data = record.config.data
     with locked(run), step(run, "report"):
-        return write_report(run, config=config or record.config.report)
+        curated = curate(data.embeddings or run / "embeddings", data.group_depth)
+        return write_report(run, config=config or record.config.report, curated=curated)
 
 
 def check_complete(config: ExperimentConfig) -> None:

@@ -123,6 +123,17 @@ def _mel_to_hz(mel: np.ndarray, scale: str) -> np.ndarray:
     return np.where(mel < 15.0, 200.0 * mel / 3.0, 1000.0 * np.exp((mel - 15.0) * np.log(6.4) / 27))
 
 
+def _mel_edges_hz(config: LogMelConfig) -> np.ndarray:
+    """Where the triangles begin, peak and end, [mel_bins + 2]."""
+    low, high = _hz_to_mel(np.array([config.fmin_hz, config.fmax_hz]), config.mel_scale)
+    return _mel_to_hz(np.linspace(low, high, config.mel_bins + 2), config.mel_scale)
+
+
+def mel_centers_hz(config: LogMelConfig) -> np.ndarray:
+    """Where the triangles peak, float64 [mel_bins]."""
+    return _mel_edges_hz(config)[1:-1]
+
+
 @lru_cache(maxsize=8)
 def mel_filterbank(config: LogMelConfig) -> np.ndarray:
     """Triangular mel filters, float32 [n_fft // 2 + 1, mel_bins].
@@ -131,8 +142,7 @@ def mel_filterbank(config: LogMelConfig) -> np.ndarray:
     divided by half their width in Hz (librosa `filters.mel`).
     """
     bins_hz = np.linspace(0.0, config.bank_hz / 2, config.n_fft // 2 + 1)
-    low, high = _hz_to_mel(np.array([config.fmin_hz, config.fmax_hz]), config.mel_scale)
-    edges_hz = _mel_to_hz(np.linspace(low, high, config.mel_bins + 2), config.mel_scale)
+    edges_hz = _mel_edges_hz(config)
     rise = (bins_hz[:, None] - edges_hz[:-2]) / np.diff(edges_hz)[:-1]
     fall = (edges_hz[2:] - bins_hz[:, None]) / np.diff(edges_hz)[1:]
     bank = np.maximum(0.0, np.minimum(rise, fall))

@@ -16,6 +16,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ _HOLDER = ".loopjax.held-by-"  # names of empty files: other tools read a folder
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)(-(?P<host>[0-9a-f]{8}))?\.(?P<kind>tmp|old)")
 
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:")
+SYNCED_AT_ONCE = 16  # files of a folder; one after the other, thousands take a minute
 _NOTES_BYTES = 1 << 20  # what Orbax writes beside the arrays, and blocks that are not full
 
 log = logging.getLogger(__name__)
@@ -172,8 +174,8 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
                 _sweep_beside(folder)
                 temporary.mkdir()
                 write(temporary)
-                for file in temporary.rglob("*"):
-                    _sync(file)
+                with ThreadPoolExecutor(SYNCED_AT_ONCE) as pool:
+                    list(pool.map(_sync, temporary.rglob("*")))
                 if folder.exists():
                     folder.rename(old)
                 temporary.rename(folder)

@@ -27,6 +27,8 @@ from loopjax.report.style import (
     write_svg,
 )
 
+TICKS_HZ = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)
+
 
 def score_boxes(
     scores: Mapping[str, Mapping[str, ArrayLike]],
@@ -298,7 +300,8 @@ def explanation(parts: Mapping[str, Any], out: Path, title: str = "Explanation")
         parts: `duration_s`; `waveform` [P, 2] (low, high per pixel); `mel` [bands, frames];
             `time_s` [K], `score` [K] (windows) or empty; `token_time_s` [T], `token_score` [T]
             (HTS-AT time steps) or empty; `full_score`, `threshold`;
-            `segment_drop` [S] and `band_drop` [B] (score lost when that part is muted).
+            `segment_drop` [S] and `band_drop` [B] (score lost when that part is muted);
+            `mel_hz` [bands], `band_hz` [B] pairs: where bands lie.
         out: SVG file to write.
         title: name of the figure for screen readers.
     """
@@ -325,9 +328,13 @@ def explanation(parts: Mapping[str, Any], out: Path, title: str = "Explanation")
             aspect="auto",
             origin="lower",
             cmap="magma",
-            extent=(0, end, 0, len(parts["mel"])),
+            extent=(0, end, -0.5, len(parts["mel"]) - 0.5),
         )
-        mel.set_ylabel("mel band")
+        centers_hz = np.asarray(parts["mel_hz"], float)
+        ticks_hz = [hz for hz in TICKS_HZ if centers_hz[0] <= hz <= centers_hz[-1]]
+        places = np.interp(ticks_hz, centers_hz, np.arange(len(centers_hz)))
+        mel.set_yticks(places, [f"{hz:g}" for hz in ticks_hz])
+        mel.set_ylabel("Hz")
         mel.grid(visible=False)
         if len(parts["time_s"]):
             time.plot(
@@ -352,6 +359,6 @@ def explanation(parts: Mapping[str, Any], out: Path, title: str = "Explanation")
             y, band_drops, color=[ANOMALOUS if d > 0 else NORMAL for d in band_drops], height=0.8
         )
         bands.axvline(0, color=INK, lw=0.8)
-        bands.set(title="score lost when muted", ylabel="low → high band")
-        bands.set_yticks([])
+        bands.set(title="score lost when muted", ylabel="Hz")
+        bands.set_yticks(y, [f"{low:.0f}\u2013{high:.0f}" for low, high in parts["band_hz"]])
         return write_svg(figure, out, title)

@@ -1,36 +1,39 @@
-"""One self-contained HTML page per run: listen to what is anomalous, see why, mark it, export it.
+"""One HTML page per run: listen to what is anomalous, see why, mark it, export it.
 
-Reads a run folder and writes one file that needs no server and no network. What a run folder does
-not hold (embeddings, audio, tables) is named on the page and left out. Every name on the page is
-escaped, and a content security policy lets only the page's own script run.
+Reads a run folder, or any scores, and writes one file that needs no server and no network; audio
+that is too much for one file lies in a folder beside it. What a run folder does not hold
+(embeddings, audio, tables) is named on the page and left out. Every name on the page is escaped,
+and a content security policy lets only the page's own script run.
 """
 
-import base64
-import dataclasses
-import hashlib
-import json
+import re
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from loopjax.config import ReportConfig
 from loopjax.errors import UserError
-from loopjax.evaluation.tables import Evaluation, Json
-from loopjax.io import write_text
+from loopjax.evaluation.tables import Evaluation
+from loopjax.io import write_folder, write_text
 from loopjax.io.remote import is_remote, place_of
-from loopjax.report.content import Page, page_content
+from loopjax.report.content import page_content
+from loopjax.report.data import page_data
 from loopjax.report.extra import require_report_extra
 from loopjax.report.facts import read_facts, read_object
 from loopjax.report.inline_svg import read_figures
-from loopjax.report.loops import PageLoops
+from loopjax.report.lists import Curated, make_lists, read_reasons
+from loopjax.report.loops import EXTENSIONS, PageLoops
 from loopjax.report.ranking import RankedRows, read_ranking
+from loopjax.report.render import render
 from loopjax.store.blocks import open_rows, rows_in_memory
 from loopjax.store.failures import read_failures
 from loopjax.store.read import Embeddings
 from loopjax.store.schema import FAILURE_SCHEMA
 from loopjax.store.scores import is_folder_of_scores, score_files
 
-ASSETS = Path(__file__).parent / "assets"
-MAX_SEARCHED = 20_000  # loops that search and filters of a page know: some 6 MB
+KINDS = "|".join(map(re.escape, (*EXTENSIONS.values(), ".png")))
+OUR_FILE = re.compile(rf"[0-9a-f]{{16}}({KINDS})")  # beside a page
 
 
 def write_report(
@@ -41,6 +44,7 @@ def write_report(
     store: str | Path | None = None,
     embeddings: Embeddings | None = None,
     audio_roots: Sequence[str | Path] = (),
+    curated: Curated | None = None,
 ) -> Path:
     """Writes the report of one run folder, or of a file of scores.
 
@@ -56,6 +60,7 @@ def write_report(
             names, or the store in `run_dir/embeddings`.
         embeddings: these instead of the store's.
         audio_roots: folders that relative paths of the scores table are looked up in.
+        curated: copies and mislabelled loops to list.
 
     Returns:
         The written file.
@@ -95,21 +100,31 @@ def write_report(
     ranked = None if rows is None else RankedRows(ranking, rows)
     if ranked is not None and ranked.n_missing:
         notes.append("Some scored loops have no embedding here: no map and no nearest loops.")
-    roots = [Path(root) for root in (*audio_roots, run_dir)]
-    loops = PageLoops(ranking, ranked, roots)
-    listed = loops.add(range(min(config.top, len(ranking.ids))))
-    typical = loops.add(loops.typical_rows())
-    nearest = loops.add_neighbors(listed)
-    loops.add_map_points()
-    n_known = min(MAX_SEARCHED, len(ranking.ids))
-    loops.add(range(n_known))
-    if n_known < len(ranking.ids):
-        notes.append(f"Search and filters know the {n_known} most anomalous loops.")
-    loops.add_audio([*listed, *typical, *nearest], len(listed), config.audio, out.parent)
+    curated = curated or Curated()
+    notes += curated.notes
+    loops = PageLoops(ranking, ranked, [Path(root) for root in (*audio_roots, run_dir)])
+    listed = range(min(config.top, len(ranking.ids)))
+    near = loops.find_near(listed)
+    loops.place()
+    lists = make_lists(loops, curated, read_reasons(run_dir))
+    told = [told.row for told in (*lists.duplicates, *lists.mislabelled)]
+    wanted = [*listed, *lists.typical, *near, *told]
+    if config.audio != "none":
+        silent = sum(loops.file(row) is None for row in listed)
+        if silent:
+            notes.append(f"The audio of {silent} loops was not found; they cannot be played.")
+    beside = out.with_name(f"{out.stem}_files")
+    with tempfile.TemporaryDirectory(prefix="loopjax-") as folder:
+
+        def save(name: str, content: bytes) -> None:
+            (Path(folder) / name).write_bytes(content)
+
+        loops.hear(wanted, config.audio, save)
+        _put_beside(Path(folder), beside)
+    data = page_data(loops, lists, out.parent, config.audio, beside.name)
     page = page_content(
         loops,
-        listed,
-        typical,
+        lists,
         facts,
         evaluation,
         failures,
@@ -117,72 +132,18 @@ def write_report(
         config.title or facts.name or name,
         [*notes, *loops.notes],
     )
-    write_text(out, _render(page, _data(loops, listed)))
+    write_text(out, render(page, data))
     return out
 
 
-def _render(page: Page, data: Json) -> str:
-    import jinja2
-    import markupsafe
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ASSETS),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=False,
-    )
-    trusted = markupsafe.Markup  # for our own assets, and SVG and JSON made harmless above
-    js = (ASSETS / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
-    values = {field.name: getattr(page, field.name) for field in dataclasses.fields(page)}
-    return environment.get_template("report.html.j2").render(
-        **values,
-        css=trusted((ASSETS / "report.css").read_text(encoding="utf-8")),
-        js=trusted(js),
-        script_hash=trusted(f"sha256-{digest}"),
-        data=trusted(_json_for_script(data)),
-    )
-
-
-def _json_for_script(value: Json) -> str:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
-
-
-def _data(page: PageLoops, listed: Sequence[int]) -> Json:
-    """What the page's script knows of the loops."""
-    first = set(listed)
-    loops: list[Json] = []
-    for loop in page.loops:
-        item: dict[str, Json] = {
-            "id": loop.id,
-            "name": loop.name,
-            "path": loop.path,
-            "group": loop.group,
-            "rank": loop.rank,
-            "score": loop.score,
-            "percentile": loop.percentile,
-            "p": loop.p_value,
-            "label": loop.label,
-            "is_anomaly": loop.is_anomaly,
-            "flags": list(loop.flags),
-            "audio": loop.audio,
-        }
-        if loop.file:
-            item["file"] = loop.file.decode("utf-8", "replace")
-        if loop.audio == "link":
-            item["href"] = loop.href
-        if loop.near:
-            item["near"] = list(loop.near)
-        if loop.sound is not None:
-            sound = loop.sound
-            item |= {"seconds": sound.seconds, "whole_s": sound.whole_s, "is_cut": sound.is_cut}
-            if loop.i not in first:
-                item["wave"] = sound.wave
-        loops.append(item)
-    ids = page.ranking.ids.sort().to_pylist()
-    key = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
-    return {"loops": loops, "total": len(page.ranking.ids), "key": f"loopjax-marks-{key}"}
+def _put_beside(made: Path, beside: Path) -> None:
+    """Replaces the folder beside a page by what was made; without that, removes an older one."""
+    files = list(made.iterdir())
+    if beside.is_dir():
+        strange = [file for file in beside.iterdir() if not OUR_FILE.fullmatch(file.name)]
+        if strange:
+            raise UserError(f"{beside} holds {strange[0].name}, which no report wrote: move it")
+        if not files:
+            shutil.rmtree(beside)
+    if files:
+        write_folder(beside, lambda new: [shutil.move(file, new) for file in files])

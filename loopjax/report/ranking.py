@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from loopjax.errors import UserError
 from loopjax.store.blocks import StoredRows
 from loopjax.store.columns import places_of
-from loopjax.store.scores import read_scores
+from loopjax.store.scores import Scores, read_scores
+from loopjax.store.similar import MostSimilar
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,12 @@ class Ranking:
         group = None if self.groups is None else self.groups[row].as_py()
         return Path(self.paths[row].as_py()).parent.name if group is None else group
 
+    def percentiles_of(self, rows: np.ndarray) -> list[float | None]:
+        """Percentiles [n] of some loops: among the training scores, or else among these loops."""
+        if self.percentiles is None:
+            return (100 * (1 - (rows + 1) / len(self.scores))).tolist()
+        return self.percentiles.take(pa.array(rows)).to_pylist()
+
 
 def read_ranking(path: Path) -> Ranking:
     """Reads a scores table; rows without a finite score are left out.
@@ -59,21 +66,33 @@ def read_ranking(path: Path) -> Ranking:
     Raises:
         UserError: unreadable file, a missing column, or no scored loop.
     """
-    stored = read_scores(path)
-    table = stored.table
+    return ranking_of(read_scores(path), str(path))
+
+
+def ranking_of(scores: Scores, where: str) -> Ranking:
+    """A table of scores as a ranking; see `read_ranking`.
+
+    Args:
+        scores: at least id, path and score.
+        where: they come from, for messages.
+
+    Raises:
+        UserError: a missing column, or no scored loop.
+    """
+    table = scores.table
     names = set(table.column_names)
     if missing := {"id", "path"} - names:
-        raise UserError(f"{path} has no column {min(missing)!r}")
+        raise UserError(f"{where} has no column {min(missing)!r}")
     score = np.asarray(table["score"].to_numpy(zero_copy_only=False), float)
     order = np.argsort(-np.where(np.isfinite(score), score, -np.inf), kind="stable")
     order = order[np.isfinite(score[order])]
     if not len(order):
-        raise UserError(f"{path} holds no scored loop")
+        raise UserError(f"{where} holds no scored loop")
     table, score = table.take(order), score[order]
     is_anomaly = np.zeros(len(score), bool)
     if "is_anomaly" in names:
         is_anomaly = np.asarray(pc.fill_null(table["is_anomaly"], False))
-    threshold = float(stored.metadata["threshold"]) if "threshold" in stored.metadata else None
+    threshold = float(scores.metadata["threshold"]) if "threshold" in scores.metadata else None
     if threshold is None and is_anomaly.any():
         threshold = float(score[is_anomaly].min())
     ranks = np.arange(1, len(score) + 1)
@@ -89,7 +108,7 @@ def read_ranking(path: Path) -> Ranking:
         labels=_column(table, "is_labeled"),
         flags=_column(table, "flags"),
         path_bytes=_column(table, "path_bytes"),
-        detector=stored.metadata.get("detector", ""),
+        detector=scores.metadata.get("detector", ""),
         threshold=threshold,
     )
 
@@ -131,24 +150,16 @@ class RankedRows:
         Args:
             ranked: places of n loops in the ranking.
             among: places of more than `count` loops to search, ascending; of equal ones the first
-                is nearer.
+                in the store is nearer.
             count: how many per loop.
         """
-        queries = _unit(self.vectors(ranked))
         at = np.full(self._rows.n_rows, -1)
         at[self._place[among]] = among
-        best = np.full((len(ranked), count), -np.inf)
-        found = np.full((len(ranked), count), len(self._place))
+        own = np.where(np.isin(ranked, among), np.searchsorted(among, ranked), -1)
+        # Rows come in the order of the store, not of the ranking.
+        order = np.argsort(self._place[among], kind="stable")
+        own = np.where(own < 0, -1, np.argsort(order)[own])
+        best = MostSimilar(self.vectors(ranked), count, own)
         for block in self._rows.blocks():
-            own = at[block.start : block.start + len(block.matrix)]
-            cosine = queries @ _unit(block.matrix[own >= 0]).T
-            own = np.broadcast_to(own[own >= 0], cosine.shape)
-            cosine = np.where(own == ranked[:, None], -np.inf, cosine)
-            best, found = np.hstack([best, cosine]), np.hstack([found, own])
-            first = np.lexsort((found, -best))[:, :count]
-            best, found = (np.take_along_axis(a, first, axis=1) for a in (best, found))
-        return found
-
-
-def _unit(matrix: np.ndarray) -> np.ndarray:
-    return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-12)
+            best.add(block.matrix[at[block.start : block.start + len(block.matrix)] >= 0])
+        return among[order][best.found()[1]]

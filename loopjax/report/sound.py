@@ -1,13 +1,13 @@
 """What a page needs of one sound: a playable copy, its outline and a picture of its spectrum."""
 
-import base64
 import io
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from loopjax.audio import preview
-from loopjax.audio.preview import Clip
+from loopjax.audio.preview import Clip, Copied, Preview
 
 WAVE_COLUMNS, PICTURE_COLUMNS, PICTURE_BANDS = 120, 120, 36
 MIN_WINDOW_SAMPLES = 1024
@@ -15,6 +15,7 @@ LOWEST_HZ, HIGHEST_HZ = 40.0, 14_000.0
 RANGE_DB = 60.0
 SILENCE = 1e-12  # mean square per Hz; a picture of it would show rounding errors
 COLORS = 32  # of the picture's palette: small files
+WAVE_DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"  # 64 levels
 
 
 @dataclass(frozen=True)
@@ -24,57 +25,61 @@ class Sound:
     seconds: float  # of what can be heard
     whole_s: float  # of the file
     is_cut: bool
-    wave: str  # SVG path in a box of WAVE_COLUMNS x 32
-    picture: str  # data URL of a PNG, "" if none was asked for
+    wave: str  # lowest and highest sample of WAVE_COLUMNS columns, a digit each
+    picture: bytes  # PNG of the spectrum, LOWEST_HZ to HIGHEST_HZ
     clip: Clip | None
 
 
-def hear(file: bytes, is_pictured: bool, is_embedded: bool) -> Sound:
+def hear(file: bytes, copied: Copied | None) -> Sound:
     """Decodes a file for the page.
 
     Args:
         file: path of the audio.
-        is_pictured: also draw its spectrum.
-        is_embedded: also make a small playable copy.
+        copied: also make a playable copy of this kind.
 
     Raises:
         DecodeError: the file cannot be read any more; carries the reason.
     """
-    sound = preview.read_preview(file)
-    picture = ""
-    if is_pictured:
-        data = spectrum_png(sound.samples, PICTURE_COLUMNS, PICTURE_BANDS)
-        picture = "data:image/png;base64," + base64.b64encode(data).decode()
+    return sound_of(preview.read_preview(file), copied)
+
+
+def sound_of(heard: Preview, copied: Copied | None) -> Sound:
+    """What a page shows of a decoded loop; see `hear`."""
     return Sound(
-        seconds=len(sound.samples) / preview.PREVIEW_RATE_HZ,
-        whole_s=sound.duration_s,
-        is_cut=sound.is_cut,
-        wave=_wave_path(sound.samples),
-        picture=picture,
-        clip=preview.encode_audio(sound.samples) if is_embedded else None,
+        seconds=len(heard.samples) / preview.PREVIEW_RATE_HZ,
+        whole_s=heard.duration_s,
+        is_cut=heard.is_cut,
+        wave=wave_digits(heard.samples),
+        picture=spectrum_png(heard.samples, PICTURE_COLUMNS, PICTURE_BANDS),
+        clip=preview.encode_audio(heard.samples, copied) if copied else None,
     )
 
 
-def _wave_path(samples: np.ndarray) -> str:
-    """SVG path of vertical strokes in a box of WAVE_COLUMNS x 32."""
-    pairs = 16 - preview.outline(samples, WAVE_COLUMNS) * 15.5
-    return "".join(
-        f"M{i}.5 {high:.1f}V{max(low, high + 0.6):.1f}" for i, (low, high) in enumerate(pairs)
-    )
+def wave_digits(samples: np.ndarray) -> str:
+    """The lowest and highest of float32 [n] per column, -1 to 1 as digits for 0 to 63."""
+    levels = np.rint((preview.outline(samples, WAVE_COLUMNS) + 1) * 31.5).astype(int)
+    return "".join(WAVE_DIGITS[level] for level in levels.ravel())
 
 
 def spectrum_png(samples: np.ndarray, columns: int, bands: int) -> bytes:
     """PNG [bands, columns] of float32 [n] at the preview rate, low frequencies at the bottom."""
-    import matplotlib as mpl  # with Pillow, part of the extra [report]
-    from PIL import Image
+    from PIL import Image  # part of the extra [report], with matplotlib
 
     levels = spectrum_levels(samples, columns, bands)
     indexed = Image.fromarray((levels[::-1] * (COLORS - 1)).round().astype(np.uint8), mode="P")
-    palette = mpl.colormaps["magma"](np.linspace(0, 1, COLORS), bytes=True)
-    indexed.putpalette(np.asarray(palette)[:, :3].tobytes())
+    indexed.putpalette(_palette())
     buffer = io.BytesIO()
-    indexed.save(buffer, format="PNG", optimize=True)
+    indexed.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+@lru_cache(maxsize=1)
+def _palette() -> bytes:
+    import matplotlib as mpl
+
+    return np.asarray(mpl.colormaps["magma"](np.linspace(0, 1, COLORS), bytes=True))[
+        :, :3
+    ].tobytes()
 
 
 def spectrum_levels(samples: np.ndarray, columns: int, bands: int) -> np.ndarray:
@@ -83,21 +88,27 @@ def spectrum_levels(samples: np.ndarray, columns: int, bands: int) -> np.ndarray
     A sparse spectrogram with bands of equal width in log frequency, for the eye; the encoder's
     front end is another.
     """
-    from matplotlib import mlab
-
     hop = max(1, len(samples) // columns)
     window = max(MIN_WINDOW_SAMPLES, hop)  # no sample of a long loop is skipped
-    padded = np.pad(samples.astype(np.float64), (window // 2, window + hop))
-    found = mlab.specgram(padded, window, preview.PREVIEW_RATE_HZ, noverlap=window - hop)
-    power, frequency_hz = np.asarray(found[0]), np.asarray(found[1])
-    centers_hz = np.geomspace(LOWEST_HZ, HIGHEST_HZ, bands)
-    step = centers_hz[1] / centers_hz[0]
-    picture = np.empty((bands, columns))
-    for band, center_hz in enumerate(centers_hz):
-        inside = np.abs(np.log(np.maximum(frequency_hz, 1.0) / center_hz)) <= np.log(step) / 2
-        inside[np.argmin(np.abs(frequency_hz - center_hz))] = True  # low bands are narrow
-        picture[band] = power[inside, :columns].mean(axis=0)
+    padded = np.pad(samples.astype(np.float32), (window // 2, window + hop))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop][:columns]
+    weight = np.hanning(window).astype(np.float32)
+    spectrum = np.fft.rfft(frames * weight)
+    power = np.abs(spectrum) ** 2 / (preview.PREVIEW_RATE_HZ * np.sum(weight**2))
+    picture = _band_means(window, bands) @ power.T.astype(np.float64)
     if picture.max() < SILENCE:
         return np.zeros_like(picture)
     level_db = 10 * np.log10(np.maximum(picture, SILENCE))
     return np.clip((level_db - level_db.max()) / RANGE_DB + 1, 0, 1)
+
+
+@lru_cache(maxsize=64)
+def _band_means(window: int, bands: int) -> np.ndarray:
+    """Weights [bands, window // 2 + 1] that average a power spectrum in each band."""
+    frequency_hz = np.fft.rfftfreq(window, 1 / preview.PREVIEW_RATE_HZ)
+    centers_hz = np.geomspace(LOWEST_HZ, HIGHEST_HZ, bands)[:, None]
+    step = centers_hz[1] / centers_hz[0]
+    inside = np.abs(np.log(np.maximum(frequency_hz, 1.0) / centers_hz)) <= np.log(step) / 2
+    nearest = np.abs(frequency_hz - centers_hz).argmin(axis=1)
+    inside[np.arange(bands), nearest] = True  # low bands are narrow
+    return inside / inside.sum(axis=1, keepdims=True)

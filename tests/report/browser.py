@@ -117,15 +117,35 @@ class Browser:
             "const b = e.getBoundingClientRect();"
             "return [b.x + b.width / 2, b.y + b.height / 2] })()"
         )
-        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent",
-                type=kind, x=place[0], y=place[1], button="left", clickCount=1,
-            )  # fmt: skip
+        self.click_at(*place)
+
+    def click_at(self, x, y):
+        """A real mouse click at a place of the window."""
+        self.drag([(x, y)])
+
+    def drag(self, places):
+        """Presses the button at the first place, moves to the others, and releases it."""
+        self._mouse("mouseMoved", places[0])
+        self._mouse("mousePressed", places[0])
+        for place in places[1:]:
+            self._mouse("mouseMoved", place)
+        self._mouse("mouseReleased", places[-1])
+
+    def _mouse(self, kind, place):
+        held = {"buttons": 1} if kind == "mouseMoved" else {}
+        self.call(
+            "Input.dispatchMouseEvent",
+            type=kind, x=place[0], y=place[1], button="left", clickCount=1, **held,
+        )  # fmt: skip
 
     def press(self, key):
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, text=key)
+
+    def press_named(self, key):
+        """A key without a character, such as "ArrowLeft"."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
 
     def screenshot(self, path):
         Path(path).write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))

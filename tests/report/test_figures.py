@@ -27,6 +27,7 @@ PARTS = {
     "duration_s": 2.0,
     "waveform": np.c_[-np.ones(50), np.ones(50)],
     "mel": RNG.random((8, 20)),
+    "mel_hz": np.geomspace(60, 9000, 8),
     "time_s": [0.5, 1.5],
     "score": [1.0, 2.0],
     "token_time_s": [],
@@ -35,6 +36,7 @@ PARTS = {
     "threshold": 1.2,
     "segment_drop": RNG.normal(size=8),
     "band_drop": RNG.normal(size=8),
+    "band_hz": [(100.0 * k, 100.0 * k + 100) for k in range(8)],
 }
 
 DRAW = {

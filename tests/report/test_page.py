@@ -3,8 +3,9 @@ import html.parser
 import io
 import json
 import os
+import re
 import time
-import urllib.parse
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +17,11 @@ from loopjax.cli import main
 from loopjax.config import ReportConfig
 from loopjax.errors import UserError
 from loopjax.evaluation.tables import Estimate, Table
+from loopjax.experiment.curation import curate
 from loopjax.report import page as report
 from loopjax.report.histogram import histogram
 from loopjax.report.inline_svg import read_figures
+from loopjax.report.lists import Reason, reason_text, write_reasons
 from loopjax.report.tables import number, shown_table
 from loopjax.store.read import FAILURE_SCHEMA, Embeddings
 from tests.report.browser import Browser, find_chromium
@@ -104,11 +107,19 @@ class Reader(html.parser.HTMLParser):
 
     def data(self):
         return json.loads(
-            next(t for (tag, _, t) in self.texts if tag == "script" and t.startswith('{"loops"'))
+            next(t for (tag, _, t) in self.texts if tag == "script" and t.startswith('{"total"'))
         )
 
-    def names(self):
-        return [text for tag, kind, text in self.texts if (tag, kind) == ("span", "name")]
+    def audio(self):
+        """How each loop can be heard."""
+        data = self.data()
+        found = []
+        for i in range(len(data["id"])):
+            sound = data["sound"].get(str(i), {})
+            linked = str(i) in data["files"]["others"] or data["files"]["of"][i] >= 0
+            link = "link" if linked and data["files"]["link"] else ""
+            found.append("inside" if "inside" in sound else "beside" if "href" in sound else link)
+        return found
 
 
 def read(path):
@@ -118,8 +129,7 @@ def read(path):
 def test_hostile_names_are_shown_and_cannot_act(tmp_path):
     run, embeddings = make_run(tmp_path)
     page = read(report.write_report(run, embeddings=embeddings))
-    assert set(HOSTILE) <= set(page.names())
-    assert {loop["name"] for loop in page.data()["loops"]} >= set(HOSTILE)
+    assert set(page.data()["name"]) >= set(HOSTILE)
     scripts = [attrs for tag, attrs in page.tags if tag == "script"]
     assert sum("type" not in attrs for attrs in scripts) == 1  # the page's own
     assert not [attrs for tag, attrs in page.tags if tag == "img" and attrs.get("src") == "x"]
@@ -135,35 +145,44 @@ def test_page_is_self_contained(tmp_path):
                 assert attrs[name].startswith(("data:", "#")), (tag, attrs)
 
 
-@pytest.mark.parametrize("policy", ["embed", "auto", "link", "none"])
+@pytest.mark.parametrize("policy", ["embed", "auto", "files", "link", "none"])
 def test_audio_policies(tmp_path, policy):
     run, _ = make_run(tmp_path)
     out = report.write_report(run, config=ReportConfig(audio=policy))
     page = read(out)
-    kinds = {loop["audio"] for loop in page.data()["loops"]}
     clips = [attrs for tag, attrs in page.tags if tag == "script" and "data-mime" in attrs]
-    if policy in ("embed", "auto"):
-        assert kinds == {"embed"}
-        assert len(clips) == 14
-    elif policy == "link":
-        assert kinds == {"link"}
-        hrefs = [loop["href"] for loop in page.data()["loops"]]
-        assert all("<" not in h and "\n" not in h for h in hrefs)
-        assert all((out.parent / urllib.parse.unquote(h)).is_file() for h in hrefs)
-    else:
-        assert kinds == {""}
-    assert bool(clips) == (policy in ("embed", "auto"))
+    kind = {"embed": "inside", "auto": "inside", "files": "beside", "none": ""}.get(policy, policy)
+    assert set(page.audio()) == {kind}
+    assert len(clips) == 14 * (kind == "inside")
+    assert (out.parent / "index_files").is_dir() == (policy == "files")
+    if policy == "files":
+        for sound in page.data()["sound"].values():
+            assert soundfile.info(out.parent / sound["href"]).duration == pytest.approx(0.6)
+            assert (out.parent / sound["picture"]).read_bytes().startswith(b"\x89PNG")
 
 
-def test_auto_embeds_up_to_its_budget_and_links_the_rest(tmp_path, monkeypatch):
+def test_auto_puts_much_audio_beside_the_page(tmp_path, monkeypatch):
     run, _ = make_run(tmp_path)
     monkeypatch.setattr("loopjax.report.loops.MAX_EMBEDDED", 5)
-    loops = read(report.write_report(run)).data()["loops"]
-    by_rank = [loop["audio"] for loop in sorted(loops, key=lambda loop: loop["rank"])]
-    assert by_rank == ["embed"] * 5 + ["link"] * 9
-    monkeypatch.setattr("loopjax.report.loops.MAX_EMBEDDED_BYTES", 1)
-    loops = read(report.write_report(run)).data()["loops"]
-    assert {loop["audio"] for loop in loops} == {"link"}
+    out = report.write_report(run, config=ReportConfig(top=7))
+    assert read(out).audio() == ["beside"] * 7 + ["link"] * 7
+    monkeypatch.undo()
+    monkeypatch.setattr("loopjax.report.loops.MAX_EMBEDDED_BYTES", 20_000)
+    assert set(read(report.write_report(run)).audio()) == {"beside"}
+    assert len(list((out.parent / "index_files").iterdir())) == 28
+    monkeypatch.undo()
+    report.write_report(run)
+    assert not (out.parent / "index_files").exists()
+
+
+def test_a_folder_that_no_report_wrote_is_not_replaced(tmp_path):
+    run, _ = make_run(tmp_path)
+    mine = run / "report" / "index_files" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=r"mine\.txt, which no report wrote"):
+        report.write_report(run, config=ReportConfig(audio="files"))
+    assert mine.read_text() == "mine"
 
 
 def test_bare_scores_are_enough_and_gaps_are_named(tmp_path):
@@ -173,36 +192,80 @@ def test_bare_scores_are_enough_and_gaps_are_named(tmp_path):
     page = read(report.write_report(run))
     text = " ".join(data for _, _, data in page.texts)
     assert "No embeddings beside these scores" in text
-    assert "audio of 14 listed loops was not found" in text
+    assert "audio of 14 loops was not found" in text
     assert "no run.json" in text
     assert not [attrs for _, attrs in page.tags if attrs.get("id") in ("map", "figures")]
 
 
-def test_top_limits_the_table_and_nearest_loops_are_normal(tmp_path):
+def test_top_limits_what_is_heard_and_nearest_loops_are_normal(tmp_path):
     run, embeddings = make_run(tmp_path)
-    page = read(report.write_report(run, config=ReportConfig(top=3), embeddings=embeddings))
-    rows = [attrs for tag, attrs in page.tags if tag == "tr" and "data-i" in attrs]
-    assert len(rows) == 3
-    loops = page.data()["loops"]
-    assert [loop["rank"] for loop in loops[:3]] == [1, 2, 3]
-    for loop in loops[:3]:
-        assert len(loop["near"]) == 3
-        assert not any(loops[j]["is_anomaly"] for j in loop["near"])
+    data = read(report.write_report(run, config=ReportConfig(top=3), embeddings=embeddings)).data()
+    assert data["rank"] == list(range(1, 15))  # all are listed
+    assert set(data["near"]) == {"0", "1", "2"}
+    for near in data["near"].values():
+        assert len(near) == 3
+        assert not any(data["anomaly"][j] for j in near)
+    assert {"0", "1", "2", *map(str, data["near"]["0"])} <= set(data["sound"])
     matrix = embeddings.matrix / np.linalg.norm(embeddings.matrix, axis=1, keepdims=True)
-    row = int(loops[0]["id"][:16], 16)
+    row = int(data["id"][0][:16], 16)
     cosine = matrix @ matrix[row]
-    normal = [int(loop["id"][:16], 16) for loop in loops if not loop["is_anomaly"]]
+    normal = [
+        int(key[:16], 16) for key, odd in zip(data["id"], data["anomaly"], strict=True) if not odd
+    ]
     best = max(normal, key=lambda k: cosine[k])
-    assert int(loops[loops[0]["near"][0]]["id"][:16], 16) == best
+    assert int(data["id"][data["near"]["0"][0]][:16], 16) == best
 
 
-def test_flags_and_labels_are_shown(tmp_path):
+def test_flags_and_labels_are_told(tmp_path):
     run, embeddings = make_run(tmp_path)
-    page = read(report.write_report(run, embeddings=embeddings))
-    flags = [text for tag, kind, text in page.texts if (tag, kind) == ("em", "chip flag")]
-    assert flags == ["dc"]
-    labels = [text for tag, kind, text in page.texts if (tag, kind) == ("td", "c-label")]
-    assert [text for text in labels if text.strip()] == ["anomaly"] + ["normal"] * 12
+    data = read(report.write_report(run, embeddings=embeddings)).data()
+    assert list(data["flags"].values()) == [["dc"]]
+    assert data["label"] == [1, *[0] * 12, None]
+
+
+def test_the_headline_speaks_in_percentiles(tmp_path):
+    run, _ = make_run(tmp_path)
+    text = " ".join(data for tag, _, data in read(report.write_report(run)).texts if tag == "h1")
+    assert re.search(r"of place, above \d+(\.\d)? % of the training loops\s*$", text)
+
+
+def test_copies_and_mislabelled_loops_have_lists(tmp_path):
+    run, embeddings = make_run(tmp_path, n=60, parts=False, hostile=False)
+    matrix = np.random.default_rng(1).normal(size=(60, 8)).astype(np.float32) / 8
+    matrix[:30, 0] += 1
+    matrix[30:, 1] += 1
+    matrix[7] = matrix[8]
+    groups = np.array(["bass"] * 30 + ["drums"] * 30)
+    groups[3] = "drums"  # planted
+    table = embeddings.table.append_column("group", pa.array(groups))
+    table = table.append_column("embedding", pa.array(list(matrix), pa.list_(pa.float32(), 8)))
+    store = tmp_path / "emb.parquet"
+    pq.write_table(table, store)
+    data = read(report.write_report(run, store=store, curated=curate(store))).data()
+    told = [(data["id"][item["i"]], item["mark"]) for item in data["duplicates"]]
+    ids = embeddings.table["id"].to_pylist()
+    assert told == [(ids[7], "keep"), (ids[8], "reject")]
+    first = data["mislabelled"][0]
+    assert data["id"][first["i"]] == ids[3]
+    assert first["text"].startswith("in drums, sounds like bass (p 0.0")
+
+
+def test_reasons_are_words():
+    reason = Reason(1.2, 1.62, 4000.0, 8000.0)
+    assert reason_text(reason, "Bass/Sub") == "high band, 1.2 to 1.6 s; sounds like Bass/Sub"
+    assert reason_text(Reason(None, None, 0.0, 150.0), "") == "low band"
+    assert reason_text(None, "Keys") == "sounds like Keys"
+    assert reason_text(Reason(None, None, None, None), "") == ""
+
+
+def test_reasons_of_a_run_are_shown(tmp_path):
+    run, embeddings = make_run(tmp_path)
+    write_reasons({embeddings.table["id"][13].as_py(): Reason(0.1, 0.2, 500.0, 900.0)}, run)
+    data = read(report.write_report(run, embeddings=embeddings)).data()
+    assert data["why"]["0"].startswith("middle band, 0.1 to 0.2 s")
+    (run / "reasons.json").write_text("[1]")
+    with pytest.raises(UserError, match="delete it"):
+        report.write_report(run)
 
 
 def test_embeddings_are_found_where_run_json_names_them(tmp_path):
@@ -213,7 +276,7 @@ def test_embeddings_are_found_where_run_json_names_them(tmp_path):
     pq.write_table(embeddings.table.append_column("embedding", column), store)
     (run / "run.json").write_text(json.dumps({"config": {"data": {"embeddings": str(store)}}}))
     page = read(report.write_report(run))
-    assert len([tag for tag, attrs in page.tags if tag == "circle" and "data-i" in attrs]) == 14
+    assert len(page.data()["place"]) == 14
 
 
 def test_any_scores_and_any_store_make_a_page(tmp_path):
@@ -228,11 +291,11 @@ def test_any_scores_and_any_store_make_a_page(tmp_path):
     out = report.write_report(scores, store=store)
     assert out == tmp_path / "mine.html"
     page = read(out)
-    assert len([tag for tag, attrs in page.tags if tag == "circle" and "data-i" in attrs]) == 14
+    assert len(page.data()["place"]) == 14
     assert "1 inputs were rejected" in " ".join(data for _, _, data in page.texts)
     other = tmp_path / "other.html"
     assert main(["report", str(scores), "--store", str(store), "-o", str(other), "--top", "3"]) == 0
-    assert len(read(other).data()["loops"]) == 14
+    assert len(read(other).data()["id"]) == 14
     with pytest.raises(UserError, match="nowhere: no such store"):
         report.write_report(scores, store=tmp_path / "nowhere")
 
@@ -243,7 +306,7 @@ def test_rows_without_a_score_are_left_out(tmp_path):
     table = pa.table({"id": ["a", "b"], "path": ["a.wav", "b.wav"], "score": [None, 0.5]})
     pq.write_table(table, run / "scores.parquet")
     page = read(report.write_report(run))
-    assert page.names()[:1] == ["b.wav"]
+    assert page.data()["name"] == ["b.wav"]
 
 
 def test_a_folder_without_scores_is_a_user_error(tmp_path):
@@ -332,10 +395,20 @@ def page_path(tmp_path_factory):
 
 
 def shown(browser):
-    return browser.run(
-        "[...document.querySelectorAll('.ranked tbody tr')].filter(r => !r.hidden)"
-        ".map(r => r.querySelector('.name').textContent)"
+    return browser.run("loopjaxReport.names()")
+
+
+def set_search(browser, text):
+    browser.run(
+        f"(e => {{ e.value = {json.dumps(text)}; e.dispatchEvent(new Event('input')) }})"
+        "(document.getElementById('search'))"
     )
+
+
+def row_of(browser, i, within=""):
+    """A selector of the row of a loop, once that is scrolled into view."""
+    browser.run(f"loopjaxReport.list.reveal(loopjaxReport.list.items.findIndex(x => x.i === {i}))")
+    return f".rows [data-i='{i}'] {within}"
 
 
 @needs_browser
@@ -343,6 +416,8 @@ def test_browser_shows_hostile_names_and_no_errors(browser, page_path):
     browser.open(page_path)
     assert len(shown(browser)) == 14
     assert set(HOSTILE) <= set(shown(browser))
+    texts = browser.run("[...document.querySelectorAll('.rows .name')].map(e => e.textContent)")
+    assert set(HOSTILE) <= set(texts)
     assert browser.run("typeof window.pwned") == "undefined"
     assert browser.run("document.title") == "a <b>run</b> · loopjax"
     assert browser.errors == []
@@ -351,18 +426,18 @@ def test_browser_shows_hostile_names_and_no_errors(browser, page_path):
 @needs_browser
 def test_browser_click_plays_and_loops(browser, page_path):
     browser.open(page_path)
-    browser.click(".ranked tbody .play")
+    browser.click(".rows .play")
     browser.wait("loopjaxReport.state().playing && loopjaxReport.state().position_s > 0.05")
     state = browser.run("loopjaxReport.state()")
     assert state["duration_s"] == pytest.approx(0.6, abs=1e-3)
     assert browser.run(
-        "document.querySelector('.ranked tbody .play').getAttribute('aria-pressed')"
+        "document.querySelector('.rows .play').getAttribute('aria-pressed')"
     ) == "true"  # fmt: skip
     time.sleep(0.7)  # longer than the loop: it must still sound
     assert browser.run("loopjaxReport.state().playing")
-    browser.click(".ranked tbody .play")
+    browser.click(".rows .play")
     browser.wait("!loopjaxReport.state().playing")
-    browser.click(".ranked tbody tr:nth-child(2) .play")
+    browser.click(row_of(browser, 1, ".play"))
     browser.wait("loopjaxReport.state().playing")
     browser.click("#dock-close")
     assert not browser.run("loopjaxReport.state().playing")
@@ -375,8 +450,8 @@ def test_browser_plays_linked_files_and_map_points(browser, tmp_path):
     path = report.write_report(run, config=ReportConfig(audio="link"), embeddings=embeddings)
     browser.open(path)
     for i in range(14):  # hostile file names too
-        browser.click(f"tr[data-i='{i}'] .play")
-        browser.wait(f"loopjaxReport.state().playing && loopjaxReport.state().current === {i}")
+        browser.click(row_of(browser, i, ".play"))
+        browser.wait(f"loopjaxReport.state().playing && loopjaxReport.state().heard === {i}")
     browser.run("document.querySelector('#plane circle.anomalous').dispatchEvent("
                 "new MouseEvent('click', {bubbles: true}))")  # fmt: skip
     browser.wait("loopjaxReport.state().playing")
@@ -399,8 +474,7 @@ def test_browser_sorts_and_filters(browser, page_path):
     tones = [name for name in shown(browser) if name.startswith("tone")]
     assert tones == sorted(tones)
     assert browser.run("document.querySelectorAll('[aria-sort]').length") == 1
-    browser.run("(e => { e.value = 'TONE 00'; e.dispatchEvent(new Event('input')) })"
-                "(document.getElementById('search'))")  # fmt: skip
+    set_search(browser, "TONE 00")
     assert shown(browser) == [f"tone {k:03d}.wav" for k in range(9)]
     assert browser.run("document.getElementById('count').textContent") == "9 of 14 loops"
     browser.run("(e => { e.value = 'drums'; e.dispatchEvent(new Event('input')) })"
@@ -419,14 +493,12 @@ def test_browser_marks_and_exports(browser, page_path):
     browser.press("n")
     browser.wait("loopjaxReport.state().playing")
     browser.press("k")  # keeps the first, moves to the second
-    browser.wait("loopjaxReport.state().current === 1")
+    browser.wait("loopjaxReport.state().heard === 1")
     browser.press("r")
-    browser.wait("loopjaxReport.state().current === 2")
-    hostile = browser.run(
-        "[...document.querySelectorAll('.ranked tbody tr')].find("
-        "r => r.querySelector('.name').textContent.includes('\\n')).id"
-    )
-    browser.click(f"#{hostile} .mark.keep")
+    browser.wait("loopjaxReport.state().heard === 2")
+    hostile = browser.run("loopjaxReport.list.items.find("
+                          "item => loopjaxReport.names()[item.i].includes('\\n')).i")  # fmt: skip
+    browser.click(row_of(browser, hostile, ".mark.keep"))
     table = browser.run("loopjaxReport.csv()")
     rows = list(csv.DictReader(io.StringIO(table, newline="")))
     assert [row["mark"] for row in sorted(rows, key=lambda r: int(r["rank"]))][:2] == [
@@ -452,12 +524,12 @@ def test_browser_marks_the_judged_loop_whichever_neighbor_is_heard(browser, page
     browser.wait("loopjaxReport.state().playing")
     judged, near = (
         0,
-        browser.run("JSON.parse(document.getElementById('data').textContent).loops[0].near"),
+        browser.run("JSON.parse(document.getElementById('data').textContent).near[0]"),
     )
     for key in ("1", "2", "3"):
         browser.press(key)
         wanted = near[int(key) - 1]
-        browser.wait(f"loopjaxReport.state().current === {wanted} && loopjaxReport.state().playing")
+        browser.wait(f"loopjaxReport.state().heard === {wanted} && loopjaxReport.state().playing")
         assert browser.run("loopjaxReport.state().judged") == judged
     browser.press("r")
     browser.wait("loopjaxReport.state().judged === 1")
@@ -501,24 +573,151 @@ def marks(browser):
 
 
 @needs_browser
-def test_browser_finds_loops_that_are_not_listed(browser, tmp_path):
+def test_browser_finds_every_loop_and_draws_few(browser, tmp_path):
     run, embeddings = make_run(tmp_path, n=320, seconds=0.05)
     browser.open(report.write_report(run, config=ReportConfig(top=5), embeddings=embeddings))
     browser.run("localStorage.clear()")
-    assert len(shown(browser)) == 5
-    assert browser.run("document.getElementById('more-text').textContent").startswith("315 more")
-    search = "document.getElementById('search')"
-    browser.run(f"{search}.value = 'tone 007'; {search}.dispatchEvent(new Event('input'))")
+    assert len(shown(browser)) == 320
+    assert browser.run("document.querySelectorAll('.rows > *').length") < 40
+    set_search(browser, "tone 007")
     assert shown(browser) == ["tone 007.wav"]
-    assert "1 of 320" in browser.run("document.getElementById('count').textContent")
-    browser.click(".ranked tbody tr:not([hidden]) .mark.reject")
-    browser.run(f"{search}.value = ''; {search}.dispatchEvent(new Event('input'))")
+    assert browser.run("document.getElementById('count').textContent") == "1 of 320 loops"
+    browser.click(".rows .mark.reject")
+    set_search(browser, "")
     kinds = browser.run("loopjaxReport.csv()").splitlines()
     assert len([line for line in kinds if '"reject"' in line and "tone 007" in line]) == 1
-    browser.click("#more-button")
-    assert len(shown(browser)) == 5 + 1 + 100
     browser.run("localStorage.clear()")
     assert browser.errors == []
+
+
+@needs_browser
+def test_browser_scrolls_through_all_rows(browser, tmp_path):
+    run, _ = make_run(tmp_path, n=200, seconds=0.05)
+    browser.open(report.write_report(run))
+    browser.run("document.querySelector('.rows .play').focus()")
+    focused = "document.activeElement.id || document.activeElement.className"
+    assert browser.run(focused) == "play"
+    seen = set()
+    for top in range(0, 200 * 70, 400):
+        browser.run(f"document.getElementById('table').scrollTop = {top}")
+        browser.wait("new Promise(done => requestAnimationFrame(() => requestAnimationFrame("
+                     "() => done(true))))")  # fmt: skip
+        seen |= set(browser.run(
+            "[...document.querySelectorAll('.rows > *')].filter(r => !r.hidden).filter(r => {"
+            "const b = r.getBoundingClientRect(), t = document.getElementById('table')"
+            ".getBoundingClientRect(); return b.top >= t.top - 70 && b.bottom <= t.bottom + 70 })"
+            ".map(r => `${r.ariaRowIndex},${r.querySelector('.name').textContent}`)"
+        ))  # fmt: skip
+    names = shown(browser)
+    assert seen >= {f"{k + 2},{name}" for k, name in enumerate(names[:190])}
+    assert browser.run(focused) == "table"  # no button of a row that serves for another now
+    assert browser.errors == []
+
+
+@needs_browser
+def test_browser_lists_copies_mislabelled_and_rejected(browser, tmp_path):
+    run, embeddings = make_run(tmp_path, n=60, hostile=False)
+    matrix = embeddings.matrix.copy()
+    matrix[:30, 0] += 9
+    matrix[30:, 1] += 9
+    matrix[8] = matrix[7]
+    groups = np.array(["bass"] * 30 + ["drums"] * 30)
+    groups[3] = "drums"
+    table = embeddings.table.append_column("group", pa.array(groups))
+    table = table.append_column("embedding", pa.array(list(matrix), pa.list_(pa.float32(), 8)))
+    store = run / "embeddings"
+    store.mkdir()
+    pq.write_table(table, store / "part-00000.parquet")
+    pq.write_table(embeddings.failures, store / "failures.parquet")
+    browser.open(report.write_report(run, curated=curate(store)))
+    browser.run("localStorage.clear()")
+    browser.click("#tab-duplicates")
+    assert set(shown(browser)) == {"tone 007.wav", "tone 008.wav"}
+    browser.click("#propose")
+    assert sorted(marks(browser).values()) == ["keep", "reject"]
+    browser.press("z")
+    assert marks(browser) == {}
+    browser.click("#tab-mislabelled")
+    assert shown(browser)[0] == "tone 003.wav"
+    assert "sounds like bass" in browser.run("document.querySelector('.rows .why').textContent")
+    browser.click("#tab-rejected")
+    assert "x<y>.wav" in browser.run("document.getElementById('rejected').innerText")
+    assert browser.run("document.getElementById('list').checkVisibility()") is False
+    browser.run("localStorage.clear()")
+    assert browser.errors == []
+
+
+@needs_browser
+def test_browser_compares_and_seeks(browser, page_path):
+    browser.open(page_path)
+    browser.press("n")
+    browser.wait("loopjaxReport.state().playing")
+    near = browser.run("JSON.parse(document.getElementById('data').textContent).near[0]")
+    browser.press("2")
+    browser.wait(f"loopjaxReport.state().playing && loopjaxReport.state().heard === {near[1]}")
+    browser.press("a")
+    browser.wait("loopjaxReport.state().playing && loopjaxReport.state().heard === 0")
+    browser.press("b")
+    browser.wait(f"loopjaxReport.state().playing && loopjaxReport.state().heard === {near[1]}")
+    assert browser.run("loopjaxReport.state().judged") == 0
+    browser.press(" ")
+    browser.run("document.activeElement.blur()")
+    box = "document.getElementById('dock-wave').getBoundingClientRect()"
+    place = browser.run(f"(b => [b.left + 0.5 * b.width, b.top + 9])({box})")
+    browser.click_at(*place)
+    browser.wait("loopjaxReport.state().playing")
+    assert 0.25 < browser.run("loopjaxReport.state().position_s") < 0.59
+    assert browser.run("document.getElementById('hertz').innerText").split("\n") == [
+        "100 Hz", "1 kHz", "10 kHz",
+    ]  # fmt: skip
+    browser.click("#dock-close")
+    assert browser.errors == []
+
+
+@needs_browser
+def test_browser_map_has_a_lasso_and_keys(browser, page_path):
+    browser.open(page_path)
+    browser.run("document.getElementById('plane').scrollIntoView({block: 'center'})")
+    box = browser.run("(b => [b.left, b.top, b.width, b.height])"
+                      "(document.getElementById('plane').getBoundingClientRect())")  # fmt: skip
+    left, top, width, height = box
+    corners = ((0.01, 0.01), (0.5, 0.01), (0.5, 0.99), (0.01, 0.99))
+    browser.drag([(left + x * width, top + y * height) for x, y in corners])
+    places = browser.run("JSON.parse(document.getElementById('data').textContent).place")
+    inside = [int(i) for i, (x, _) in places.items() if -12 + 344 * 0.01 < x < -12 + 344 * 0.5]
+    assert len(shown(browser)) == len(inside) > 0
+    browser.click("#selected")
+    assert len(shown(browser)) == 14
+    browser.run("document.querySelector('#plane circle[tabindex=\"0\"]').focus()")
+    first = browser.run("document.activeElement.dataset.i")
+    for key in ("ArrowLeft", "ArrowUp"):
+        browser.press_named(key)
+    assert browser.run("document.activeElement.matches('#plane circle')")
+    assert browser.run("document.activeElement.dataset.i") != first
+    browser.press_named("Enter")
+    browser.wait("loopjaxReport.state().playing")
+    assert browser.run("String(loopjaxReport.state().heard) === document.activeElement.dataset.i")
+    browser.press_named("Escape")
+    assert browser.run("document.querySelectorAll('#groups button').length") == 2
+    browser.click("#groups button")
+    assert 0 < len(shown(browser)) < 14
+    assert browser.errors == []
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_browser_finds_no_fault_with_axe(browser, page_path, scheme):
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is missing")
+    script = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    for width in (1280, 400):
+        browser.open(page_path, width=width, scheme=scheme)
+        browser.press("n")
+        browser.wait("loopjaxReport.state().playing")
+        browser.run(script)
+        found = browser.run(
+            "axe.run(document).then(r => r.violations.map(v => [v.id, v.nodes.map(n => n.html)]))"
+        )
+        assert found == []
 
 
 CONTRAST = """
@@ -556,7 +755,7 @@ CONTRAST = """
 @pytest.mark.parametrize("width", [1280, 400])
 def test_browser_page_is_readable(browser, page_path, tmp_path, width, scheme):
     browser.open(page_path, width=width, scheme=scheme)
-    browser.click(".ranked tbody .play")
+    browser.click(".rows .play")
     browser.wait("loopjaxReport.state().playing")
     assert browser.run("document.documentElement.scrollWidth") <= width
     texts = browser.run(CONTRAST)
