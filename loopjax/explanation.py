@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from loopjax.audio.decode import Decoded
 from loopjax.embedding.muted import bands_of, segments_of, without_parts
 from loopjax.embedding.read import read_samples
 from loopjax.embedding.samples import as_float, embed_arrays, features_of
@@ -158,29 +157,9 @@ def explain(
     Raises:
         UserError: the file cannot be decoded, or encoder or embeddings are not the model's.
     """
-    encoder = model.load_encoder(encoder)
+    encoder, config, detector = model.load_encoder(encoder), model.embed_config, model.detector
     known = None if neighbors_from is None else model.embeddings_of(neighbors_from)
-    sound = read_samples(file, encoder, model.embed_config)
-    return explain_sound(model, sound, encoder, known, str(file))
-
-
-def explain_sound(
-    model: Model,
-    sound: Decoded,
-    encoder: Encoder,
-    known: Embeddings | StoredEmbeddings | None = None,
-    name: str = "",
-) -> Explanation:
-    """Explains the score of a loop that has been decoded for this encoder.
-
-    Args:
-        model: its scores are explained.
-        sound: the loop, at a rate that the encoder takes (`decode_options`).
-        encoder: the model's.
-        known: the model's embeddings among which the nearest normal loops are looked up.
-        name: of the loop.
-    """
-    config, detector = model.embed_config, model.detector
+    sound = read_samples(file, encoder, config)
     info, samples = sound.info, sound.samples
     rate_hz, sha256 = info.rate_hz, info.sha256
     wave = as_float(samples)
@@ -204,7 +183,7 @@ def explain_sound(
     clip_s = encoder.clip_samples / encoder.sample_rate_hz
     n_frames = max(1, round(mel.shape[2] * min(1.0, info.duration_s / clip_s)))
     return Explanation(
-        file=name,
+        file=str(file),
         duration_s=info.duration_s,
         encoder=encoder.id,
         detector=detector.kind,

@@ -47,9 +47,10 @@ ALLOWED = {
     "convert": "errors json_files io htsat text encoders detectors restricted_pickle hub",
     "model": "errors io config store encoders detectors embedding evaluation notebook",
     "library": "errors json_files io config audio store encoders embedding evaluation",
-    "explanation": "errors audio htsat store encoders embedding model",
+    "explanation": "errors htsat store encoders embedding model",
     "doctor": "errors parallel encoders loopjax",
     "report": "errors json_files io config audio store evaluation loopjax",
+    "serve": "errors audio embedding encoders evaluation library model report store",
 }
 ALLOWED["experiment"] = " ".join(ALLOWED)  # everything above
 ALLOWED["cli"] = " ".join(ALLOWED)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import soundfile
 
-from loopjax.audio.decode import DecodeOptions, decode_file
+from loopjax.audio.decode import Decoded, DecodeOptions, decode_file
 
 PREVIEW_RATE_HZ = 32_000
 MAX_PREVIEW_S = 15.0
@@ -44,13 +44,21 @@ def read_preview(path: bytes) -> Preview:
     Raises:
         DecodeError: the file cannot be read any more; carries the reason.
     """
-    options = DecodeOptions(
+    return preview_of(decode_file(path, -1, 0, preview_options()))
+
+
+def preview_options() -> DecodeOptions:
+    """What decoding for a page delivers."""
+    return DecodeOptions(
         accept_truncated=True,
         sanitize=True,
         target_rate_hz=PREVIEW_RATE_HZ,
         device_rates_hz=(PREVIEW_RATE_HZ,),
     )
-    decoded = decode_file(path, -1, 0, options)
+
+
+def preview_of(decoded: Decoded) -> Preview:
+    """What was decoded with `preview_options` as a page shows it."""
     samples = decoded.samples
     if samples.dtype == np.int16:
         samples = samples.astype(np.float32) / 32768.0

@@ -29,6 +29,7 @@ from loopjax.cli import (
     rerank,
     run,
     score,
+    serve,
     similar,
     store,
     tag,
@@ -52,7 +53,7 @@ CANNOT_WRITE = {
 }
 
 _MODULES = (
-    *(demo, run, pack, embed, finetune, fit, score, explain, evaluate, report),
+    *(demo, run, pack, embed, finetune, fit, score, explain, evaluate, report, serve),
     *(similar, index, tag, dedup, mislabelled, rerank, apply),
     *(store, config, convert, encoders, pull, push, doctor),
 )

@@ -68,9 +68,9 @@ def read_marks(path: str | Path) -> tuple[Mark, ...]:
             mark=WORDS[word],
             id=row_id,
             content=(sha256 or row_id.partition("-")[0])[:HASH_DIGITS],
-            path=_plain(str(row.get("path") or "")),
+            path=plain_text(str(row.get("path") or "")),
             path_bytes=row.get("path_bytes") or None,
-            note=_plain(str(row.get("note") or "")),
+            note=plain_text(str(row.get("note") or "")),
             line=line,
         )
         key = (found.id or found.content, found.path)
@@ -146,7 +146,7 @@ def count_marks(marks: tuple[Mark, ...]) -> str:
     return ", ".join(f"{counts[name]} {name}" for name in (KEEP, REJECT) if counts[name])
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text without the apostrophe that keeps spreadsheets from computing it."""
     return text[1:] if text[:1] == "'" and text[1:].startswith(FORMULA) else text
 

@@ -153,13 +153,31 @@ class RankedRows:
                 in the store is nearer.
             count: how many per loop.
         """
+        own = np.where(np.isin(ranked, among), np.searchsorted(among, ranked), -1)
+        return self.nearest_to(self.vectors(ranked), among, count, own)[0]
+
+    def nearest_to(
+        self, vectors: np.ndarray, among: np.ndarray, count: int, own: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The loops most similar to some vectors; see `nearest`.
+
+        Args:
+            vectors: float32 [n, D].
+            among: as there.
+            count: as there.
+            own: int [n], which of `among` a vector must not find; -1 for none.
+
+        Returns:
+            (places in the ranking int [n, count], cosines float32 [n, count]).
+        """
         at = np.full(self._rows.n_rows, -1)
         at[self._place[among]] = among
-        own = np.where(np.isin(ranked, among), np.searchsorted(among, ranked), -1)
         # Rows come in the order of the store, not of the ranking.
         order = np.argsort(self._place[among], kind="stable")
-        own = np.where(own < 0, -1, np.argsort(order)[own])
-        best = MostSimilar(self.vectors(ranked), count, own)
+        if own is not None:
+            own = np.where(own < 0, -1, np.argsort(order)[own])
+        best = MostSimilar(vectors, count, own)
         for block in self._rows.blocks():
             best.add(block.matrix[at[block.start : block.start + len(block.matrix)] >= 0])
-        return among[order][best.found()[1]]
+        cosines, found = best.found()
+        return among[order][found], cosines

@@ -93,7 +93,9 @@ class Browser:
             "Emulation.setEmulatedMedia",
             features=[{"name": name, "value": value} for name, value in features.items()],
         )
-        self.call("Page.navigate", url=Path(path).as_uri())
+        address = str(path)
+        url = address if address.startswith("http") else Path(path).as_uri()
+        self.call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && !!window.loopjaxReport")
 
     def run(self, script):
@@ -146,6 +148,12 @@ class Browser:
         """A key without a character, such as "ArrowLeft"."""
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+
+    def choose_file(self, selector, path):
+        """Gives a file to an input."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
     def screenshot(self, path):
         Path(path).write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))

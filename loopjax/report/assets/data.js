@@ -1,7 +1,7 @@
 // What the page knows. Loops are numbers; columns hold what is known of each.
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
-const hooks = {}; // what the live page adds: hear(i), near(i), marked(entries)
+const hooks = {}; // what the live page adds: hear(i), audio(i), near(i), marked(loops), start()
 
 const loops = {
   count: data.id.length,

@@ -1,7 +1,7 @@
 // Decisions. A mark belongs to a sound: it is kept under the hash of the file's content, with which
 // ids of a store begin, so that it outlives other pages, new files and other names.
 const keyOf = (i) => (/^[0-9a-f]{16}-/.test(data.id[i]) ? data.id[i].slice(0, 16) : data.id[i]);
-const marks = new Map(Object.entries(data.marks ?? JSON.parse(storage.get("loopjax-marks") ?? "{}")));
+const marks = new Map(hooks.marked ? [] : Object.entries(JSON.parse(storage.get("loopjax-marks") ?? "{}")));
 const markOf = (i) => marks.get(keyOf(i))?.mark ?? "";
 const noteOf = (i) => marks.get(keyOf(i))?.note ?? "";
 const undone = []; // what the last decisions replaced, each a list

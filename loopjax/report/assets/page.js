@@ -353,6 +353,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 refresh();
+hooks.start?.();
 // For tests and for the curious: what is playing, what is listed, and the two exports as text.
 window.loopjaxReport = {
   state: () => ({ heard: player.heard, judged, playing: player.playing, position_s: position(), duration_s: player.duration, gapless: Boolean(player.source) }),
