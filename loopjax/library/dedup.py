@@ -148,7 +148,9 @@ def _hear(
     order = np.lexsort((pairs[:n, 1], pairs[:n, 0]))  # a file's pairs follow one another
     heard[order] = hear_pairs([file or b"" for file in files], pairs[order])
     if len(pairs) >= max_heard:
-        log.warning(
+        told = logging.WARNING if max_heard >= DedupConfig.max_heard else logging.INFO  # asked for
+        log.log(
+            told,
             "%d pairs were compared by listening, down to a cosine of %.4f; of less similar ones "
             "embeddings alone decide",
             *(n, float(cosines[n - 1])),

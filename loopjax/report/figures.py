@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from loopjax.evaluation.robustness import CurvePoint
+from loopjax.report import conclusions
 from loopjax.report.plane import principal_plane
 from loopjax.report.style import (
     ANOMALOUS,
@@ -34,7 +35,7 @@ def score_boxes(
     scores: Mapping[str, Mapping[str, ArrayLike]],
     out: Path,
     thresholds: Mapping[str, float] | None = None,
-    title: str = "Scores per detector and split",
+    title: str | None = None,
 ) -> Path:
     """Draws log-scale box plots, one panel per detector, one box per split.
 
@@ -42,8 +43,9 @@ def score_boxes(
         scores: detector -> split ("train", "held out", "anomaly") -> [N] scores.
         out: SVG file to write.
         thresholds: detector -> decision threshold, drawn as a line.
-        title: name of the figure for screen readers.
+        title: what the figure says; default: a conclusion from its numbers.
     """
+    title = title or conclusions.of_scores(scores)
 
     def draw(axes: Axes, name: str, index: int) -> None:
         splits = {k: np.asarray(v, float) for k, v in scores[name].items() if np.size(v)}
@@ -80,7 +82,7 @@ def score_histograms(
     scores: Mapping[str, Mapping[str, ArrayLike]],
     thresholds: Mapping[str, float],
     out: Path,
-    title: str = "Score distributions and thresholds",
+    title: str | None = None,
 ) -> Path:
     """Draws one log-spaced histogram of scores per detector, splits overlaid, with its threshold.
 
@@ -88,8 +90,9 @@ def score_histograms(
         scores: detector -> split -> [N] scores.
         thresholds: detector -> decision threshold.
         out: SVG file to write.
-        title: name of the figure for screen readers.
+        title: what the figure says; default: a conclusion from its numbers.
     """
+    title = title or conclusions.of_thresholds(scores, thresholds)
 
     def draw(axes: Axes, name: str, index: int) -> None:
         splits = {k: np.asarray(v, float) for k, v in scores[name].items() if np.size(v)}
@@ -120,15 +123,16 @@ def score_histograms(
 
 
 def latent_distributions(
-    latents: Mapping[str, ArrayLike], out: Path, title: str = "Latent distributions"
+    latents: Mapping[str, ArrayLike], out: Path, title: str | None = None
 ) -> Path:
     """Draws the spread of every latent dimension: median, quartiles and the 5-95 % band.
 
     Args:
         latents: detector -> [N, D] latent vectors (dimensions are sorted by their median).
         out: SVG file to write.
-        title: name of the figure for screen readers.
+        title: what the figure says; default: a conclusion from its numbers.
     """
+    title = title or conclusions.of_spread(latents)
 
     def draw(axes: Axes, name: str, index: int) -> None:
         matrix = np.asarray(latents[name], float)
@@ -147,7 +151,7 @@ def latent_pca(
     latents: Mapping[str, ArrayLike],
     is_anomaly: Mapping[str, ArrayLike],
     out: Path,
-    title: str = "Latent space, first two principal components",
+    title: str | None = None,
 ) -> Path:
     """Draws the first two principal components of each latent space with the flagged loops.
 
@@ -155,8 +159,9 @@ def latent_pca(
         latents: detector -> [N, D] latent vectors.
         is_anomaly: detector -> [N] bool, flagged by that detector.
         out: SVG file to write.
-        title: name of the figure for screen readers.
+        title: what the figure says; default: a conclusion from its numbers.
     """
+    title = title or conclusions.of_flagged(latents, is_anomaly)
 
     def draw(axes: Axes, name: str, index: int) -> None:
         plane, explained = principal_plane(np.asarray(latents[name], float))
@@ -176,7 +181,7 @@ def latent_heat_map(
     latents: Mapping[str, ArrayLike],
     scores: Mapping[str, ArrayLike],
     out: Path,
-    title: str = "Latent vectors, most anomalous on top",
+    title: str | None = None,
 ) -> Path:
     """Draws each latent space as a picture: one row per loop, the highest score on top.
 
@@ -184,8 +189,9 @@ def latent_heat_map(
         latents: detector -> [N, D] latent vectors.
         scores: detector -> [N] scores that sort the rows.
         out: SVG file to write.
-        title: name of the figure for screen readers.
+        title: what the figure says; default: a conclusion from its numbers.
     """
+    title = title or conclusions.of_heat(latents, scores)
 
     def draw(axes: Axes, name: str, index: int) -> None:
         matrix = np.asarray(latents[name], float)
@@ -206,15 +212,16 @@ def latent_heat_map(
 def training_curves(
     histories: Mapping[str, Mapping[str, Sequence[float]]],
     out: Path,
-    title: str = "Training curves",
+    title: str | None = None,
 ) -> Path:
     """Draws losses per epoch, one panel per detector and stage, on a log axis.
 
     Args:
         histories: panel ("AE, stage 1") -> curve name ("train", "validation") -> [epochs] loss.
         out: SVG file to write.
-        title: name of the figure for screen readers.
+        title: what the figure says; default: a conclusion from its numbers.
     """
+    title = title or conclusions.of_training(histories)
 
     def draw(axes: Axes, name: str, index: int) -> None:
         lowest = np.inf
@@ -235,7 +242,7 @@ def training_curves(
 def robustness_curves(
     points: Sequence[CurvePoint],
     out: Path,
-    title: str = "Detection against the severity of a perturbation",
+    title: str | None = None,
 ) -> Path:
     """Draws AUROC against severity, one panel per perturbation, one curve per detector.
 
@@ -244,8 +251,9 @@ def robustness_curves(
     Args:
         points: every point of every curve.
         out: SVG file to write.
-        title: name of the figure for screen readers.
+        title: what the figure says; default: a conclusion from its numbers.
     """
+    title = title or conclusions.of_robustness(points)
     perturbations = list(dict.fromkeys(point.perturbation for point in points))
     detectors = list(dict.fromkeys(point.detector for point in points))
     lowest = min(0.4, *(point.auroc.value for point in points))

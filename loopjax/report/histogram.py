@@ -66,6 +66,9 @@ def histogram(scores: np.ndarray, threshold: float | None) -> Histogram | None:
                 )
             )
     scale = "logarithmic score axis, " if logarithmic else ""
-    label = f"Scores of all {len(scores)} loops ({scale}bar height is the root of the count)"
-    label += "; the dashed line is the threshold." if cut_x is not None else "."
+    axis = f"Scores of all {len(scores)} loops ({scale}bar height is the root of the count)."
+    label = axis
+    if threshold is not None and cut_x is not None:
+        beyond = int((scores > threshold).sum())
+        label = f"{beyond} of {len(scores)} loops lie beyond the threshold, the dashed line. {axis}"
     return Histogram(WIDTH, tuple(bars), cut_x, number(low), number(high), label)

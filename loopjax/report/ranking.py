@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from loopjax.errors import UserError
 from loopjax.store.blocks import StoredRows
 from loopjax.store.columns import places_of
+from loopjax.store.schema import Project
 from loopjax.store.scores import Scores, read_scores
 from loopjax.store.similar import MostSimilar
 
@@ -181,3 +182,24 @@ class RankedRows:
             best.add(block.matrix[at[block.start : block.start + len(block.matrix)] >= 0])
         cosines, found = best.found()
         return among[order][found], cosines
+
+    def nearest_projected(
+        self, vectors: np.ndarray, project: Project, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The loops most similar to vectors of the space that sounds share with texts.
+
+        Args:
+            vectors: float32 [n, P].
+            project: puts embeddings there.
+            count: how many per vector, at most as many as there are loops.
+
+        Returns:
+            (places in the ranking int [n, count], cosines float32 [n, count]).
+        """
+        best = MostSimilar(vectors, count)
+        for block in self._rows.projected(project):
+            best.add(block)
+        cosines, found = best.found()
+        at = np.full(self._rows.n_rows, -1)
+        at[self._place] = np.arange(len(self._place))
+        return at[found], cosines

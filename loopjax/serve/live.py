@@ -14,8 +14,8 @@ from loopjax.audio.process import DecoderProcess
 from loopjax.embedding.samples import embed_arrays
 from loopjax.embedding.settings import decode_options
 from loopjax.encoders.protocol import Encoder
-from loopjax.errors import UserError
 from loopjax.evaluation.tables import Evaluation
+from loopjax.library.similar import JointSpace
 from loopjax.model import Model
 from loopjax.report.content import page_content
 from loopjax.report.data import Plain, page_data, sound_json
@@ -66,6 +66,8 @@ class Live:
         self._encoder, self._curated, self._reason_of = encoder, curated, reason_of
         self._ranking = ranking_of(model.score(str(store)), str(store))
         rows = open_rows(store)
+        self._metadata = rows.metadata
+        self._joint: JointSpace | None = None  # loaded when a text comes
         self._rows = RankedRows(self._ranking, rows)
         self._loops = PageLoops(self._ranking, self._rows, [store.parent])
         self._loops.place()
@@ -188,7 +190,12 @@ class Live:
         Raises:
             UserError: the encoder knows no texts.
         """
-        raise UserError(f"encoder {self._encoder.id} knows no texts: search by sound")
+        with self._asking:
+            self._joint = self._joint or JointSpace.of(self._metadata, self._encoder.location)
+            vectors = self._joint.text.embed([text])
+            count = min(N_ANSWERS, len(self._ranking.ids))
+            found, cosines = self._rows.nearest_projected(vectors, self._joint.project, count)
+        return self._answers(list(zip(found[0].tolist(), cosines[0].tolist(), strict=True)))
 
     def close(self) -> None:
         """Ends the child processes."""

@@ -19,15 +19,21 @@ from starlette.testclient import TestClient
 
 from loopjax import bundled
 from loopjax.cli import main
+from loopjax.detectors.knn import KNN
+from loopjax.encoders.load import load_encoder
+from loopjax.encoders.space import Space
 from loopjax.errors import UserError
 from loopjax.experiment.curation import curate, reason_of
 from loopjax.library.marks import read_marks
-from loopjax.model import load_model
+from loopjax.model import Model, load_model
+from loopjax.report.lists import Curated
 from loopjax.serve.app import make_app
 from loopjax.serve.guard import Guard
 from loopjax.serve.live import Live
 from loopjax.serve.marks import Decision, MarksFile
 from loopjax.serve.server import listen
+from loopjax.store.read import read_embeddings
+from tests.library.test_text import by_hand, corpus  # noqa: F401
 from tests.report.browser import Browser, find_chromium
 
 PORT, TOKEN = 8765, "the token"
@@ -288,7 +294,7 @@ def test_the_live_page_in_a_browser(home, tmp_path):
         assert "odd <b>.wav" in told and "anomaly, percentile 100.0" in told
         browser.run("document.getElementById('ask-text').value = 'bass'")
         browser.click("#ask-text-form button")
-        browser.wait("document.getElementById('ask-status').innerText.includes('knows no texts')")
+        browser.wait("document.getElementById('ask-status').innerText.includes('no texts')")
         browser.screenshot(tmp_path / "live.png")
         assert [e for e in browser.errors if "409" not in str(e)] == []
     finally:
@@ -302,3 +308,19 @@ def _wait(condition, seconds=20):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_texts_find_loops_where_the_encoder_knows_them(corpus, tmp_path):  # noqa: F811
+    embeddings = read_embeddings(corpus / "emb")
+    space = Space.from_metadata(embeddings.metadata)
+    model = Model(KNN().fit(embeddings.matrix), "knn", space)
+    live = Live(corpus / "emb", model, load_encoder(corpus / "encoder"), Curated(), reason_of)
+    app = Guard(make_app(live, MarksFile(tmp_path / "m.csv"), LIMIT), TOKEN, ["127.0.0.1"], PORT)
+    client = TestClient(app, base_url=f"http://127.0.0.1:{PORT}")
+    client.cookies.set(f"loopjax-{PORT}", TOKEN)
+    found = post(client, "/text", json={"text": "dusty upright bass"}).json()
+    cosines, paths = by_hand(corpus, ["dusty upright bass"])
+    order = np.argsort(-cosines[0])
+    assert [live.id_and_path(item["i"])[1] for item in found] == [paths[row] for row in order]
+    assert [item["cosine"] for item in found] == pytest.approx(cosines[0][order], abs=1e-4)
+    live.close()
