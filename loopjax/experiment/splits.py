@@ -163,9 +163,9 @@ def _codes(table: pa.Table) -> list[np.ndarray]:
     """Per column of texts a number for every text, int [N]; -1 where it is missing or empty."""
     found = []
     for column in table.columns:
-        encoded = pc.fill_null(column, "").combine_chunks().dictionary_encode()
-        codes = np.asarray(encoded.indices, np.int64)
-        empty = encoded.dictionary.index("").as_py()
+        chunks = column.dictionary_encode().chunks  # of one dictionary; long texts are not copied
+        codes = np.concatenate([np.asarray(pc.fill_null(c.indices, -1), np.int64) for c in chunks])
+        empty = chunks[0].dictionary.index("").as_py()
         found.append(np.where(codes == empty, -1, codes))
     return found
 
