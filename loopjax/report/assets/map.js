@@ -22,7 +22,8 @@ function makeMap({ activate, selected, chooseGroup }) {
     const dot = svg("circle");
     for (const [name, value] of Object.entries({ cx: x, cy: y, r: data.anomaly[i] ? 5 : 3.2, tabindex: -1, role: "button", "data-i": i })) dot.setAttribute(name, value);
     dot.setAttribute("aria-label", `${data.name[i]}, rank ${data.rank[i]}${data.anomaly[i] ? ", anomaly" : ""}`);
-    dot.setAttribute("class", `g${colored.indexOf(data.group.of[i]) + 1}${data.anomaly[i] ? " anomalous" : ""}`);
+    const color = colored.length ? `g${colored.indexOf(data.group.of[i]) + 1}` : "plain";
+    dot.setAttribute("class", `${color}${data.anomaly[i] ? " anomalous" : ""}`);
     dots.set(i, dot);
     plane.append(dot);
   }
