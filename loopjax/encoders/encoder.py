@@ -37,7 +37,7 @@ def abstract_model(config: HtsatConfig, precision: Precision = "fp32") -> tuple[
     kernels = precision == "bf16-fused" and kernels_available()
     if precision == "bf16-fused" and not kernels:
         warnings.warn(
-            f"jax {jax.__version__} no longer compiles the attention kernel: bf16-fused runs as "
+            f"jax {jax.__version__} has no kernels for this device: bf16-fused runs as "
             "bf16-fast, slower and with the same embeddings up to rounding",
             stacklevel=2,
         )

@@ -16,6 +16,7 @@ from loopjax.encoders.storage import read_encoder, read_record, verify_encoder
 from loopjax.encoders.text import TextEncoder, read_text_encoder
 from loopjax.errors import UserError
 from loopjax.forks import refuse_after_fork
+from loopjax.htsat.kernels import on_v5e
 from loopjax.io.hub_names import is_hub_name, pulled
 
 BUNDLED = "loopjax-nano"
@@ -64,15 +65,15 @@ def load_encoder(name: str | Path, precision: Precision | Literal["auto"] = "aut
 
     Raises:
         UserError: no such encoder, not fetched yet, its folder is damaged, or "bf16-fused" without
-            a GPU; says what to do.
+            a GPU or a TPU v5e; says what to do.
     """
     refuse_after_fork()
     if precision == "auto":
         precision = default_precision()
-    if precision == "bf16-fused" and jax.default_backend() != "gpu":
+    if precision == "bf16-fused" and not (jax.default_backend() == "gpu" or on_v5e()):
         raise UserError(
-            f"precision bf16-fused needs a GPU, and JAX found {jax.default_backend()} only: "
-            "use bf16, whose embeddings differ in rounding alone"
+            "precision bf16-fused needs a GPU or a TPU v5e, and JAX found "
+            f"{jax.devices()[0].device_kind}: use bf16, whose embeddings differ in rounding alone"
         )
     if str(name) in REFERENCES:
         return REFERENCES[str(name)](precision)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from loopjax.htsat.kernels import on_hopper
+from loopjax.htsat.kernels import on_hopper, on_v5e
 
 LAYER_NORM_EPS = 1e-5  # PyTorch's default; flax would use 1e-6
 
@@ -152,7 +152,7 @@ class WindowAttention(nnx.Module):
         qkv = self.qkv(x).reshape(b, w, n, 3, self.heads, width // self.heads)
         q, k, v = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
         q = q * (width // self.heads) ** -0.5
-        bias = self._bias()
+        bias = self.bias()
         bias = bias[None] if mask is None else bias[None] + mask[:, None]
         # XLA's CPU backend reduces down columns with vectors, along rows of 64 number by number.
         order = "kq" if jax.default_backend() == "cpu" else "qk"
@@ -173,7 +173,7 @@ class WindowAttention(nnx.Module):
         return self.proj(
             window_attention(
                 self.qkv(x),
-                self._bias(),
+                self.bias(),
                 side=side,
                 window=self.window,
                 shift=shift,
@@ -181,7 +181,7 @@ class WindowAttention(nnx.Module):
             )
         )
 
-    def _bias(self) -> jax.Array:
+    def bias(self) -> jax.Array:
         """Relative position bias [heads, n, n] of (query, key)."""
         return self.rel_bias[...][relative_index(self.window)].transpose(2, 0, 1)
 
@@ -217,7 +217,8 @@ class SwinBlock(nnx.Module):
     """Pre-norm Swin v1 block; odd blocks shift their windows by half a window.
 
     With `fused` set, attention is one GPU kernel, and on Hopper GPUs the second half is another
-    where there is one for its width. Neither has a gradient or stochastic depth.
+    where there is one for its width; on a TPU v5e the whole block is one. None has a gradient or
+    stochastic depth.
     """
 
     def __init__(
@@ -242,6 +243,8 @@ class SwinBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Tokens [B, side**2, width] -> same; `key` switches stochastic depth on."""
+        if self.fused and on_v5e() and (y := self._whole(x)) is not None:
+            return y
         attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
         x = x + self._drop(self._attend(self.norm1(x)), attention_key)
         if self.fused and on_hopper() and (y := self._fused_half(x)) is not None:
@@ -251,7 +254,7 @@ class SwinBlock(nnx.Module):
     def _attend(self, x: jax.Array) -> jax.Array:
         b, n, width = x.shape
         side, window, shift = self.side, self.window, self.shift
-        if self.fused:
+        if self.fused and not on_v5e():
             return self.attn.fused(x, side, shift)
         image = x.reshape(b, side, side, width)
         if shift:
@@ -265,6 +268,30 @@ class SwinBlock(nnx.Module):
         if shift:
             image = jnp.roll(image, (shift, shift), axis=(1, 2))
         return image.reshape(b, n, width)
+
+    def _whole(self, x: jax.Array) -> jax.Array | None:
+        """The block by its TPU kernel; None where it does not serve these tokens."""
+        from loopjax.htsat.kernels.tpu_block import BlockWeights, serves, swin_block
+
+        attn = self.attn
+        if not serves(x.shape[0], self.side, x.shape[-1], attn.heads, self.window):
+            return None
+
+        def both(*pair: nnx.Param | None) -> tuple[jax.Array, jax.Array]:
+            first, second = pair
+            assert first is not None and second is not None  # every layer here has both
+            return first[...], second[...]
+
+        weights = BlockWeights(
+            norm1=both(self.norm1.scale, self.norm1.bias),
+            qkv=both(attn.qkv.kernel, attn.qkv.bias),
+            relative_bias=attn.bias(),
+            proj=both(attn.proj.kernel, attn.proj.bias),
+            norm2=both(self.norm2.scale, self.norm2.bias),
+            fc1=both(self.mlp.fc1.kernel, self.mlp.fc1.bias),
+            fc2=both(self.mlp.fc2.kernel, self.mlp.fc2.bias),
+        )
+        return swin_block(x, weights, side=self.side, shift=self.shift, epsilon=LAYER_NORM_EPS)
 
     def _fused_half(self, x: jax.Array) -> jax.Array | None:
         """The second half by its kernel; None where there is none for the tokens."""

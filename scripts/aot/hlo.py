@@ -39,6 +39,8 @@ class Module:
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
         lines: list[Instruction] | None = None
+        # What a Pallas kernel says of itself is the one thing that is spread over lines.
+        text = re.sub(r"kernel_metadata=\{\n(.*?)\n\}", r"kernel_metadata={\1}", text, flags=re.S)
         for line in text.splitlines():
             head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
             if head:
@@ -84,8 +86,18 @@ class Module:
             if instruction.opcode == "while"
         ]
 
+    def tpu_kernels(self) -> Iterator[tuple[str, int]]:
+        """Pallas kernels for TPUs: the name of each, and how many programs it is."""
+        for instruction, _ in self.kernels():
+            programs = re.search(r'kernel_metadata=\{"programs":"(\d+)"', instruction.attributes)
+            if programs:
+                yield instruction.name, int(programs[1])
+
     def cycles(self, computation: str | None = None) -> int:
-        """The TPU compiler's own estimate, loops by their trip count (once where unknown)."""
+        """The TPU compiler's own estimate, loops by their trip count (once where unknown).
+
+        Pallas kernels are left out: it has none of them.
+        """
         total = 0
         for instruction in self.computations[computation or self.entry]:
             estimate = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)

@@ -62,8 +62,10 @@ def programs() -> list[Program]:
         found.append(_front_end(target, 48000, 20, batch // 2, fusion=True))
     for objective in (Reconstruction, OneClass):
         found.append(_heads("h100", objective, heads=10, batch=32))
-    for size, batch in (("nano", 64), ("tiny", 64)):
-        found.append(_encoder("v5e", size, "bf16", batch))
+    for size in ("nano", "tiny"):
+        for precision in ("bf16", "bf16-fused"):
+            found.append(_encoder("v5e", size, precision, 64))
+    found.append(_encoder("v5e", "base", "bf16-fused", 64))
     found.append(_front_end("v5e", 44100, 4, 64, fusion=False))
     return found
 

@@ -2,12 +2,23 @@
 
 import contextlib
 import os
+import re
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # Before jax is imported. Autotuning needs the device; without it kernels are chosen by rule.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+# The TPU compiler writes what it made of each Pallas kernel, instruction by instruction.
+os.environ["LIBTPU_INIT_ARGS"] = " ".join(
+    (
+        f"--xla_jf_dump_to={tempfile.gettempdir()}/loopjax-aot-{os.getpid()}",
+        "--xla_jf_dump_llo_text=true",
+    )
+)
 os.environ["XLA_FLAGS"] = " ".join(
     (
         os.environ.get("XLA_FLAGS", ""),
@@ -21,6 +32,7 @@ import jax
 from jax.experimental import topologies
 
 V5E_CLOCK_HZ = 1.5e9
+_SCHEDULES = Path(tempfile.gettempdir()) / f"loopjax-aot-{os.getpid()}"
 PLATFORMS = {"h100": "cuda", "h100x8": "cuda", "v5e": "tpu"}
 # What XLA would ask the device: `hlo-opt --xla_gpu_target_config_filename` takes the same text.
 H100 = """
@@ -75,3 +87,19 @@ def as_if_on(target: str, device: Any) -> Iterator[None]:
             yield
     finally:
         jax.default_backend = real
+
+
+def scheduled_instructions(kernel: str) -> int:
+    """Instruction words of one program of a Pallas kernel of the last compilation for v5e.
+
+    The TPU runs one a cycle, waits for memory apart; kernels have no loops inside.
+    """
+    (schedule,) = _SCHEDULES.glob(f"*-{kernel}-*-schedule-analysis_final_bundles.txt")
+    found = re.search(r"total scheduled bundles:\s+(\d+)", schedule.read_text())
+    assert found is not None, schedule
+    return int(found[1])
+
+
+def forget_schedules() -> None:
+    """Deletes what the TPU compiler wrote, gigabytes for an encoder."""
+    shutil.rmtree(_SCHEDULES, ignore_errors=True)

@@ -5,6 +5,8 @@ import jax
 
 def kernels_available() -> bool:
     """Whether this jax can compile them: Pallas-Triton is deprecated since 0.11.2."""
+    if jax.default_backend() == "tpu":
+        return on_v5e()
     try:
         from jax.experimental.pallas import triton
     except ImportError:
@@ -14,7 +16,15 @@ def kernels_available() -> bool:
 
 def on_hopper() -> bool:
     """Whether programs are compiled for NVIDIA's Hopper GPUs, whose matrix unit the MLP needs."""
-    if jax.default_backend() != "gpu":
-        return False
-    device = jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
-    return getattr(device, "compute_capability", None) == "9.0"
+    return (
+        jax.default_backend() == "gpu" and getattr(_device(), "compute_capability", None) == "9.0"
+    )
+
+
+def on_v5e() -> bool:
+    """Whether programs are compiled for Google's TPU v5e, the one whose memory the block fits."""
+    return jax.default_backend() == "tpu" and _device().device_kind == "TPU v5 lite"
+
+
+def _device() -> jax.Device:
+    return jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]

@@ -83,5 +83,5 @@ def test_without_the_kernel_the_plain_path_runs_and_says_so(monkeypatch):
 def test_needs_a_gpu():
     if jax.default_backend() == "gpu":
         pytest.skip("there is a GPU")
-    with pytest.raises(UserError, match=r"bf16-fused needs a GPU.*use bf16"):
+    with pytest.raises(UserError, match=r"bf16-fused needs a GPU or a TPU v5e.*use bf16"):
         load_encoder("loopjax-nano", "bf16-fused")
