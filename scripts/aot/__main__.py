@@ -49,11 +49,7 @@ def measure(program: Program, hlo: Path | None) -> dict[str, Any]:
         "loops_of_unknown_length": module.whiles().count(None),
     }
     if program.target == "v5e":
-        cycles = module.cycles() + sum(
-            programs * targets.scheduled_instructions(kernel)
-            for kernel, programs in module.tpu_kernels()
-        )
-        targets.forget_schedules()
+        cycles = module.cycles() + targets.kernel_cycles(module.tpu_kernels())
         row["clips_per_s"] = round(clips / (cycles / targets.V5E_CLOCK_HZ))
     return row | {"compile_s": round(time.monotonic() - started)}
 

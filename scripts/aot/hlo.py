@@ -86,12 +86,13 @@ class Module:
             if instruction.opcode == "while"
         ]
 
-    def tpu_kernels(self) -> Iterator[tuple[str, int]]:
-        """Pallas kernels for TPUs: the name of each, and how many programs it is."""
+    def tpu_kernels(self) -> Iterator[tuple[str, str, int]]:
+        """Pallas kernels for TPUs: the name of each, its text, and how many programs it is."""
         for instruction, _ in self.kernels():
             programs = re.search(r'kernel_metadata=\{"programs":"(\d+)"', instruction.attributes)
-            if programs:
-                yield instruction.name, int(programs[1])
+            text = re.search(r'"body":"([^"]*)"', instruction.attributes)
+            if programs and text:
+                yield instruction.name, text[1], int(programs[1])
 
     def cycles(self, computation: str | None = None) -> int:
         """The TPU compiler's own estimate, loops by their trip count (once where unknown).

@@ -5,18 +5,19 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 # Before jax is imported. Autotuning needs the device; without it kernels are chosen by rule.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-# The TPU compiler writes what it made of each Pallas kernel, instruction by instruction.
+# The TPU compiler writes how many instructions it made of each Pallas kernel.
 os.environ["LIBTPU_INIT_ARGS"] = " ".join(
     (
         f"--xla_jf_dump_to={tempfile.gettempdir()}/loopjax-aot-{os.getpid()}",
         "--xla_jf_dump_llo_text=true",
+        "--xla_jf_dump_llo_pass_label_regex=.*final_bundles.*",
     )
 )
 os.environ["XLA_FLAGS"] = " ".join(
@@ -89,17 +90,19 @@ def as_if_on(target: str, device: Any) -> Iterator[None]:
         jax.default_backend = real
 
 
-def scheduled_instructions(kernel: str) -> int:
-    """Instruction words of one program of a Pallas kernel of the last compilation for v5e.
+def kernel_cycles(kernels: Iterable[tuple[str, str, int]]) -> int:
+    """Cycles of Pallas kernels of the last compilation for v5e, as `Module.tpu_kernels` lists them.
 
-    The TPU runs one a cycle, waits for memory apart; kernels have no loops inside.
+    One for each instruction word of each program, none of which has a loop inside; waits for memory
+    come on top. What the compiler wrote is deleted.
     """
-    (schedule,) = _SCHEDULES.glob(f"*-{kernel}-*-schedule-analysis_final_bundles.txt")
-    found = re.search(r"total scheduled bundles:\s+(\d+)", schedule.read_text())
-    assert found is not None, schedule
-    return int(found[1])
-
-
-def forget_schedules() -> None:
-    """Deletes what the TPU compiler wrote, gigabytes for an encoder."""
+    total, words = 0, {}
+    for name, text, programs in kernels:
+        schedule = next(_SCHEDULES.glob(f"*-{name}-*-schedule-analysis_final_bundles.txt"), None)
+        if schedule:  # else as an equal one before: they are compiled once
+            found = re.search(r"total scheduled bundles:\s+(\d+)", schedule.read_text())
+            assert found is not None, schedule
+            words[text] = int(found[1])
+        total += programs * words[text]
     shutil.rmtree(_SCHEDULES, ignore_errors=True)
+    return total
