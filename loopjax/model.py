@@ -195,6 +195,8 @@ class Model:
             table = pa.table({"id": ids, "path": pa.array([""] * len(data), pa.string())})
             return Embeddings(data, table, {})
         paths = [data] if isinstance(data, str | os.PathLike) else data
+        if not all(os.fspath(path) for path in paths):
+            raise UserError("a source is empty: name audio, or a store of embeddings")
         if len(paths) == 1 and holds_embeddings(place_of(paths[0])):
             return self.embeddings_of(open_embeddings(place_of(paths[0])))
         return self.embed(paths, encoder)

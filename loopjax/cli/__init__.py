@@ -34,6 +34,7 @@ from loopjax.cli import (
     store,
     tag,
 )
+from loopjax.cli.completion import completion_verb
 from loopjax.cli.terminal import prepare_streams, say
 from loopjax.cli.verb import Verb
 from loopjax.errors import InterruptedRunError, LoopjaxError, UserError, WriteError
@@ -58,6 +59,7 @@ _MODULES = (
     *(store, config, convert, encoders, pull, push, doctor),
 )
 VERBS = {module.VERB.name: module.VERB for module in _MODULES}
+VERBS["completion"] = completion_verb(lambda: _overview(with_options=True))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,8 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return WriteError.exit_code
 
 
-def _overview() -> argparse.ArgumentParser:
-    """The parser of `loopjax --help` and of verbs that do not exist."""
+def _overview(with_options: bool = False) -> argparse.ArgumentParser:
+    """The parser of `loopjax --help` and of verbs that do not exist.
+
+    Args:
+        with_options: with those of all verbs, which takes longer.
+    """
     parser = argparse.ArgumentParser(
         prog="loopjax",
         description="Find what is normal and what is anomalous in large corpora of musical loops.",
@@ -115,7 +121,9 @@ def _overview() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"loopjax {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS.values():
-        verbs.add_parser(verb.name, help=verb.summary)
+        inner = verbs.add_parser(verb.name, help=verb.summary)
+        if with_options:
+            verb.add_options(inner)
     return parser
 
 

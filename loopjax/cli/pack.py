@@ -33,6 +33,7 @@ def _act(args: argparse.Namespace) -> int:
     from loopjax.audio.pack import SHARD_LOOPS, pack
     from loopjax.audio.sources.selection import Selection
     from loopjax.audio.sources.source import open_source
+    from loopjax.io import require_apart
 
     config = given_settings(args, EmbedConfig())
     if args.shard_loops is not None and args.shard_loops < 1:
@@ -44,6 +45,7 @@ def _act(args: argparse.Namespace) -> int:
         min_duration_s=config.min_duration_s,
         max_duration_s=config.max_duration_s,
     )
+    require_apart(Path(args.out), args.sources)
     corpus = open_source(args.sources, Selection(config.include, config.exclude))
     summary = pack(
         corpus,

@@ -40,7 +40,7 @@ from loopjax.embedding.write import EmbedSummary, Memory, Writer
 from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
 from loopjax.errors import InterruptedRunError, TooManyRejectedError, UserError
-from loopjax.io import locked, sweep
+from loopjax.io import locked, require_apart, sweep
 from loopjax.io.remote import place_of
 from loopjax.store.index import DoneIndex
 from loopjax.store.read import Embeddings
@@ -88,6 +88,7 @@ def embed_corpus(
     check_config(config)
     encoder = as_encoder(encoder, config)
     sources, folder = _as_list(sources), place_of(out_dir)
+    require_apart(folder, sources)
     index, n_processes = parallel.process_slot()
     space = space_of(encoder, config)  # like the next lines, before anything is written
     engine = BatchEncoder[list[Row]](encoder, space, config)
@@ -182,6 +183,7 @@ def embed_shared(
     check_config(config)
     encoder = as_encoder(encoder, config)
     sources, folder = _as_list(sources), place_of(out_dir)
+    require_apart(folder, sources)
     if slice_of is not None and not 0 <= slice_of[0] < slice_of[1]:
         raise UserError(f"slice {slice_of[0]}/{slice_of[1]}: slices are counted from 0 to N-1")
     space = space_of(encoder, config)

@@ -1,7 +1,6 @@
 """Labels of loops: a CSV file read strictly, and joined to loops by path, never by base name."""
 
-import csv
-import io
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from loopjax.bundled import DATA
 from loopjax.config import DataConfig
 from loopjax.errors import UserError
+from loopjax.io.tables import read_table
 
 BUNDLED_LABELS = DATA / "demo" / "labels.csv"
 
@@ -85,31 +85,19 @@ def read_labels(path: Path, log: Log) -> LabelFile:
     Raises:
         UserError: unreadable, a column is missing, or another word; names the line.
     """
-    lines = list(io.StringIO(_decode(path, log), newline=None))
-    if lines and lines[0].lower().startswith("sep="):  # a spreadsheet's note to itself
-        lines[0] = ""
-    start = next((i for i, line in enumerate(lines) if line.strip()), None)
-    if start is None:
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - never raise
+        raise UserError(f"cannot read labels {path}: not a file")
+    table = read_table(path, "labels", MAX_BYTES, log)
+    header = table.header
+    if not header:
         raise UserError(f"{path}: no labels; it needs the columns 'file' and 'is_anomaly'")
-    separator = max(",;\t", key=lines[start].count)
-    reader = csv.reader(lines[start:], delimiter=separator, strict=True)
-    rows: list[Label] = []
-    try:
-        header = [name.strip().lower() for name in next(reader)]
-        if not {"file", "is_anomaly"} <= set(header):
-            raise UserError(
-                f"{path}:{start + 1}: labels need the columns 'file' and 'is_anomaly'; "
-                f"found {', '.join(map(repr, header[:8]))}"
-            )
-        at_file, at_value = header.index("file"), header.index("is_anomaly")
-        for cells in reader:
-            line = start + reader.line_num
-            if not any(cell.strip() for cell in cells):
-                continue
-            rows.append(_row(cells, at_file, at_value, f"{path}:{line}", line))
-    except csv.Error as error:
-        line = start + reader.line_num
-        raise UserError(f"{path}:{line}: cannot be read as a table: {error}") from None
+    if not {"file", "is_anomaly"} <= set(header):
+        raise UserError(
+            f"{path}:{table.line}: labels need the columns 'file' and 'is_anomaly'; "
+            f"found {', '.join(map(repr, header[:8]))}"
+        )
+    at_file, at_value = header.index("file"), header.index("is_anomaly")
+    rows = [_row(cells, at_file, at_value, f"{path}:{n}", n) for n, cells in table.rows]
     if not rows:
         raise UserError(f"{path}: no labels below the header")
     return LabelFile(path, tuple(rows))
@@ -205,34 +193,6 @@ def tell_unmatched(labels: LabelFile, joined: JoinedLabels, log: Log) -> None:
         more = " ..." if n > NAMED else ""
         log(f"{labels.path}: {n} of {len(labels.rows)} label rows match no loop: {named}{more}")
     require_labeled(labels, joined)
-
-
-def _decode(path: Path, log: Log) -> str:
-    try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"cannot read labels {path}: not a file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read labels {path}: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB; these are no labels")
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding, name = "utf-16", "UTF-16"
-    elif b"\0" in content[:4]:  # UTF-16 of plain letters without its mark
-        encoding, name = ("utf-16-be" if content[:1] == b"\0" else "utf-16-le"), "UTF-16"
-    else:
-        try:
-            return content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            encoding, name = "latin-1", "Latin-1"
-    log(f"{path}: read as {name}")
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: neither UTF-8 nor {name} ({error.reason})") from None
 
 
 def _row(cells: Sequence[str], at_file: int, at_value: int, where: str, line: int) -> Label:

@@ -8,10 +8,11 @@ import contextlib
 import fnmatch
 import glob
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from loopjax.errors import UserError, WriteError
+from loopjax.errors import HeldError, UserError, WriteError
 from loopjax.io import write_text
 
 MANIFEST = "files.txt"
@@ -51,6 +52,23 @@ def step(run: Path, name: str) -> Iterator[None]:
     yield
     mine = [file for file in _files(run) if _matches(file, STEPS[name])]
     _write(run, (listed - set(STEPS[name])) | {glob.escape(file) for file in mine})
+
+
+@contextlib.contextmanager
+def gone_if_refused(run: Path) -> Iterator[None]:
+    """A run folder that is begun here and refused before it holds anything is gone afterwards."""
+    existed, had_record = run.exists(), (run / RECORD).exists()
+    try:
+        yield
+    except HeldError:
+        raise
+    except UserError:
+        if not had_record and all(_matches(f, (RECORD, MANIFEST, *_LOCKS)) for f in _files(run)):
+            for name in (RECORD, MANIFEST):
+                (run / name).unlink(missing_ok=True)
+            if not existed:
+                shutil.rmtree(run, ignore_errors=True)
+        raise
 
 
 def discard(run: Path) -> None:

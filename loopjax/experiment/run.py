@@ -28,7 +28,7 @@ from loopjax.experiment.labels import (
     require_labeled,
     tell_unmatched,
 )
-from loopjax.experiment.manifest import step
+from loopjax.experiment.manifest import gone_if_refused, step
 from loopjax.experiment.paper import reproduce
 from loopjax.experiment.record import claim, note_missing_limits, read_record, require_run_or_empty
 from loopjax.experiment.splits import Split, split_rows
@@ -102,7 +102,7 @@ def run_experiment(
     check_complete(config)
     require_run_or_empty(out)
     require_sinks(loggers)
-    with stoppable():
+    with stoppable(), gone_if_refused(out):
         label_file = check_labels(config, log)
         with locked(out):
             claim(out, config, restart)

@@ -4,7 +4,6 @@
 nothing else; where one byte differs, nothing is kept.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from loopjax import __version__
 from loopjax.errors import UserError
 from loopjax.hub.card import Kind, card, describe
 from loopjax.hub.client import TIMEOUT_S, client, endpoint, one_message, require_encrypted
-from loopjax.io import is_empty, write_folder, write_text
+from loopjax.io import file_sha256, is_empty, write_folder, write_text
 from loopjax.io.hub_names import HubName, is_hub_name, parse_hub_name
 from loopjax.json_files import read_json
 
@@ -72,7 +71,7 @@ def push(
         if path.is_file() and not _is_ours(path.relative_to(folder))
     }
     sizes = {file: path.stat().st_size for file, path in files.items()}
-    notes = {f: {"sha256": _sha256(p), "size_bytes": sizes[f]} for f, p in files.items()}
+    notes = {f: {"sha256": file_sha256(p), "size_bytes": sizes[f]} for f, p in files.items()}
     manifest = {
         "format": FORMAT,
         "kind": described.kind,
@@ -197,7 +196,7 @@ def _manifest(file: Path, name: HubName) -> tuple[Kind, Mapping[str, str]]:
 
 
 def _place(source: Path, target: Path, sha256: str, name: HubName) -> None:
-    found = _sha256(source)
+    found = file_sha256(source)
     if found != sha256:
         raise UserError(
             f"{target.name} of {name} has sha256 {found} instead of {sha256}: a broken or "
@@ -217,9 +216,4 @@ def _note(wanted: HubName, commit: HubName) -> None:
 
 def _pulled(commit: HubName, folder: Path) -> Pulled:
     kind, _ = _manifest(folder / MANIFEST_NAME, commit)
-    return Pulled(commit, kind, folder, _sha256(folder / MANIFEST_NAME))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Pulled(commit, kind, folder, file_sha256(folder / MANIFEST_NAME))

@@ -5,6 +5,7 @@ leaves at most such a temporary name; the next writer of the same place removes 
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import stat
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,34 @@ def _is_special(path: Path) -> bool:
         mode = stat.S_IFREG
     in_dev = path.absolute().parent == Path("/dev")  # `stdout` there may be a link to a file
     return not stat.S_ISDIR(mode) and (in_dev or not stat.S_ISREG(mode))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def require_apart(out: Path, sources: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuses to write among the files that are read.
+
+    Raises:
+        UserError: `out` is one of the source folders.
+    """
+    if remote.is_remote(out) or not out.is_dir():
+        return
+    for source in sources:
+        if os.path.isdir(source) and os.path.samefile(source, out):  # noqa: PTH112, PTH121 - bytes
+            raise UserError(
+                f"{out} is read from; to write among its files is no good: choose another -o"
+            )
 
 
 def check_can_write(path: Path, n_bytes: int = 0) -> None:

@@ -4,7 +4,6 @@ Everything is checked before the first file moves. A journal in the target folde
 before it is touched, so that an interrupted run can be continued or taken back.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from loopjax.errors import UserError, WriteError
-from loopjax.io import locked, write_atomically, write_text
+from loopjax.io import file_sha256, locked, write_atomically, write_text
 from loopjax.json_files import parse_json
 from loopjax.library.marks import Mark
 
@@ -122,7 +121,7 @@ def _state(source: Path, target: Path, content: str, kind: Kind) -> State:
         return "done" if target.is_file() and _is(target, content) else "missing"
     if not _is(source, content):
         return "changed"
-    if kind == "copy" and target.is_file() and _hash(target) == _hash(source):
+    if kind == "copy" and target.is_file() and file_sha256(target) == file_sha256(source):
         return "done"
     return "ready"
 
@@ -135,15 +134,7 @@ def _is_taken(step: Step) -> bool:
 
 
 def _is(path: Path, content: str) -> bool:
-    return not content or _hash(path).startswith(content)
-
-
-def _hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    return not content or file_sha256(path).startswith(content)
 
 
 def _place(step: Step, kind: Kind) -> None:
@@ -170,7 +161,7 @@ def _give_name(source: Path, target: Path) -> None:
         raise UserError(f"{target} appeared meanwhile; nothing was overwritten") from None
     except OSError:  # another disk, or a file system without links
         write_atomically(target, lambda temporary: shutil.copy2(source, temporary))
-        if _hash(target) != _hash(source):
+        if file_sha256(target) != file_sha256(source):
             raise WriteError(f"{target} is not what {source} is; both are left") from None
 
 

@@ -1,7 +1,5 @@
 """Decisions on loops, keyed by their content: kept, rejected, and why."""
 
-import csv
-import io
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -11,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from loopjax.errors import UserError
+from loopjax.io.tables import read_table
 from loopjax.store.blocks import open_rows
 from loopjax.store.parquet import open_parquet
 
@@ -47,7 +46,8 @@ class Mark:
 def read_marks(path: str | Path) -> tuple[Mark, ...]:
     """Reads the marks that a report exported or `dedup` wrote, as CSV or Parquet.
 
-    Columns `mark` (keep, reject or blank), `id` or `sha256`, and optionally `path` and `note`.
+    Columns `mark` (keep, reject or blank), `id` or `sha256`, and optionally `path` and `note`; in
+    whatever encoding and with whatever separator a spreadsheet saved them, see `read_table`.
     Rows without a mark are left out.
 
     Raises:
@@ -152,20 +152,9 @@ def plain_text(text: str) -> str:
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict]]:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)  # of a pipe, nobody knows the size before
-        if len(content) > MAX_BYTES:
-            raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB; these are no marks")
-        text = content.decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise UserError(f"cannot read marks {path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table: {error}") from None
-    _require_columns(path, list(reader.fieldnames or ()))
-    return rows
+    table = read_table(path, "marks", MAX_BYTES)
+    _require_columns(path, table.header)
+    return [(line, dict(zip(table.header, cells, strict=False))) for line, cells in table.rows]
 
 
 def _parquet_rows(path: Path) -> list[tuple[int, dict]]:

@@ -62,8 +62,11 @@ def open_source(
         selection: patterns of what to take from folders and lists.
 
     Raises:
-        UserError: a source that does not exist or is no audio, or a dataset among other sources.
+        UserError: a source that is empty, does not exist or is no audio, or a dataset among
+            others.
     """
+    if not all(os.fspath(source) for source in sources):
+        raise UserError("a source is empty: name a folder, an audio file or a list of paths")
     datasets = [str(s) for s in sources if str(s).startswith("tfds:")]
     if not datasets:
         containers = [_containers(os.fsdecode(source)) for source in sources]
