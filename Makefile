@@ -1,5 +1,5 @@
 # Every target works in a checkout with the package installed: pip install -e ".[dev]"
-.PHONY: check test slow faults parity bench golden demo docs docs-run scale
+.PHONY: check test slow faults parity bench golden demo docs docs-run reproduce scale
 
 check:
 	ruff check . && ruff format --check . && pyright loopjax
@@ -32,6 +32,13 @@ docs-run: # every tutorial and notebook, as a reader would
 	python -m scripts.docs.run
 
 scale: # batches, feeding, fit and score up to two million rows; 4 GB of temporary files, under 25 minutes
+
+reproduce: # the README's tables with the versions of constraints.txt, in an environment of their own
+	python3 -m venv .reproduce-venv
+	.reproduce-venv/bin/pip install --quiet -c constraints.txt ".[report,eval]"
+	.reproduce-venv/bin/python -m scripts.reproduce
+
+scale: # batches, feeding, and fit and score up to two million rows; 4 GB in a temporary folder, 25 minutes
 	python -m pytest -q tests/embedding/test_features.py -k "little_more or no_device"
 	python scripts/bench/decoding.py --loops 100
 	python scripts/bench/packed.py --loops 200

@@ -191,11 +191,10 @@ class Model:
             self.check_space(Space.from_metadata(data.metadata), "the embeddings")
             return data
         if isinstance(data, np.ndarray):
-            ids = [f"row-{i:06d}" for i in range(len(data))]
-            table = pa.table({"id": ids, "path": pa.array([""] * len(data), pa.string())})
-            return Embeddings(data, table, {})
+            ids = pa.array([f"row-{i:06d}" for i in range(len(data))], pa.string())
+            return Embeddings(data, pa.table({"id": ids, "path": pa.repeat("", len(data))}), {})
         paths = [data] if isinstance(data, str | os.PathLike) else data
-        if not all(os.fspath(path) for path in paths):
+        if "" in paths:
             raise UserError("a source is empty: name audio, or a store of embeddings")
         if len(paths) == 1 and holds_embeddings(place_of(paths[0])):
             return self.embeddings_of(open_embeddings(place_of(paths[0])))

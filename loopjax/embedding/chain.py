@@ -228,17 +228,15 @@ def embed(
 
     Args:
         sources: a path or several: files, folders, lists. Or samples: an array of one loop, or a
-            list of such arrays; mono [n], or [n, channels] or [channels, n], where the shorter axis
-            holds the channels; int16, or float in [-1, 1]. They become what a WAV file with these
-            samples would.
+            list of such; mono [n], or [n, channels] or [channels, n], where the shorter axis holds
+            the channels; int16, or float in [-1, 1]. They become what their WAV files would.
         encoder: a name, a folder, or one that is loaded.
         config: see EmbedConfig.
         rate_hz: sample rate of arrays; files know theirs.
         **options: single fields of EmbedConfig instead.
 
     Returns:
-        Embeddings sorted by path, arrays in the order given; rejected inputs are listed in its
-        `failures`.
+        Embeddings sorted by path, arrays in the order given; `failures` lists what was rejected.
 
     Raises:
         UserError: bad sources or options, or no input could be embedded.

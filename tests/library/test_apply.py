@@ -122,7 +122,7 @@ def test_another_disk_gets_a_checked_copy(loops, monkeypatch):
     assert carry_out(plan(marks, "reject", out, "move"), out, "move") == 3
     assert len(files(out)) == 3
     back = undo_plan(out)
-    monkeypatch.setattr(apply, "_hash", lambda path: os.urandom(4).hex())
+    monkeypatch.setattr(apply, "file_sha256", lambda path: os.urandom(4).hex())
     with pytest.raises(WriteError, match="both are left"):
         carry_out(back, out, "move")
     assert len(files(out)) == 3
