@@ -31,14 +31,12 @@ docs: # pip install -e ".[docs]"
 docs-run: # every tutorial and notebook, as a reader would
 	python -m scripts.docs.run
 
-scale: # batches, feeding, fit and score up to two million rows; 4 GB of temporary files, under 25 minutes
-
 reproduce: # the README's tables with the versions of constraints.txt, in an environment of their own
 	python3 -m venv .reproduce-venv
 	.reproduce-venv/bin/pip install --quiet -c constraints.txt ".[report,eval]"
 	.reproduce-venv/bin/python -m scripts.reproduce
 
-scale: # batches, feeding, and fit and score up to two million rows; 4 GB in a temporary folder, 25 minutes
+scale: # batches, feeding, fit and score up to two million rows; 4 GB of temporary files, under 25 minutes
 	python -m pytest -q tests/embedding/test_features.py -k "little_more or no_device"
 	python scripts/bench/decoding.py --loops 100
 	python scripts/bench/packed.py --loops 200
