@@ -1,5 +1,7 @@
 """Hand-written accelerator kernels of the network."""
 
+from typing import Any
+
 import jax
 
 
@@ -26,5 +28,5 @@ def on_v5e() -> bool:
     return jax.default_backend() == "tpu" and _device().device_kind == "TPU v5 lite"
 
 
-def _device() -> jax.Device:
+def _device() -> Any:
     return jax.config.jax_default_device or jax.devices()[0]  # pyright: ignore[reportAttributeAccessIssue]
