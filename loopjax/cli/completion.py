@@ -21,7 +21,7 @@ def completion_verb(whole_parser: Callable[[], argparse.ArgumentParser]) -> Verb
 
     def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("shell", choices=_SHELLS, help="the shell that will read it")
-        parser.epilog = _INSTALL
+        parser.epilog = f"{parser.epilog}\n\n{_INSTALL}"
 
     def act(args: argparse.Namespace) -> int:
         import shtab

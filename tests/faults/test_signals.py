@@ -82,7 +82,7 @@ def test_a_signal_within_the_report_keeps_the_run_and_the_older_page(
     config, tmp_path, monkeypatch, capfd, number, code
 ):
     """First in `run`, before there is a page, then in `report`, which leaves the page alone."""
-    run, render = tmp_path / "run", page._render
+    run, render = tmp_path / "run", page.render
     index = run / "report" / "index.html"
 
     def stop(*args):
@@ -90,7 +90,7 @@ def test_a_signal_within_the_report_keeps_the_run_and_the_older_page(
         return render(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(page, "_render", stop)
+        patched.setattr(page, "render", stop)
         assert main(["run", str(config), "-o", str(run)]) == code
         assert "what was finished is saved" in capfd.readouterr().err
         assert not index.exists()
@@ -100,7 +100,7 @@ def test_a_signal_within_the_report_keeps_the_run_and_the_older_page(
     assert (run / "evaluation.json").read_bytes() == evaluation
     written = index.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(page, "_render", stop)
+        patched.setattr(page, "render", stop)
         assert main(["report", str(run)]) == code
         assert index.read_bytes() == written
     assert main(["report", str(run)]) == 0
