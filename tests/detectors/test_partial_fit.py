@@ -1,7 +1,6 @@
 """Rows learned piece by piece are learned as if all had come at once."""
 
 import numpy as np
-import pandas
 import pytest
 
 from loopjax.detectors import detector_class, detector_kinds
@@ -174,6 +173,7 @@ def test_a_detector_of_an_earlier_version_says_so(tmp_path):
 
 def test_columns_are_checked_by_number_and_name():
     names = [f"e{i}" for i in range(16)]
+    pandas = pytest.importorskip("pandas")
     detector = KNN().partial_fit(pandas.DataFrame(rows(), columns=names))
     with pytest.raises(DataError, match="expecting 16"):
         detector.partial_fit(rows(width=12))

@@ -1,7 +1,6 @@
 """Samples in memory are embedded as the WAV files that hold them."""
 
 import numpy as np
-import pandas
 import pytest
 import soundfile
 
@@ -69,6 +68,7 @@ def test_an_encoder_by_name():
 
 
 def test_a_column_of_text_is_a_list_of_paths(tmp_path):
+    pandas = pytest.importorskip("pandas")
     wanted = of_file(stereo(), tmp_path).matrix
     for paths in (pandas.Series([str(tmp_path / "a.wav")]), np.array([str(tmp_path / "a.wav")])):
         found = loopjax.embed(paths, FakeEncoder(), workers=1)
