@@ -3,6 +3,7 @@
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -124,3 +125,11 @@ def everything(name: str, mel, longer) -> dict[str, np.ndarray]:
     """All stages and outputs of a golden case's encoder for given mel views."""
     out = _program(name)(encoder(name).params, mel, longer)
     return {key: np.asarray(value) for key, value in out.items()}
+
+
+def disturb(modules: Any) -> None:
+    """Adds noise to every parameter, so that each of them matters."""
+    key = jax.random.key(1)
+    for parameter in jax.tree.leaves(modules, is_leaf=lambda leaf: isinstance(leaf, nnx.Param)):
+        key, own = jax.random.split(key)
+        parameter[...] += 0.1 * jax.random.normal(own, parameter.shape)

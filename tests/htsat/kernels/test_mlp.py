@@ -14,6 +14,7 @@ from loopjax.htsat import swin
 from loopjax.htsat.kernels import mlp as kernel
 from loopjax.htsat.kernels.mlp import TILINGS, MlpWeights, mlp, serves
 from loopjax.htsat.swin import LAYER_NORM_EPS, SwinBlock
+from tests.htsat.cases import disturb
 
 
 @pytest.mark.skipif(
@@ -36,11 +37,7 @@ def test_equals_the_plain_path(width, monkeypatch):
 def block_of(width: int) -> SwinBlock:
     """A block whose every parameter of the second half matters."""
     block = SwinBlock(width, width // 32, 8, False, 0.0, 8, 4, jnp.bfloat16, rngs=nnx.Rngs(0))
-    layers = (block.norm2, block.mlp.fc1, block.mlp.fc2)
-    key = jax.random.key(1)
-    for parameter in jax.tree.leaves(layers, is_leaf=lambda leaf: isinstance(leaf, nnx.Param)):
-        key, own = jax.random.split(key)
-        parameter[...] += 0.1 * jax.random.normal(own, parameter.shape)
+    disturb((block.norm2, block.mlp.fc1, block.mlp.fc2))
     block.mlp.tanh = True
     return block
 

@@ -12,6 +12,7 @@ from loopjax.htsat import swin
 from loopjax.htsat.kernels import tpu_block
 from loopjax.htsat.kernels.tpu_block import serves, swin_block
 from loopjax.htsat.swin import SwinBlock
+from tests.htsat.cases import disturb
 
 
 # Four windows in a row, two, and one; heads of 24 channels that fill half a tile of lanes, one and
@@ -51,10 +52,7 @@ def test_what_it_serves():
 def block_of(side: int, width: int, heads: int, shifted: bool) -> SwinBlock:
     """A block whose every parameter matters."""
     block = SwinBlock(width, heads, side, shifted, 0.0, 8, 4, jnp.float32, rngs=nnx.Rngs(0))
-    key = jax.random.key(1)
-    for parameter in jax.tree.leaves(block, is_leaf=lambda leaf: isinstance(leaf, nnx.Param)):
-        key, own = jax.random.split(key)
-        parameter[...] += 0.1 * jax.random.normal(own, parameter.shape)
+    disturb(block)
     block.mlp.tanh = True
     return block
 
