@@ -117,7 +117,8 @@ class OptimizerConfig:
     weight_decay: Annotated[float, Setting("of kernels", at_least=0)] = 0.05
     clip_norm: Annotated[float, Setting("largest norm of a gradient", above=0)] = 1.0
     ema: Annotated[
-        float, Setting("decay of the average of the weights; 0: none", at_least=0, below=1)
+        float,
+        Setting("decay of the weights' average, less at first; 0: none", at_least=0, below=1),
     ] = 0.99
     remat: Annotated[
         bool, Setting("recompute blocks in the backward pass: less memory, a third more work")

@@ -170,8 +170,10 @@ def _record(state: State, best: _Best, curve: np.ndarray) -> dict[str, Any]:
 
 
 def _held_out_loss(evaluate, params: Params, batches: list) -> float:
-    losses = [float(evaluate(params, batch)[0]) for batch in batches]
-    return float(np.mean(losses)) if losses else float("nan")
+    """The mean over held-out loops, no finer than a checkpoint keeps it; NaN without any."""
+    sums = [np.asarray(evaluate(params, batch), np.float64) for batch in batches]
+    loss, n_rows = np.sum(sums, axis=0) if sums else (0.0, 0.0)
+    return float(np.float32(loss / n_rows)) if n_rows else float("nan")
 
 
 def _check_budget(batches: BatchReader, loops: Loops, config: FinetuneConfig) -> None:

@@ -56,6 +56,14 @@ class State(NamedTuple):
     opt: Any
 
 
+class Sums(NamedTuple):
+    """Over the rows of a batch: losses, directions of embeddings [C], and how many rows it has."""
+
+    loss: jax.Array
+    directions: jax.Array
+    rows: jax.Array
+
+
 @dataclass(frozen=True)
 class Steps:
     """The compiled programs of one training.
@@ -63,7 +71,8 @@ class Steps:
     Attributes:
         start: weights -> the state before the first step.
         train: (state, batch) -> (state, metrics float32 [3], see `METRICS`); `state` is consumed.
-        evaluate: (params, batch) -> metrics float32 [2], loss and spread; views are fixed.
+        evaluate: (params, batch) -> the sum of its rows' losses and their number, float32 [2];
+            views are fixed.
     """
 
     start: Callable[[dict[str, dict[str, np.ndarray]]], State]
@@ -143,8 +152,8 @@ def make_steps(
 
     def part_loss(
         params: Params, fixed: Any, batch: Batch, mates: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Sum of the losses of one part's rows on this device, and of their directions [C]."""
+    ) -> tuple[jax.Array, Sums]:
+        """The loss of one part's rows on this device, to be differentiated, and all their sums."""
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.place)
         views = [
             augment(
@@ -160,8 +169,9 @@ def make_steps(
         z = network.embed(params["encoder"], fixed["weights"], jnp.concatenate(views), longer)
         z = z.reshape(objective.n_views, -1, z.shape[-1])
         loss = objective.loss(params["head"], fixed["constants"], z, batch.rows, gather)
-        directions = jnp.where(batch.rows.mask[:, None], unit(z[0]), 0.0).sum(axis=0)
-        return loss, directions
+        mask = batch.rows.mask
+        directions = jnp.where(mask[:, None], unit(z[0]), 0.0).sum(axis=0)
+        return loss, Sums(loss, directions, mask.sum(dtype=jnp.float32))
 
     def over_parts(compute: Callable[[Batch, jax.Array], Any], batch: Batch, mates: Any) -> Any:
         """The sum of `compute` over the parts of a batch, one after the other."""
@@ -176,13 +186,11 @@ def make_steps(
         return jax.lax.scan(add, zero, (batch, mates))[0]
 
     def differentiate(params: Params, fixed: Any, batch: Batch, mates: jax.Array, key: jax.Array):
-        """Per device: the batch's gradient, loss and directions, all in one sum over devices."""
+        """Per device: the batch's gradient and sums, all in one sum over devices."""
 
         def one(part: Batch, part_mates: jax.Array) -> Any:
-            found, gradient = jax.value_and_grad(part_loss, has_aux=True)(
-                params, fixed, part, part_mates, key
-            )
-            return gradient, found
+            gradient, sums = jax.grad(part_loss, has_aux=True)(params, fixed, part, part_mates, key)
+            return gradient, sums
 
         return add_up(over_parts(one, batch, mates))
 
@@ -190,7 +198,7 @@ def make_steps(
         """The same without a gradient."""
 
         def one(part: Batch, part_mates: jax.Array) -> Any:
-            return part_loss(params, fixed, part, part_mates, key)
+            return part_loss(params, fixed, part, part_mates, key)[1]
 
         return add_up(over_parts(one, batch, mates))
 
@@ -206,31 +214,29 @@ def make_steps(
 
     def train(state: State, batch: Batch, fixed: Any, origin: Any) -> tuple[State, jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradient, (loss, directions) = shard(differentiate)(
-            state.params, fixed, batch, mates_of(batch), key
-        )
-        n_rows = jnp.maximum(batch.rows.mask.sum(), 1)
+        gradient, sums = shard(differentiate)(state.params, fixed, batch, mates_of(batch), key)
+        n_rows = jnp.maximum(sums.rows, 1.0)
         gradient = jax.tree.map(lambda g: g / n_rows, gradient)
-        loss = loss / n_rows
+        loss = sums.loss / n_rows
         for name, at_start in origin.items():
             away = state.params["encoder"][name] - at_start
             gradient["encoder"][name] += 2.0 * anchor * away
             loss += anchor * jnp.square(away).sum()
         updates, opt = transformation.update(gradient, state.opt, state.params)
         params: Params = optax.apply_updates(state.params, updates)  # pyright: ignore
+        decay = average_decay(optimizer.ema, state.step)
         average = jax.tree.map(
-            lambda old, new: optimizer.ema * old + (1.0 - optimizer.ema) * new,
+            lambda old, new: decay * old + (1.0 - decay) * new,
             state.average,
             params["encoder"],
         )
-        metrics = [loss, _spread(directions, n_rows), optax.tree.norm(gradient)]
+        metrics = [loss, _spread(sums.directions, n_rows), optax.tree.norm(gradient)]
         return State(state.step + 1, params, average, opt), jnp.stack(metrics)
 
     def evaluate(params: Params, batch: Batch, fixed: Any) -> jax.Array:
         key = jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1))
-        loss, directions = shard(measure)(params, fixed, batch, mates_of(batch), key)
-        n_rows = jnp.maximum(batch.rows.mask.sum(), 1)
-        return jnp.stack([loss / n_rows, _spread(directions, n_rows)])
+        sums = shard(measure)(params, fixed, batch, mates_of(batch), key)
+        return jnp.stack([sums.loss, sums.rows])
 
     train_program, evaluate_program = jax.jit(train, donate_argnums=0), jax.jit(evaluate)
 
@@ -253,6 +259,15 @@ def place_batch(batch: Batch, mesh: Mesh) -> Batch:
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
     )
+
+
+def average_decay(ema: float, step: jax.Array) -> jax.Array:
+    """What of the average stays in a step, counted from 0.
+
+    Less than `ema` at first: at .99, half of what 60 steps leave would be the weights before them.
+    """
+    done = step.astype(jnp.float32)
+    return jnp.minimum(ema, (1.0 + done) / (10.0 + done))
 
 
 def averaged(state: State, ema: float) -> Params:
