@@ -4,11 +4,12 @@
 
 The training runs once undisturbed. Then it is started again in a place of its own, and SIGKILL is
 sent to its whole process group at a random moment; the same command goes on in the same place and
-is killed again. Whenever it gets to its end, every byte of the encoder's arrays is compared, and
-the next run begins anew. Ends with "0 of N places differ", or exit code 1.
+is killed again. Whenever it gets to its end, every byte of the encoder's arrays and the whole curve
+are compared, and the next run begins anew. Ends with "0 of N places differ", or exit code 1.
 """
 
 import argparse
+import json
 import random
 import shutil
 import sys
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 
 from loopjax.arrays import read_arrays
+from loopjax.experiment.finetune import RECORD
 from scripts.faults.kill_verbs import complete, killed, left_behind
 
 QUICK = ("optimizer.steps=24", "every_steps=4", "detectors=[]")
@@ -29,7 +31,9 @@ def differs(place: Path, whole: Path) -> str:
         return "other arrays"
     names = [n for n, value in expected.items() if value.tobytes() != found[n].tobytes()]
     configs = [(p / "encoder" / "config.json").read_bytes() for p in (place, whole)]
-    return ", ".join([*names, *(["config.json"] if configs[0] != configs[1] else [])])
+    curves = [json.loads((p / RECORD).read_text("utf-8"))["curve"] for p in (place, whole)]
+    names += ["config.json"] if configs[0] != configs[1] else []
+    return ", ".join([*names, *(["curve"] if curves[0] != curves[1] else [])])
 
 
 def main(config: str, n_kills: int, seed: int, overrides: list[str]) -> int:
