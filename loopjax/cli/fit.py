@@ -137,7 +137,7 @@ def _fit(args: argparse.Namespace) -> int:
         progress = _StatusLine() if sys.stderr.isatty() else ProgressLines(say)
         stack.callback(progress.close)
         sinks: list[Sink] = [progress, lines]
-        sinks += stack.enter_context(open_sinks(args.log, logs))
+        sinks += stack.enter_context(open_sinks(args.log, logs, anew=True))
         models = fit_models(
             embeddings,
             rows.train,

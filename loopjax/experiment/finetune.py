@@ -33,7 +33,14 @@ from loopjax.finetuning.loop import COLUMNS, OnStep, Trained, train, training_pr
 from loopjax.finetuning.objectives import Objective, make_objective
 from loopjax.io import is_empty, locked, write_json
 from loopjax.store.read import Embeddings, read_embeddings
-from loopjax.training.sinks import METRICS_NAME, JsonLines, open_sinks, reporting, require_sinks
+from loopjax.training.sinks import (
+    METRICS_NAME,
+    JsonLines,
+    Sink,
+    open_sinks,
+    reporting,
+    require_sinks,
+)
 
 ENCODER, STATES, RECORD = "encoder", "states", "finetune.json"
 # Everything that a fine-tuning writes into its folder.
@@ -47,6 +54,7 @@ WRITTEN = (
 CENTERED = ("mean-shifted", "one-class")
 
 Log = Callable[[str], None]
+OnMetrics = Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def finetune(
     *,
     restart: bool = False,
     log: Log = lambda line: None,
-    on_step: OnStep | None = None,
+    on_step: OnMetrics | None = None,
     loggers: Sequence[str] = (),
 ) -> FinetuneResult:
     """Trains an encoder further on one's own loops; a killed run of the same settings goes on.
@@ -83,8 +91,7 @@ def finetune(
     Args:
         config: settings, or the file that holds them.
         out: folder of the run: encoder/, embeddings before and after, finetune.json,
-            metrics.jsonl (a line per step; steps that a killed run had to repeat stand there
-            twice); default out/NAME. All processes of a run must see it.
+            metrics.jsonl (a line per step); default out/NAME. All processes of a run must see it.
         restart: discard what an earlier run wrote there.
         log: receives one line per stage.
         on_step: called with the number of finished steps and the metrics of the last one.
@@ -118,7 +125,7 @@ def _finetune(
     config: FinetuneConfig,
     folder: Path,
     log: Log,
-    on_step: OnStep | None,
+    on_step: OnMetrics | None,
     loggers: Sequence[str],
 ) -> FinetuneResult:
     first = parallel.process_slot()[0] == 0
@@ -163,24 +170,35 @@ def _finetune(
 
 @contextlib.contextmanager
 def _telling(
-    config: FinetuneConfig, folder: Path, loggers: Sequence[str], on_step: OnStep | None
+    config: FinetuneConfig, folder: Path, loggers: Sequence[str], on_step: OnMetrics | None
 ) -> Iterator[OnStep]:
-    """Tells every step to the caller and, in the first process, to all sinks."""
-    with contextlib.ExitStack() as stack:
-        reports = []
-        if parallel.process_slot()[0] == 0:
-            sinks = stack.enter_context(open_sinks(loggers, folder))
-            sinks = [JsonLines(folder / METRICS_NAME), *sinks]
-            reports.append(reporting(config.name, [config.seed], sinks))
+    """Tells every step to the caller and, in the first process, to all sinks.
 
-        def tell(done: int, metrics: dict[str, float]) -> None:
-            known = {name: value for name, value in metrics.items() if not np.isnan(value)}
-            for report in reports:
-                report(config.objective.kind, done - 1, known)
+    The sinks of a run that goes on begin anew with the steps before, so that no step is there
+    twice, however many a killed run had told and not kept.
+    """
+    first = parallel.process_slot()[0] == 0
+    with contextlib.ExitStack() as stack:
+        sinks: list[Sink] = []
+
+        def tell(done: int, curve: np.ndarray) -> None:
+            told = done - 1
+            if first and not sinks:
+                sinks.append(JsonLines(folder / METRICS_NAME, anew=True))
+                sinks.extend(stack.enter_context(open_sinks(loggers, folder, anew=True)))
+                told = 0
+            report = reporting(config.name, [config.seed], sinks)
+            for step in range(told, done):
+                report(config.objective.kind, step, _known(curve[step]))
             if on_step is not None:
-                on_step(done, metrics)
+                on_step(done, _known(curve[-1]))
 
         yield tell
+
+
+def _known(row: np.ndarray) -> dict[str, float]:
+    """What was computed in a step of the curve, by name."""
+    return {name: float(v) for name, v in zip(COLUMNS, row, strict=True) if not np.isnan(v)}
 
 
 def _discard(folder: Path) -> None:

@@ -29,7 +29,7 @@ from loopjax.training.checkpoints import Checkpoints
 TRAINABLE_PRECISIONS = ("fp32", "tf32", "bf16")
 COLUMNS = (*METRICS, "held_out_loss")
 
-OnStep = Callable[[int, dict[str, float]], None]
+OnStep = Callable[[int, np.ndarray], None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def train(
         objective: what it is trained for.
         reader: gives the batches of this process's part.
         folder: of the checkpoints.
-        on_step: called with the number of finished steps and the metrics of the last one.
+        on_step: called after each step with the number of finished ones, those of a run that goes
+            on included, and the curve as far as that.
 
     Raises:
         UserError: the batch cannot be split over the devices, or other checkpoints lie there.
@@ -130,14 +131,16 @@ def train(
                 curve[step, : len(METRICS)] = np.asarray(metrics)
                 _check(curve[:done], config)
                 _check_budget(batches, loops, config)
-                if done % config.every_steps == 0 or done == settings.steps:
+                keep = done % config.every_steps == 0 or done == settings.steps
+                if keep:
                     params = averaged(state, settings.ema)
                     curve[step, -1] = loss = _held_out_loss(steps.evaluate, params, held_out)
                     if not loss >= best.loss:  # NaN where nothing is held out: the last is the best
                         best = _Best(jax.tree.map(jnp.copy, params["encoder"]), loss, done)
-                    checkpoints.save(done, _record(state, best, curve))
                 if on_step is not None:
-                    on_step(done, dict(zip(COLUMNS, map(float, curve[step]), strict=True)))
+                    on_step(done, curve[:done])
+                if keep:  # at the end, so that what is kept has been told
+                    checkpoints.save(done, _record(state, best, curve))
     finally:
         checkpoints.close()
     weights = frozen | {name: np.asarray(value) for name, value in best.weights.items()}

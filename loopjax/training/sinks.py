@@ -106,9 +106,12 @@ class TensorBoard:
 
     package = "tensorboardX"
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, anew: bool = False):
         from tensorboardX import SummaryWriter
 
+        if anew:
+            for file in (folder / "tb").glob("events.out.tfevents.*"):
+                file.unlink()
         self._writer = SummaryWriter(str(folder / "tb"), write_to_disk=True)
 
     def write(self, epoch: Epoch) -> None:
@@ -122,11 +125,14 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases in `wandb/`; without a network unless WANDB_MODE says otherwise."""
+    """A run of Weights & Biases in `wandb/`; without a network unless WANDB_MODE says otherwise.
+
+    Every start is a run of its own there, in any case.
+    """
 
     package = "wandb"
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, anew: bool = False):
         import wandb
 
         self._run = wandb.init(
@@ -156,15 +162,24 @@ OnEpoch = Callable[[str, int, Mapping[str, float]], None]
 
 
 @contextlib.contextmanager
-def open_sinks(names: Sequence[str], folder: Path) -> Iterator[list[Sink]]:
+def open_sinks(names: Sequence[str], folder: Path, *, anew: bool = False) -> Iterator[list[Sink]]:
     """The sinks of these names, which write below a folder, until the context ends.
+
+    Args:
+        names: see `require_sinks`.
+        folder: of the run.
+        anew: curves begin again; those that an earlier training left there are deleted.
 
     Raises:
         UserError: see `require_sinks`.
+        WriteError: they cannot write there.
     """
     require_sinks(names)
     with contextlib.ExitStack() as stack:
-        opened: list[Sink] = [SINKS[name](folder) for name in dict.fromkeys(names)]
+        try:
+            opened: list[Sink] = [SINKS[name](folder, anew=anew) for name in dict.fromkeys(names)]
+        except OSError as error:
+            raise WriteError(f"cannot write below {folder}: {error.strerror or error}") from None
         for sink in opened:
             stack.callback(sink.close)
         yield opened

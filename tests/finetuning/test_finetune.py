@@ -14,6 +14,8 @@ from loopjax.experiment.finetune import finetune
 from loopjax.io import locked
 from tests.finetuning.tiny import tiny_config, write_encoder, write_loops
 
+LOGGERS = ["tensorboard"] if importlib.util.find_spec("tensorboardX") else []
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
@@ -25,9 +27,8 @@ def inputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(inputs, tmp_path_factory):
     """An undisturbed training."""
-    loggers = ["tensorboard"] if importlib.util.find_spec("tensorboardX") else []
     run = tmp_path_factory.mktemp("whole") / "run"
-    return finetune(tiny_config(*inputs), run, loggers=loggers)
+    return finetune(tiny_config(*inputs), run, loggers=LOGGERS)
 
 
 def weights_of(result) -> dict[str, np.ndarray]:
@@ -51,10 +52,20 @@ def test_a_killed_run_goes_on_to_equal_bytes(inputs, whole, tmp_path):
 
     config = tiny_config(*inputs)
     with pytest.raises(Killed):
-        finetune(config, tmp_path / "run", on_step=kill)
+        finetune(config, tmp_path / "run", on_step=kill, loggers=LOGGERS)
+    (tmp_path / "run" / "metrics.jsonl").open("a").write('{"half a li')
     steps = []
-    result = finetune(config, tmp_path / "run", on_step=lambda step, metrics: steps.append(step))
+    result = finetune(
+        config,
+        tmp_path / "run",
+        on_step=lambda step, metrics: steps.append(step),
+        loggers=LOGGERS,
+    )
     assert steps[0] == 3  # a checkpoint every two steps; a pass has 19 loops, a step 8
+    lines = [(r.encoder.parent / "metrics.jsonl").read_text() for r in (result, whole)]
+    assert lines[0] == lines[1]
+    for name in LOGGERS:
+        assert len(list((tmp_path / "run" / "tb").iterdir())) == 1, name
     require_equal(weights_of(result), weights_of(whole))
     np.testing.assert_array_equal(result.curve, whole.curve)
 
