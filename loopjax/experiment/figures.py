@@ -13,6 +13,7 @@ from loopjax.store.read import Embeddings
 from loopjax.store.stream import StoredEmbeddings
 
 MAX_DRAWN = 20_000  # loops in a figure; of more, so many are drawn by lot
+CURVES = {"train_loss": "train", "val_loss": "validation"}  # of a history
 
 
 def draw_run(
@@ -78,9 +79,9 @@ def draw_run(
     )
     curves = {
         f"{name}, {stage}": {
-            curve: [np.nan if v is None else v for v in values]
+            CURVES[curve]: [np.nan if v is None else v for v in values]
             for curve, values in metrics.items()
-            if "loss" in curve
+            if curve in CURVES
         }
         for name, detector in deep.items()
         for stage, metrics in detector.history_.items()

@@ -16,7 +16,7 @@ from loopjax.report.histogram import Histogram, histogram
 from loopjax.report.inline_svg import InlineFigure
 from loopjax.report.loops import PageLoops
 from loopjax.report.ranking import Ranking
-from loopjax.report.tables import ShownTable, number, shown_table
+from loopjax.report.tables import ShownTable, number, shown_table, with_units
 
 MAX_FAILURES = 1000
 FAILURE_COLUMNS = ("path", "stage", "reason", "message")
@@ -135,8 +135,8 @@ def page_content(
     )
     return Page(
         title=title,
-        headline=_headline(ranking),
-        lede=_lede(facts, ranking),
+        headline=with_units(_headline(ranking)),
+        lede=with_units(_lede(facts, ranking)),
         tiles=_tiles(n, n_flagged, len(failures), evaluation),
         histogram=histogram(ranking.scores, ranking.threshold),
         sections=tuple(Section(key, title) for key, title, is_there in sections if is_there),
@@ -149,8 +149,7 @@ def page_content(
         tables=tables,
         figures=tuple(figures),
         failures=_failure_table(failures),
-        failures_text=f"{len(failures)} inputs were rejected and have no score"
-        + (f"; the first {MAX_FAILURES} are listed." if len(failures) > MAX_FAILURES else "."),
+        failures_text=_failures_text(len(failures)),
         run_facts=facts.shown,
         run_text=facts.text,
         clips=tuple(
@@ -158,7 +157,7 @@ def page_content(
             for i, row in enumerate(rows.tolist())
             if row in loops.sounds and (clip := loops.sounds[row].clip) and clip.data
         ),
-        notes=tuple(notes),
+        notes=tuple(map(with_units, notes)),
         version=__version__,
     )
 
@@ -214,12 +213,18 @@ def _lede(facts: RunFacts, ranking: Ranking) -> str:
 def _tiles(n: int, n_flagged: int, n_failures: int, evaluation: Evaluation) -> tuple[Tile, ...]:
     tiles = [
         Tile("Loops scored", number(n)),
-        Tile("Flagged", f"{100 * n_flagged / n:.1f} %", is_anomalous=n_flagged > 0),
+        Tile("Flagged", f"{100 * n_flagged / n:.1f}\u00a0%", is_anomalous=n_flagged > 0),
     ]
     if n_failures:
         tiles.append(Tile("Rejected inputs", number(n_failures)))
     tiles += [Tile(label, number(value)) for label, value in evaluation.headline.items()]
     return tuple(tiles)
+
+
+def _failures_text(n: int) -> str:
+    told = f"{n} input was rejected and has" if n == 1 else f"{n} inputs were rejected and have"
+    listed = f"; the first {MAX_FAILURES} are listed" if n > MAX_FAILURES else ""
+    return with_units(f"{told} no score{listed}.")
 
 
 def _failure_table(failures: pa.Table) -> ShownTable | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loopjax.report.tables import number
+from loopjax.report.tables import number, with_units
 
 WIDTH, HEIGHT, BINS = 440, 110, 44
 BASELINE = 112  # y of the axis
@@ -71,4 +71,4 @@ def histogram(scores: np.ndarray, threshold: float | None) -> Histogram | None:
     if threshold is not None and cut_x is not None:
         beyond = int((scores > threshold).sum())
         label = f"{beyond} of {len(scores)} loops lie beyond the threshold, the dashed line. {axis}"
-    return Histogram(WIDTH, tuple(bars), cut_x, number(low), number(high), label)
+    return Histogram(WIDTH, tuple(bars), cut_x, number(low), number(high), with_units(label))

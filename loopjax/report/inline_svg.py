@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from loopjax.errors import UserError
+from loopjax.report.tables import with_units
 
 SVG = "http://www.w3.org/2000/svg"
 HALF_PAGE_PT = 520  # wider figures get the whole width of the page
@@ -48,7 +49,7 @@ def read_figures(folder: Path) -> list[InlineFigure]:
         box = (root.get("viewBox") or "").split()
         figures.append(
             InlineFigure(
-                title=title,
+                title=with_units(title),
                 svg=ElementTree.tostring(root, encoding="unicode"),
                 is_wide=len(box) == 4 and float(box[2]) > HALF_PAGE_PT,
             )

@@ -66,7 +66,7 @@ def reason_text(reason: Reason | None, sounds_like: str) -> str:
         middle_hz = (max(reason.low_hz, 20.0) * reason.high_hz) ** 0.5
         parts.append(next(words for end_hz, words in BANDS if middle_hz < end_hz))
     if reason is not None and reason.start_s is not None and reason.end_s is not None:
-        parts.append(f"{reason.start_s:.1f} to {reason.end_s:.1f} s")
+        parts.append(f"{reason.start_s:.1f} to {reason.end_s:.1f}\u00a0s")
     like = f"sounds like {sounds_like}" if sounds_like else ""
     return "; ".join(filter(None, (", ".join(parts), like)))
 

@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from loopjax.io import write_text
 
@@ -113,13 +113,17 @@ def threshold_line(axes: Axes, threshold: float, horizontal: bool) -> None:
 
 
 def log_axis(axes: Axes, which: str) -> None:
-    """Makes the "x" or "y" axis logarithmic, with plain numbers where it spans little."""
+    """Makes the "x" or "y" axis logarithmic, with plain numbers where it spans little.
+
+    Whatever it spans, several ticks have numbers.
+    """
     axis = axes.yaxis if which == "y" else axes.xaxis
+    low, high = axis.get_data_interval()
     axes.set_yscale("log") if which == "y" else axes.set_xscale("log")
-    low, high = axis.get_view_interval()
     axis.set_minor_formatter(NullFormatter())
     if high / low > 30:
         axis.set_major_locator(LogLocator(10, numticks=6))
-    else:
-        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=8))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        return
+    fine = high / low < 6
+    axis.set_major_locator(MaxNLocator(4) if fine else LogLocator(10, subs=(1, 2, 5), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))

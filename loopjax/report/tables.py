@@ -8,6 +8,8 @@ import numpy as np
 
 from loopjax.evaluation.tables import Cell, Estimate, Table
 
+UNIT = re.compile(r"(?<=\d) (?=(%|dB|k?Hz|m?s|MiB|loops?|inputs?)(?!\w))")
+
 
 def number(value: float | None, digits: int = 3) -> str | None:
     """Writes a number for people: `digits` significant digits, no exponent where avoidable."""
@@ -24,6 +26,11 @@ def number(value: float | None, digits: int = 3) -> str | None:
     else:
         text = f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e")
     return text.replace("-", "\u2212")
+
+
+def with_units(text: str) -> str:
+    """A sentence whose numbers stay on one line with the unit or the thing that they count."""
+    return UNIT.sub("\u00a0", text)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ def shown_table(table: Table) -> ShownTable:
         )
         columns.append(Column(_label(key), numeric))
     rows = tuple(tuple(_text(row.get(key)) for key in table.columns) for row in table.rows)
-    return ShownTable(table.title, table.note, tuple(columns), rows)
+    return ShownTable(table.title, with_units(table.note), tuple(columns), rows)
 
 
 def _label(key: str) -> str:

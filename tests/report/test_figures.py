@@ -9,7 +9,10 @@ from loopjax.report.plane import principal_plane
 
 pytest.importorskip("matplotlib", reason="the extra [report] is not installed")
 
+from matplotlib.figure import Figure
+
 from loopjax.report import figures
+from loopjax.report.style import log_axis
 
 RNG = np.random.default_rng(0)
 NAMES = ("residual <AE>", "PCA & co")
@@ -72,6 +75,17 @@ def test_same_data_same_bytes(tmp_path):
         for folder in ("a", "b")
     )
     assert one == two
+
+
+@pytest.mark.parametrize("most", [1.9, 4.0, 20.0, 5000.0])
+def test_logarithmic_axes_have_several_numbers(most, tmp_path):
+    axes = Figure().add_subplot()
+    axes.plot(np.geomspace(0.72, 0.72 * most, 50))
+    log_axis(axes, "y")
+    axes.figure.draw_without_rendering()
+    low, high = axes.get_ylim()
+    inside = [t for t in axes.yaxis.get_major_ticks() if low <= t.get_loc() <= high]
+    assert 3 <= sum(bool(tick.label1.get_text()) for tick in inside) <= 8
 
 
 def test_scores_at_zero_are_drawn_on_a_plain_axis(tmp_path):

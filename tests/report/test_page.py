@@ -22,7 +22,7 @@ from loopjax.report import page as report
 from loopjax.report.histogram import histogram
 from loopjax.report.inline_svg import read_figures
 from loopjax.report.lists import Reason, reason_text, write_reasons
-from loopjax.report.tables import number, shown_table
+from loopjax.report.tables import number, shown_table, with_units
 from loopjax.store.read import FAILURE_SCHEMA, Embeddings
 from tests.report.browser import Browser, find_chromium
 
@@ -192,7 +192,7 @@ def test_bare_scores_are_enough_and_gaps_are_named(tmp_path):
     page = read(report.write_report(run))
     text = " ".join(data for _, _, data in page.texts)
     assert "No embeddings beside these scores" in text
-    assert "audio of 14 loops was not found" in text
+    assert "audio of 14\u00a0loops was not found" in text
     assert "no run.json" in text
     assert not [attrs for _, attrs in page.tags if attrs.get("id") in ("map", "figures")]
 
@@ -226,7 +226,8 @@ def test_flags_and_labels_are_told(tmp_path):
 def test_the_headline_speaks_in_percentiles(tmp_path):
     run, _ = make_run(tmp_path)
     text = " ".join(data for tag, _, data in read(report.write_report(run)).texts if tag == "h1")
-    assert re.search(r"of place, above \d+(\.\d)? % of the training loops\s*$", text)
+    assert re.search(r"of place, above \d+(\.\d)?\u00a0% of the training loops\s*$", text)
+    assert re.search(r"of \d+\u00a0loops", text)
 
 
 def test_copies_and_mislabelled_loops_have_lists(tmp_path):
@@ -252,7 +253,7 @@ def test_copies_and_mislabelled_loops_have_lists(tmp_path):
 
 def test_reasons_are_words():
     reason = Reason(1.2, 1.62, 4000.0, 8000.0)
-    assert reason_text(reason, "Bass/Sub") == "high band, 1.2 to 1.6 s; sounds like Bass/Sub"
+    assert reason_text(reason, "Bass/Sub") == "high band, 1.2 to 1.6\u00a0s; sounds like Bass/Sub"
     assert reason_text(Reason(None, None, 0.0, 150.0), "") == "low band"
     assert reason_text(None, "Keys") == "sounds like Keys"
     assert reason_text(Reason(None, None, None, None), "") == ""
@@ -262,7 +263,7 @@ def test_reasons_of_a_run_are_shown(tmp_path):
     run, embeddings = make_run(tmp_path)
     write_reasons({embeddings.table["id"][13].as_py(): Reason(0.1, 0.2, 500.0, 900.0)}, run)
     data = read(report.write_report(run, embeddings=embeddings)).data()
-    assert data["why"]["0"].startswith("middle band, 0.1 to 0.2 s")
+    assert data["why"]["0"].startswith("middle band, 0.1 to 0.2\u00a0s")
     (run / "reasons.json").write_text("[1]")
     with pytest.raises(UserError, match="delete it"):
         report.write_report(run)
@@ -292,7 +293,7 @@ def test_any_scores_and_any_store_make_a_page(tmp_path):
     assert out == tmp_path / "mine.html"
     page = read(out)
     assert len(page.data()["place"]) == 14
-    assert "1 inputs were rejected" in " ".join(data for _, _, data in page.texts)
+    assert "1\u00a0input was rejected" in " ".join(data for _, _, data in page.texts)
     other = tmp_path / "other.html"
     assert main(["report", str(scores), "--store", str(store), "-o", str(other), "--top", "3"]) == 0
     assert len(read(other).data()["id"]) == 14
@@ -327,6 +328,8 @@ def test_figures_lose_everything_that_could_act(tmp_path):
     for gone in ("script", "onload", "example.org", "style", "<a", 'id="shape"'):
         assert gone not in figure.svg
     assert "<rect" in figure.svg
+    page = read(report.write_report(run))
+    assert ("rect", {"width": "9", "height": "9"}) in page.tags  # drawn, not printed
     (run / "figures" / "two.svg").write_text("<html/>")
     with pytest.raises(UserError, match="not an SVG"):
         read_figures(run / "figures")
@@ -343,7 +346,7 @@ def test_rejected_inputs_are_listed(tmp_path):
     table = embeddings.table.append_column("embedding", column)
     pq.write_table(table, store / "part-00000.parquet")
     text = " ".join(data for _, _, data in read(report.write_report(run)).texts)
-    assert "1 inputs were rejected" in text and "1 of 2 frames" in text
+    assert "1\u00a0input was rejected" in text and "1 of 2 frames" in text
 
 
 def test_estimates_are_shown_with_their_interval():
@@ -353,6 +356,14 @@ def test_estimates_are_shown_with_their_interval():
         ("name", False), ("x", True), ("ok", False),
     ]  # fmt: skip
     assert table.rows == (("a", "0.912 (0.880 to 0.930)", True), ("b", None, None))
+
+
+def test_numbers_stay_with_their_units():
+    told = with_units("above 98 % of 30 loops, 2 to 4 s, -6 dB at 1 kHz; 5 smooth ones of 7 inputs")
+    assert told.split(" ") == [
+        "above", "98\u00a0%", "of", "30\u00a0loops,", "2", "to", "4\u00a0s,", "-6\u00a0dB", "at",
+        "1\u00a0kHz;", "5", "smooth", "ones", "of", "7\u00a0inputs",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -476,7 +487,7 @@ def test_browser_sorts_and_filters(browser, page_path):
     assert browser.run("document.querySelectorAll('[aria-sort]').length") == 1
     set_search(browser, "TONE 00")
     assert shown(browser) == [f"tone {k:03d}.wav" for k in range(9)]
-    assert browser.run("document.getElementById('count').textContent") == "9 of 14 loops"
+    assert browser.run("document.getElementById('count').textContent") == "9 of 14\u00a0loops"
     browser.run("(e => { e.value = 'drums'; e.dispatchEvent(new Event('input')) })"
                 "(document.getElementById('group'))")  # fmt: skip
     drums = shown(browser)
@@ -581,7 +592,7 @@ def test_browser_finds_every_loop_and_draws_few(browser, tmp_path):
     assert browser.run("document.querySelectorAll('.rows > *').length") < 40
     set_search(browser, "tone 007")
     assert shown(browser) == ["tone 007.wav"]
-    assert browser.run("document.getElementById('count').textContent") == "1 of 320 loops"
+    assert browser.run("document.getElementById('count').textContent") == "1 of 320\u00a0loops"
     browser.click(".rows .mark.reject")
     set_search(browser, "")
     kinds = browser.run("loopjaxReport.csv()").splitlines()
@@ -668,7 +679,7 @@ def test_browser_compares_and_seeks(browser, page_path):
     browser.wait("loopjaxReport.state().playing")
     assert 0.25 < browser.run("loopjaxReport.state().position_s") < 0.59
     assert browser.run("document.getElementById('hertz').innerText").split("\n") == [
-        "100 Hz", "1 kHz", "10 kHz",
+        "100\u00a0Hz", "1\u00a0kHz", "10\u00a0kHz",
     ]  # fmt: skip
     browser.click("#dock-close")
     assert browser.errors == []

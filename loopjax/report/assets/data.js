@@ -38,7 +38,7 @@ function wavePath(wave) {
 }
 
 const short = (value, digits) => (value === null || value === undefined ? "" : String(Number(value.toPrecision(digits))));
-const hertz = (hz) => (hz >= 1000 ? `${short(hz / 1000, 3)} kHz` : `${short(hz, 3)} Hz`);
+const hertz = (hz) => (hz >= 1000 ? `${short(hz / 1000, 3)}\u00a0kHz` : `${short(hz, 3)}\u00a0Hz`);
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);

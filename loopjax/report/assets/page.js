@@ -116,10 +116,10 @@ function refresh() {
   }
   list.show(found);
   const total = view === "ranked" ? data.total : items[view].length;
-  $("count").textContent = `${found.length} of ${total} loops`;
+  $("count").textContent = `${found.length} of ${total}\u00a0loops`;
   $("empty").hidden = found.length > 0;
   $("selected").hidden = !selection;
-  $("selected").textContent = selection ? `${selection.size} loops chosen on the map: show all` : "";
+  $("selected").textContent = selection ? `${selection.size}\u00a0loops chosen on the map: show all` : "";
   map?.dim(fits);
 }
 for (const input of Object.values(filters)) input?.addEventListener("input", () => { table.scrollTop = 0; refresh(); });
@@ -193,14 +193,14 @@ function showDock() {
   const i = player.heard, sound = loops.sound(i), near = loops.near(judged);
   $("dock").hidden = false;
   $("dock-name").textContent = data.name[i];
-  const length = sound ? `${sound.whole_s.toFixed(2)} s${sound.cut ? `, first ${sound.seconds.toFixed(0)} s` : ""}` : "";
+  const length = sound ? `${sound.whole_s.toFixed(2)}\u00a0s${sound.cut ? `, first ${sound.seconds.toFixed(0)}\u00a0s` : ""}` : "";
   const percentile = data.percentile[i] === null ? "" : `percentile ${data.percentile[i].toFixed(1)}`;
   $("dock-info").textContent = [judged === i ? "" : `beside ${data.name[judged]}`, `rank ${data.rank[i]}`, percentile, loops.group(i), length, data.why[i] ?? ""].filter(Boolean).join(" · ");
   $("scrub").hidden = !sound;
   if (sound) {
     $("dock-wave").firstElementChild.setAttribute("d", wavePath(sound.wave));
     $("dock-picture").src = sound.picture;
-    [...$("seconds").children].forEach((tick, k, all) => { tick.textContent = `${short((sound.seconds * k) / (all.length - 1), 2)} s`; });
+    [...$("seconds").children].forEach((tick, k, all) => { tick.textContent = `${short((sound.seconds * k) / (all.length - 1), 2)}\u00a0s`; });
   }
   $("note").value = noteOf(judged);
   const choice = (key, j, text) => make("button", { type: "button", title: loops.path(j), ariaPressed: String(j === i), onclick: () => toggle(j, true) }, make("kbd", { textContent: key }), ` ${text}`);
