@@ -22,6 +22,10 @@ class LoopsConfig:
 
     sources: Sources = ()
     group_depth: GroupDepth = 0
+    group_column: Annotated[
+        str | None,
+        Setting("column of records (Parquet, tar shards, hf:) that names a loop's group instead"),
+    ] = None
     holdout: Annotated[
         float,
         Setting("fraction that only picks the best step", at_least=0, at_most=0.5),
@@ -200,5 +204,7 @@ def check_finetuning(config: FinetuneConfig) -> None:
         )
     if (config.objective.kind == "distill") != bool(config.objective.teacher):
         raise UserError("objective.teacher: name the encoder to follow, for kind distill alone")
+    if config.data.group_column is not None and config.data.group_depth:
+        raise UserError("data.group_column: its values have no folders; leave data.group_depth out")
     if config.embed.crops != "deterministic":
         raise UserError("embed.crops: training crops long clips at random anyway; leave it out")

@@ -15,7 +15,12 @@ from loopjax.audio.loop import Failure
 from loopjax.audio.sources.selection import Selection
 from loopjax.audio.sources.source import Source, open_source
 from loopjax.config import DataConfig, EmbedConfig, to_dict
-from loopjax.config.finetuning import FinetuneConfig, check_finetuning, read_finetuning
+from loopjax.config.finetuning import (
+    FinetuneConfig,
+    LoopsConfig,
+    check_finetuning,
+    read_finetuning,
+)
 from loopjax.embedding.chain import embed_corpus
 from loopjax.encoders.encoder import HtsatEncoder
 from loopjax.encoders.load import load_encoder, record_of
@@ -284,7 +289,7 @@ def _tables(
     sources = config.data.measure_on or config.data.sources
     if config.data.measure_on or before is None:
         before = _embed(sources, _load(config), config, folder / "before-measured")
-    before = cut_groups(before, config.data.group_depth)
+    before = _grouped(before, config.data)
     labels, path = None, label_path(DataConfig(sources=tuple(sources), labels=config.data.labels))
     if path is not None:
         file = read_labels(path, log)
@@ -293,6 +298,19 @@ def _tables(
         labels = joined.values
     log("measuring before and after")
     return compare_encoders(before, after, labels, config.detectors, config.seeds)
+
+
+def _grouped(found: Embeddings, data: LoopsConfig) -> Embeddings:
+    """Embeddings with the groups that the settings name.
+
+    Raises:
+        UserError: the measured loops have no such column.
+    """
+    if data.group_column is None:
+        return cut_groups(found, data.group_depth)
+    if data.group_column not in found.table.column_names:
+        raise UserError(f"data.group_column: no loop of measure_on has {data.group_column!r}")
+    return found.replacing("group", found.table[data.group_column])
 
 
 def _write_record(

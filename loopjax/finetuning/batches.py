@@ -37,17 +37,18 @@ class Loops:
         train: those that train.
         held_out: those that pick the best step.
         groups: the groups of all of them, and their numbers.
-        group_depth: folders that name a group; 0 = all.
+        config: says what names a group.
     """
 
     train: list[Loop]
     held_out: list[Loop]
     groups: dict[str, int]
-    group_depth: int
+    config: LoopsConfig
 
     def label(self, loop: Loop) -> int:
-        """The number of a loop's group; -1 for one that the list did not show."""
-        return self.groups.get(cut_group(loop.group, self.group_depth), -1)
+        """The number of a loop's group; -1 for one that has none or that the list did not show."""
+        group = _group(loop, self.config)
+        return -1 if group is None else self.groups.get(group, -1)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def list_loops(source: Source, config: LoopsConfig, batch_size: int) -> Loops:
     """Lists a corpus and holds some loops back, by their key.
 
     Raises:
-        UserError: fewer loops than a batch takes.
+        UserError: fewer loops than a batch takes, or no record has the column of the groups.
     """
     loops = [item for item in source.loops() if isinstance(item, Loop)]
     loops.sort(key=lambda loop: loop.key)
@@ -86,9 +87,23 @@ def list_loops(source: Source, config: LoopsConfig, batch_size: int) -> Loops:
             f"{len(loops)} loops, of which {n_held_out} are held out, do not fill a batch of "
             f"{batch_size}: give more loops, or a smaller optimizer.batch_size"
         )
-    names = sorted({cut_group(loop.group, config.group_depth) for loop in loops})
+    found = (_group(loop, config) for loop in loops)
+    names = sorted({group for group in found if group is not None})
+    if config.group_column is not None and not names:
+        known = sorted({name for loop in loops for name in loop.columns})
+        raise UserError(
+            f"data.group_column: no loop has {config.group_column!r}; "
+            + (f"its records have {', '.join(known)}" if known else "only records have columns")
+        )
     groups = {name: number for number, name in enumerate(names)}
-    return Loops(loops[n_held_out:], loops[:n_held_out], groups, config.group_depth)
+    return Loops(loops[n_held_out:], loops[:n_held_out], groups, config)
+
+
+def _group(loop: Loop, config: LoopsConfig) -> str | None:
+    """What the settings call a loop's group; None for a record that has no value there."""
+    if config.group_column is None:
+        return cut_group(loop.group, config.group_depth)
+    return loop.columns.get(config.group_column) or None
 
 
 class BatchReader:

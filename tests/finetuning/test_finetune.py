@@ -5,6 +5,8 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from loopjax.arrays import read_arrays
@@ -220,10 +222,28 @@ def test_tables_before_and_after_for_groups(inputs, tmp_path):
     assert len(record["curve"]) == 6
 
 
+def test_a_column_of_records_names_the_groups(inputs, tmp_path):
+    files = sorted(inputs[0].rglob("*.wav"))
+    kinds = ["" if row == 5 else ("sine", "tone")[row % 2] for row in range(len(files))]
+    columns = {"audio": [file.read_bytes() for file in files], "kind": kinds}
+    pq.write_table(pa.table(columns), tmp_path / "loops.parquet")
+    settings = {"objective": {"kind": "groups"}, "detectors": [{"name": "knn", "kind": "knn"}]}
+    data = {"sources": [str(tmp_path / "loops.parquet")], "group_column": "kind"}
+    result = finetune(tiny_config(*inputs, **settings, data=data), tmp_path / "run")
+    groups = result.evaluation.tables[0]
+    assert groups.rows[0]["groups won"].endswith("of 2")
+    assert np.isfinite(result.curve[:, 0]).all()
+    data["group_column"] = "instrument"
+    with pytest.raises(UserError, match=r"'instrument'; its records have .*kind"):
+        finetune(tiny_config(*inputs, **settings, data=data), tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"data": {"sources": []}}, "data.sources"),
+        ({"data": {"group_column": "kind"}}, "only records have columns"),
+        ({"data": {"group_column": "kind", "group_depth": 1}}, "leave data.group_depth out"),
         ({"optimizer": {"batch_size": 9, "accumulate": 2}}, "do not divide a batch of 9"),
         ({"optimizer": {"batch_size": 64}}, "do not fill a batch"),
         ({"optimizer": {"warmup_steps": 10}}, "do not fit into 6 steps"),
