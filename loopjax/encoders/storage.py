@@ -72,6 +72,7 @@ def save_encoder(
 
     Raises:
         UserError: `folder` exists and is no encoder.
+        ModelCheckError: the probe embeddings are not finite.
         WriteError: it cannot be written.
     """
     from loopjax.arrays import write_arrays
@@ -82,13 +83,16 @@ def save_encoder(
     if folder.exists() and not _is_replaceable(folder):
         raise UserError(f"{folder} exists and is no encoder folder; choose another")
     encoder = HtsatEncoder(config, mel_config, weights, encoder_id=encoder_id)
+    found = probe_embeddings(encoder) if probe else None
+    if found is not None and not np.isfinite(found).all():
+        raise ModelCheckError(f"{encoder_id} gives embeddings that are no numbers; not written")
     record = {
         "format": FORMAT,
         "id": encoder_id,
         "weights_sha256": encoder.weights_sha256,
         "architecture": dataclasses.asdict(config),
         "front_end": dataclasses.asdict(mel_config),
-        "probe": _pack(probe_embeddings(encoder)) if probe else None,
+        "probe": None if found is None else _pack(found),
         "about": about,
     }
 

@@ -29,14 +29,27 @@ from loopjax.errors import UserError
 from loopjax.evaluation.tables import Evaluation
 from loopjax.experiment.before_after import compare_encoders
 from loopjax.experiment.groups import cut_groups
-from loopjax.experiment.labels import join_labels, label_path, read_labels, require_labeled
+from loopjax.experiment.labels import (
+    LabelFile,
+    join_labels,
+    label_path,
+    read_labels,
+    require_labeled,
+)
 from loopjax.experiment.load import find_config, trainings
-from loopjax.experiment.manifest import STORE, discard_files
+from loopjax.experiment.manifest import STORE, discard_files, gone_if_refused
 from loopjax.finetuning.batches import BatchReader, Loops, list_loops
 from loopjax.finetuning.export import export_encoder, with_corpus_statistics
-from loopjax.finetuning.loop import COLUMNS, OnStep, Trained, train, training_precision
+from loopjax.finetuning.loop import (
+    COLUMNS,
+    OnStep,
+    Trained,
+    require_trainable,
+    train,
+    training_precision,
+)
 from loopjax.finetuning.objectives import Objective, make_objective
-from loopjax.io import is_empty, locked, write_json
+from loopjax.io import is_empty, locked, require_apart, write_json
 from loopjax.store.read import Embeddings, read_embeddings
 from loopjax.training.sinks import (
     METRICS_NAME,
@@ -69,8 +82,8 @@ class FinetuneResult:
     Attributes:
         encoder: the folder of the tuned encoder, for `load_encoder` and `--encoder`.
         best_step: the step whose weights it holds.
-        curve: float32 [steps, 4]: loss, spread, norm of the gradient, loss of the held-out loops
-            (NaN where it was not computed).
+        curve: float32 [steps, 5]: loss, spread, norm of the gradient, readable loops, loss of the
+            held-out loops (NaN where it was not computed).
         evaluation: tables before and after.
         rejected: loops that could not be read.
     """
@@ -103,9 +116,10 @@ def finetune(
         loggers: further sinks of `metrics.jsonl`: "tensorboard" and "wandb".
 
     Raises:
-        UserError: mistakes in the settings or their inputs, `out` holds another run, or another
-            process is at work there; with `restart`, files that no fine-tuning has written.
-        ModelCheckError: the embeddings collapsed.
+        UserError: mistakes in the settings or their inputs, `out` holds something else or another
+            run, or another process is at work there; with `restart`, files that no fine-tuning has
+            written.
+        ModelCheckError: the embeddings collapsed, or are no numbers.
         TooManyRejectedError: more rejected inputs than the settings allow.
         WriteError: the disk is full and the like; finished checkpoints stay.
     """
@@ -115,12 +129,15 @@ def finetune(
     training_precision(config)
     require_sinks(loggers)
     folder = Path("out") / config.name if out is None else Path(out)
-    with contextlib.ExitStack() as stack:
+    require_apart(folder, [*config.data.sources, *config.data.measure_on])
+    with gone_if_refused(folder), contextlib.ExitStack() as stack:
 
         def take_over() -> None:
+            _require_ours(folder)
             stack.enter_context(locked(folder))
-            if restart:
-                _discard(folder)
+            if restart:  # states/ go last: cut off in between, it can be done again
+                discard_files(folder, WRITTEN, last=(f"{STATES}/*",))
+            (folder / STATES).mkdir(exist_ok=True)
 
         parallel.first_process_does(take_over)
         return _finetune(config, folder, log, on_step, loggers)
@@ -141,8 +158,14 @@ def _finetune(
         log("measuring the mel bands")
         parent = with_corpus_statistics(parent, source, config.embed, loops.train, config.seed)
     log(f"{len(loops.train)} loops train, {len(loops.held_out)} pick the best step")
-    before = _before(config, parent, folder, log)
-    objective, targets = _objective(config, parent, loops, before, folder, log)
+    # What is wrong with the settings is told before hours of work.
+    named = config.objective.teacher
+    teacher = load_encoder(named, config.embed.precision) if named else None
+    labels = _label_file(config, log) if config.detectors else None
+    require_trainable(config, parent, loops)
+    before = _before(config, parent, labels, folder, log)
+    targets = {} if teacher is None else _targets(config, teacher, folder, log)
+    objective = _objective(config, parent, loops, before.training, targets)
     started_s = time.monotonic()
     with _telling(config, folder, loggers, on_step) as tell:
         trained = train(
@@ -162,9 +185,13 @@ def _finetune(
         lambda: export_encoder(folder / ENCODER, config, parent, record, trained, loops)
     )
     evaluation = Evaluation(())
-    if config.detectors:
+    if before.measured is not None:
         after = _after(config, folder, log)
-        evaluation = _tables(config, folder, before, after, log) if first else evaluation
+        if first:
+            log("measuring before and after")
+            evaluation = compare_encoders(
+                before.measured, after, before.labels, config.detectors, config.seeds
+            )
     if first:
         _write_record(folder, config, trained, evaluation, duration_s)
     parallel.wait_for_all()
@@ -206,11 +233,11 @@ def _known(row: np.ndarray) -> dict[str, float]:
     return {name: float(v) for name, v in zip(COLUMNS, row, strict=True) if not np.isnan(v)}
 
 
-def _discard(folder: Path) -> None:
-    """Deletes an earlier run, whose states go last: cut off in between, it can be done again."""
-    if not (folder / STATES).is_dir() and not is_empty(folder):
+def _require_ours(folder: Path) -> None:
+    """Refuses a folder of other things; states/ is the first thing that a fine-tuning makes."""
+    ours = (folder / STATES).is_dir() or (folder / RECORD).is_file()
+    if folder.is_dir() and not ours and not is_empty(folder):
         raise UserError(f"{folder} holds something else than a fine-tuning; choose another -o")
-    discard_files(folder, WRITTEN, last=(f"{STATES}/*",))
 
 
 def _load(
@@ -228,45 +255,82 @@ def _open(sources: Sequence[str], embed: EmbedConfig) -> Source:
 
 
 def _embed(
-    sources: Sequence[str], encoder: HtsatEncoder | str, config: FinetuneConfig, store: Path
+    sources: Sequence[str], encoder: HtsatEncoder, config: FinetuneConfig, store: Path
 ) -> Embeddings:
     embed_corpus(sources, encoder, store, config.embed)
     parallel.wait_for_all()
     return read_embeddings(store)
 
 
+@dataclass(frozen=True)
+class _Before:
+    """Embeddings by the parent, where something needs them.
+
+    Attributes:
+        training: of the loops that train.
+        measured: of those that the tables are of.
+        labels: int [N] beside `measured`.
+    """
+
+    training: Embeddings | None = None
+    measured: Embeddings | None = None
+    labels: np.ndarray | None = None
+
+
 def _before(
-    config: FinetuneConfig, parent: HtsatEncoder, folder: Path, log: Log
-) -> Embeddings | None:
-    """The training loops as the parent embeds them, where something needs that."""
-    measured = config.detectors and not config.data.measure_on
-    if not measured and config.objective.kind not in CENTERED:
-        return None
-    log(f"embedding with {parent.id}")
-    encoder = parent if config.input_statistics == "corpus" else _load(config)
-    return _embed(config.data.sources, encoder, config, folder / "before")
+    config: FinetuneConfig,
+    parent: HtsatEncoder,
+    labels: LabelFile | None,
+    folder: Path,
+    log: Log,
+) -> _Before:
+    elsewhere, training, measured = config.data.measure_on, None, None
+    own = parent if config.input_statistics == "corpus" else _load(config)
+    if config.objective.kind in CENTERED or (config.detectors and not elsewhere):
+        log(f"embedding with {parent.id}")
+        training = measured = _embed(config.data.sources, own, config, folder / "before")
+    if not config.detectors:
+        return _Before(training)
+    if elsewhere:
+        log(f"embedding data.measure_on with {parent.id}")
+        measured = _embed(elsewhere, own, config, folder / "before-measured")
+    assert measured is not None
+    measured = _grouped(measured, config.data)
+    if labels is None:
+        return _Before(training, measured)
+    paths = measured.table["path"].to_pylist()
+    joined = join_labels(labels, paths, elsewhere or config.data.sources)
+    require_labeled(labels, joined)
+    return _Before(training, measured, joined.values)
+
+
+def _label_file(config: FinetuneConfig, log: Log) -> LabelFile | None:
+    sources = config.data.measure_on or config.data.sources
+    path = label_path(DataConfig(sources=tuple(sources), labels=config.data.labels))
+    return None if path is None else read_labels(path, log)
+
+
+def _targets(
+    config: FinetuneConfig, teacher: HtsatEncoder, folder: Path, log: Log
+) -> dict[str, np.ndarray]:
+    """What loops are to follow: sha256 -> the teacher's embedding."""
+    log(f"embedding with {teacher.id}, the teacher")
+    found = _embed(config.data.sources, teacher, config, folder / "teacher")
+    return dict(zip(found.table["sha256"].to_pylist(), found.matrix, strict=True))
 
 
 def _objective(
     config: FinetuneConfig,
     parent: HtsatEncoder,
     loops: Loops,
-    before: Embeddings | None,
-    folder: Path,
-    log: Log,
-) -> tuple[Objective, dict[str, np.ndarray]]:
-    """The objective, and what loops are to follow: sha256 -> the teacher's embedding."""
-    targets: dict[str, np.ndarray] = {}
-    if config.objective.teacher:
-        teacher = load_encoder(config.objective.teacher, config.embed.precision)
-        log(f"embedding with {teacher.id}, the teacher")
-        found = _embed(config.data.sources, teacher, config, folder / "teacher")
-        targets = dict(zip(found.table["sha256"].to_pylist(), found.matrix, strict=True))
+    training: Embeddings | None,
+    targets: dict[str, np.ndarray],
+) -> Objective:
     start = None
-    if config.objective.kind in CENTERED and before is not None:
+    if config.objective.kind in CENTERED and training is not None:
         # Sorted, so that sums do not depend on the order in which a store was filled.
-        order = np.argsort(before.table["key"].to_numpy(zero_copy_only=False).astype(str))
-        start = before.matrix[order]
+        order = np.argsort(training.table["key"].to_numpy(zero_copy_only=False).astype(str))
+        start = training.matrix[order]
     return make_objective(
         config.objective,
         parent.embedding_dim,
@@ -274,30 +338,13 @@ def _objective(
         start=start,
         n_groups=len(loops.groups),
         target_width=len(next(iter(targets.values()))) if targets else 0,
-    ), targets
+    )
 
 
 def _after(config: FinetuneConfig, folder: Path, log: Log) -> Embeddings:
     tuned = load_encoder(folder / ENCODER, config.embed.precision)
     log(f"embedding with {tuned.id}")
     return _embed(config.data.measure_on or config.data.sources, tuned, config, folder / "after")
-
-
-def _tables(
-    config: FinetuneConfig, folder: Path, before: Embeddings | None, after: Embeddings, log: Log
-) -> Evaluation:
-    sources = config.data.measure_on or config.data.sources
-    if config.data.measure_on or before is None:
-        before = _embed(sources, _load(config), config, folder / "before-measured")
-    before = _grouped(before, config.data)
-    labels, path = None, label_path(DataConfig(sources=tuple(sources), labels=config.data.labels))
-    if path is not None:
-        file = read_labels(path, log)
-        joined = join_labels(file, before.table["path"].to_pylist(), sources)
-        require_labeled(file, joined)
-        labels = joined.values
-    log("measuring before and after")
-    return compare_encoders(before, after, labels, config.detectors, config.seeds)
 
 
 def _grouped(found: Embeddings, data: LoopsConfig) -> Embeddings:

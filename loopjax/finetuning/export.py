@@ -43,6 +43,7 @@ def export_encoder(
 
     Raises:
         UserError: the folder holds something else.
+        ModelCheckError: the encoder gives embeddings that are no numbers.
         WriteError: it cannot be written.
     """
     about = dict(parent_record.get("about", {}))

@@ -39,7 +39,7 @@ class Trained:
     Attributes:
         weights: of the encoder at its best step, plain float32 arrays by flat name.
         best_step: steps after which that was.
-        curve: float32 [steps, 4], see `COLUMNS`; NaN where the held-out loss was not computed.
+        curve: float32 [steps, 5], see `COLUMNS`; NaN where the held-out loss was not computed.
         rejected: loops that could not be read.
     """
 
@@ -65,6 +65,32 @@ def training_precision(config: FinetuneConfig) -> Precision:
     return precision
 
 
+def require_trainable(config: FinetuneConfig, parent: HtsatEncoder, loops: Loops) -> None:
+    """Refuses settings that do not fit the encoder, the loops or the devices.
+
+    Raises:
+        UserError: no such stage, a single group for objective groups, or a batch that cannot be
+            split over the devices.
+    """
+    training_precision(config)
+    trainable, n_stages = config.trainable, len(parent.config.depths)
+    if trainable.what == "stages" and trainable.from_stage >= n_stages:
+        raise UserError(
+            f"trainable.from_stage: {trainable.from_stage}, but {parent.id} has {n_stages} stages, "
+            "counted from 0"
+        )
+    if config.objective.kind == "groups" and len(loops.groups) < 2:
+        raise UserError(
+            "objective groups needs loops of at least two folders; see data.group_depth"
+        )
+    optimizer, n_devices = config.optimizer, jax.device_count()
+    if optimizer.batch_size % (optimizer.accumulate * n_devices):
+        raise UserError(
+            f"optimizer.batch_size: {optimizer.batch_size} loops cannot be split evenly over "
+            f"{n_devices} devices in {optimizer.accumulate} parts"
+        )
+
+
 def train(
     config: FinetuneConfig,
     parent: HtsatEncoder,
@@ -77,7 +103,7 @@ def train(
     """Trains, or goes on where a killed run of the same settings was.
 
     Args:
-        config: all settings.
+        config: all settings, see `require_trainable`.
         parent: the encoder to start from.
         loops: enter the identity of the run.
         objective: what it is trained for.
@@ -87,19 +113,14 @@ def train(
             on included, and the curve as far as that.
 
     Raises:
-        UserError: the batch cannot be split over the devices, or other checkpoints lie there.
-        ModelCheckError: embeddings collapsed, or the loss is no number.
-        TooManyRejectedError: more unreadable loops than `embed.max_failures` allows.
+        UserError: checkpoints of another run lie there.
+        ModelCheckError: embeddings collapsed, or a loss is no number.
+        TooManyRejectedError: more unreadable loops than `embed.max_failures` allows, or nothing
+            but unreadable ones in the first batch.
         WriteError: a checkpoint cannot be written; earlier ones stay.
     """
     settings, mesh = config.optimizer, parallel.global_mesh()
     slot = Slot(settings.batch_size, settings.accumulate, *parallel.process_slot())
-    parts = settings.accumulate * mesh.devices.size
-    if settings.batch_size % parts:
-        raise UserError(
-            f"optimizer.batch_size: {settings.batch_size} loops cannot be split evenly over "
-            f"{mesh.devices.size} devices in {settings.accumulate} parts"
-        )
     network = build_network(
         parent.config, config.trainable, training_precision(config), settings.remat
     )
@@ -134,7 +155,7 @@ def train(
                 keep = done % config.every_steps == 0 or done == settings.steps
                 if keep:
                     params = averaged(state, settings.ema)
-                    curve[step, -1] = loss = _held_out_loss(steps.evaluate, params, held_out)
+                    curve[step, -1] = loss = _held_out_loss(steps.evaluate, params, held_out, done)
                     if not loss >= best.loss:  # NaN where nothing is held out: the last is the best
                         best = _Best(jax.tree.map(jnp.copy, params["encoder"]), loss, done)
                 if on_step is not None:
@@ -172,11 +193,23 @@ def _record(state: State, best: _Best, curve: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _held_out_loss(evaluate, params: Params, batches: list) -> float:
-    """The mean over held-out loops, no finer than a checkpoint keeps it; NaN without any."""
+def _held_out_loss(evaluate, params: Params, batches: list, done: int) -> float:
+    """The mean over held-out loops, no finer than a checkpoint keeps it; NaN without any.
+
+    Raises:
+        ModelCheckError: it is no number.
+    """
     sums = [np.asarray(evaluate(params, batch), np.float64) for batch in batches]
     loss, n_rows = np.sum(sums, axis=0) if sums else (0.0, 0.0)
-    return float(np.float32(loss / n_rows)) if n_rows else float("nan")
+    if not n_rows:
+        return float("nan")
+    if not np.isfinite(loss):
+        raise ModelCheckError(_no_number(f"the held-out loss after step {done}", loss))
+    return float(np.float32(loss / n_rows))
+
+
+def _no_number(what: str, value: float) -> str:
+    return f"{what} is {value}: lower optimizer.learning_rate, or train in fp32"
 
 
 def _check_budget(batches: BatchReader, loops: Loops, config: FinetuneConfig) -> None:
@@ -200,14 +233,18 @@ def _check(curve: np.ndarray, config: FinetuneConfig) -> None:
 
     Raises:
         ModelCheckError: the loss is no number, or all embeddings have become alike.
+        TooManyRejectedError: the first batch is empty.
     """
-    loss, spread = curve[-1, 0], curve[-1, 1]
-    if not np.isfinite(loss):
-        raise ModelCheckError(
-            f"the loss of step {len(curve)} is {loss}: lower optimizer.learning_rate, or train in "
-            "fp32"
+    loss, spread, _, n_loops, _ = curve[-1]
+    if not curve[0, 3]:
+        raise TooManyRejectedError(
+            f"none of the first {config.optimizer.batch_size} loops can be read; `loopjax embed` "
+            "says why"
         )
-    if spread < config.min_spread * curve[0, 1]:
+    if not np.isfinite(loss):
+        raise ModelCheckError(_no_number(f"the loss of step {len(curve)}", loss))
+    # A few loops may be alike by chance.
+    if 2 * n_loops >= config.optimizer.batch_size and spread < config.min_spread * curve[0, 1]:
         raise ModelCheckError(
             f"collapsed: after {len(curve)} steps embeddings spread {spread:.2g}, at the start "
             f"{curve[0, 1]:.2g} (min_spread {config.min_spread:g}); lower "

@@ -12,7 +12,6 @@ from flax import nnx
 from loopjax.config.finetuning import TrainableConfig
 from loopjax.encoders.encoder import HtsatEncoder, fill_state, matmul_precision
 from loopjax.encoders.space import Precision
-from loopjax.errors import UserError
 from loopjax.finetuning import lora
 from loopjax.htsat.model import Htsat, HtsatConfig
 
@@ -80,9 +79,6 @@ def split_weights(
         parent: gives the weights.
         trainable: says which of them train.
         seed: of new adapters.
-
-    Raises:
-        UserError: the encoder has no such stage.
     """
     weights = parent.weights()
     if trainable.what == "lora":
@@ -92,15 +88,10 @@ def split_weights(
             if (name := ".".join(map(str, path))).endswith((lora.DOWN, lora.UP))
         }
         return lora.new_adapters(shapes, seed), weights
-    n_stages = len(parent.config.depths)
-    if trainable.what == "stages" and trainable.from_stage >= n_stages:
-        raise UserError(
-            f"trainable.from_stage: {trainable.from_stage}, but {parent.id} has {n_stages} stages, "
-            "counted from 0"
-        )
     starts: tuple[str, ...] = ("",)
     if trainable.what == "stages":
-        starts = ("norm.", *(f"stages.{i}." for i in range(trainable.from_stage, n_stages)))
+        stages = range(trainable.from_stage, len(parent.config.depths))
+        starts = ("norm.", *(f"stages.{i}." for i in stages))
     trained = {name: w for name, w in weights.items() if _trains(name, starts)}
     return trained, {name: w for name, w in weights.items() if name not in trained}
 

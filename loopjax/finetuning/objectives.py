@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from loopjax.config.finetuning import ObjectiveConfig
-from loopjax.errors import UserError
 
 Arrays = dict[str, jax.Array]
 Gather = Callable[[jax.Array], jax.Array]  # [b, ...] -> [B, ...]
@@ -85,9 +84,6 @@ def make_objective(
         start: float32 [N, C], embeddings of the loops before training, for kinds with a center.
         n_groups: for `groups`.
         target_width: of the teacher's embeddings, for `distill`.
-
-    Raises:
-        UserError: there are not enough groups to tell apart.
     """
     rng = np.random.default_rng([seed, 1])
 
@@ -101,10 +97,6 @@ def make_objective(
             constants["center"] = _unit_rows(_require(start)).mean(axis=0)
         return Objective(partial(contrastive, temperature=config.temperature), 2, head, constants)
     if config.kind == "groups":
-        if n_groups < 2:
-            raise UserError(
-                "objective groups needs loops of at least two folders; see data.group_depth"
-            )
         centers = random(width, n_groups * config.sub_centers).T.copy()
         loss = partial(
             arc_face,

@@ -22,7 +22,7 @@ from loopjax.finetuning.network import Network
 from loopjax.finetuning.objectives import Objective, Rows, unit
 
 AXIS = "data"
-METRICS = ("loss", "spread", "gradient_norm")
+METRICS = ("loss", "spread", "gradient_norm", "loops")
 Params = dict[str, dict[str, jax.Array]]  # "encoder" and "head", by flat name
 
 
@@ -70,7 +70,7 @@ class Steps:
 
     Attributes:
         start: weights -> the state before the first step.
-        train: (state, batch) -> (state, metrics float32 [3], see `METRICS`); `state` is consumed.
+        train: (state, batch) -> (state, metrics float32 [4], see `METRICS`); `state` is consumed.
         evaluate: (params, batch) -> the sum of its rows' losses and their number, float32 [2];
             views are fixed.
     """
@@ -230,7 +230,8 @@ def make_steps(
             state.average,
             params["encoder"],
         )
-        metrics = [loss, _spread(sums.directions, n_rows), optax.tree.norm(gradient)]
+        spread = _spread(sums.directions, n_rows)
+        metrics = [loss, spread, optax.tree.norm(gradient), sums.rows]
         return State(state.step + 1, params, average, opt), jnp.stack(metrics)
 
     def evaluate(params: Params, batch: Batch, fixed: Any) -> jax.Array:
@@ -279,4 +280,4 @@ def averaged(state: State, ema: float) -> Params:
 
 def _spread(directions: jax.Array, n_rows: jax.Array) -> jax.Array:
     """1 - |mean direction|^2: 0 where all embeddings point the same way, 1 where none agree."""
-    return 1.0 - jnp.square(directions / n_rows).sum()
+    return jnp.maximum(1.0 - jnp.square(directions / n_rows).sum(), 0.0)

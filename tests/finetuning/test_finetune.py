@@ -16,6 +16,7 @@ from loopjax.experiment.finetune import finetune
 from loopjax.io import locked
 from tests.finetuning.tiny import tiny_config, write_encoder, write_loops
 
+KNN = [{"name": "knn", "kind": "knn", "params": {"n_neighbors": 2}}]
 LOGGERS = ["tensorboard"] if importlib.util.find_spec("tensorboardX") else []
 
 
@@ -175,10 +176,18 @@ def test_from_a_stage_on_leaves_the_stages_before(inputs, tmp_path):
     assert {".".join(name.split(".")[:2]) for name in changed} == {
         "stages.1", "norm.scale", "norm.bias",
     }  # fmt: skip
-    with pytest.raises(UserError, match="has 2 stages"):
-        finetune(
-            tiny_config(*inputs, trainable={"what": "stages", "from_stage": 2}), tmp_path / "b"
-        )
+
+
+@pytest.mark.slow
+def test_an_encoder_that_gives_no_numbers_is_not_written(inputs, tmp_path):
+    changes = {"trainable": {"what": "all"}, "min_spread": 0.0}
+    changes["optimizer"] = {"steps": 1, "learning_rate": 1e30, "warmup_steps": 0}
+    with pytest.raises(ModelCheckError, match="held-out loss after step 1 is nan"):
+        finetune(tiny_config(*inputs, **changes), tmp_path / "run")
+    changes["data"] = {"holdout": 0.0}
+    with pytest.raises(ModelCheckError, match="no numbers; not written"):
+        finetune(tiny_config(*inputs, **changes), tmp_path / "last")
+    assert not (tmp_path / "last" / "encoder").exists()
 
 
 @pytest.mark.slow
@@ -201,16 +210,19 @@ def test_unreadable_loops_leave_empty_rows_and_are_told(inputs, whole, tmp_path)
     result = finetune(tiny_config(loops, inputs[1]), tmp_path / "run")
     assert {failure.path.rsplit("/")[-1] for failure in result.rejected} == {"aa.wav", "bb.wav"}
     assert np.isfinite(result.curve[:, 0]).all()
+    assert 0 < result.curve[:, 3].min() <= result.curve[:, 3].max() == 8
     strict = tiny_config(loops, inputs[1], embed={"max_failures": 0.01})
     with pytest.raises(TooManyRejectedError, match="of 26 loops cannot be read"):
         finetune(strict, tmp_path / "strict")
+    for file in loops.rglob("*.wav"):
+        file.write_bytes(b"RIFF" + file.name.encode())
+    with pytest.raises(TooManyRejectedError, match="none of the first 8 loops can be read"):
+        finetune(tiny_config(loops, inputs[1]), tmp_path / "none")
 
 
 @pytest.mark.slow
 def test_tables_before_and_after_for_groups(inputs, tmp_path):
-    config = tiny_config(
-        *inputs, detectors=[{"name": "knn", "kind": "knn", "params": {"n_neighbors": 2}}]
-    )
+    config = tiny_config(*inputs, detectors=KNN)
     result = finetune(config, tmp_path / "run")
     groups, spread = result.evaluation.tables
     assert groups.rows[0]["detector"] == "knn"
@@ -248,6 +260,10 @@ def test_a_column_of_records_names_the_groups(inputs, tmp_path):
         ({"optimizer": {"batch_size": 64}}, "do not fill a batch"),
         ({"optimizer": {"warmup_steps": 10}}, "do not fit into 6 steps"),
         ({"objective": {"kind": "distill"}}, "objective.teacher"),
+        ({"objective": {"kind": "distill", "teacher": "clap-fuzed"}}, "no encoder 'clap-fuzed'"),
+        ({"trainable": {"what": "stages", "from_stage": 2}}, "has 2 stages"),
+        ({"data": {"labels": "none.csv"}, "detectors": KNN}, "cannot read labels none.csv"),
+        ({"data": {"measure_on": ["none"]}, "detectors": KNN}, "none: no such file"),
         ({"embed": {"precision": "bf16-fast"}}, "is for inference"),
         ({"embed": {"encoder": "log-mel-statistics"}}, "no weights to train"),
         ({"embed": {"crops": "seeded:2"}}, "embed.crops"),
@@ -257,7 +273,13 @@ def test_a_column_of_records_names_the_groups(inputs, tmp_path):
 def test_mistakes_are_told_before_anything_is_trained(inputs, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         finetune(tiny_config(*inputs, **changes), tmp_path / "run")
-    assert not (tmp_path / "run" / "states").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_groups_must_be_two(inputs, tmp_path):
+    changes = {"data": {"sources": [str(inputs[0] / "low")]}, "optimizer": {"batch_size": 4}}
+    with pytest.raises(UserError, match="at least two folders"):
+        finetune(tiny_config(*inputs, **changes, objective={"kind": "groups"}), tmp_path / "run")
 
 
 def test_another_run_is_not_overwritten(inputs, whole):
@@ -281,11 +303,14 @@ def test_a_restart_deletes_what_a_run_wrote_and_nothing_else(inputs, whole, tmp_
     assert steps[0] == 1
 
 
-def test_a_restart_refuses_what_is_no_finetuning(inputs, tmp_path):
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_folder_of_something_else_is_refused(inputs, tmp_path, restart):
     shutil.copytree(inputs[1], tmp_path / "run" / "encoder")
     with pytest.raises(UserError, match="something else than a fine-tuning"):
-        finetune(tiny_config(*inputs), tmp_path / "run", restart=True)
-    assert (tmp_path / "run" / "encoder" / "config.json").is_file()
+        finetune(tiny_config(*inputs), tmp_path / "run", restart=restart)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["encoder"]
+    with pytest.raises(UserError, match="is read from"):
+        finetune(tiny_config(*inputs), inputs[0], restart=restart)
 
 
 def test_two_at_work_in_one_folder_are_refused(inputs, tmp_path):
