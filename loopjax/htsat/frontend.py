@@ -166,10 +166,10 @@ def log_mel(waveform: jax.Array, length_samples: jax.Array, config: LogMelConfig
         float32 [L // hop + 1, mel_bins] in dB, floor -100.
     """
     n_fft, half = config.n_fft, config.n_fft // 2
-    last = waveform.shape[0] - 1
-    mirrored = waveform[jnp.clip(length_samples - 2 - jnp.arange(half), 0, last)]
-    padded = jnp.concatenate([waveform[half:0:-1], waveform, jnp.zeros(half, waveform.dtype)])
-    padded = jax.lax.dynamic_update_slice(padded, mirrored, (length_samples + half,))
+    # Both mirrors and the signal in one pass over memory.
+    at = jnp.abs(jnp.arange(-half, waveform.shape[0] + half))
+    at = jnp.where(at < length_samples, at, 2 * length_samples - 2 - at)
+    padded = waveform[jnp.clip(at, 0, waveform.shape[0] - 1)]
     starts = jnp.arange(waveform.shape[0] // config.hop_samples + 1) * config.hop_samples
     frames = jax.vmap(lambda at: jax.lax.dynamic_slice(padded, (at,), (n_fft,)))(starts)
     spectrum = jnp.fft.rfft(frames * jnp.asarray(np.hanning(n_fft + 1)[:-1], jnp.float32))

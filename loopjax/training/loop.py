@@ -46,9 +46,10 @@ def settle(
     recipe: Recipe, states: Sequence[State], X: jax.Array, split: Split, passes: int
 ) -> Tree:
     """BatchNorm statistics of every head, stacked, averaged over passes that change no weight."""
+    steps = loop_steps(recipe, split.n_train)
     return stack(
         [
-            warmup_statistics(recipe, state, X, split.train[h], split.n_train[h], passes)
+            warmup_statistics(recipe, state, X, split.train[h], split.n_train[h], passes, steps)
             for h, state in enumerate(states)
         ]
     )
@@ -205,6 +206,7 @@ def run_streamed(
             state, loss = advance_block(
                 state, jnp.asarray(pad_rows(block)), padded, np.int32(len(rows)), hyperparams,
                 np.uint32(number + 1), recipe=recipe,
+                loop_steps=loop_steps(recipe, np.array(len(rows))),
             )  # fmt: skip
             total, seen = total + loss, seen + len(rows)
         state, metrics = advance_epoch(

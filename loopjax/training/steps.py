@@ -75,12 +75,12 @@ def train_block(
     learning_rate: jax.Array,
     weight_decay: Any,
     key: jax.Array,
-    loop_steps: int | None = None,
+    loop_steps: int,
 ) -> tuple[State, jax.Array]:
     """One pass over rows [T] of X in random order; the new state and the summed loss.
 
-    The loop runs `loop_steps` times, which the compiler then knows: those beyond the block's own
-    steps change nothing. None lets the number of rows decide.
+    The loop runs `loop_steps` times, which the compiler knows: steps beyond the block's own change
+    nothing. A GPU would make the host wait at every step of a loop whose end only the data tell.
     """
     size = recipe.batch_size
     order = rows[_permutation(derive(key, 0), len(rows), count)]
@@ -103,13 +103,10 @@ def train_block(
         (loss, stats), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
         params, optimizer = adamw_step(params, optimizer, grads, learning_rate, weight_decay)
         new = params, stats, optimizer, total + loss * jnp.sum(weights)
-        if loop_steps is None:
-            return new
-        return jax.tree.map(lambda after, before: jnp.where(i < steps, after, before), new, carry)
+        return _kept_while(i < steps, new, carry)
 
     first = (state.params, state.stats, state.optimizer, jnp.float32(0.0))
-    bound = steps if loop_steps is None else loop_steps
-    params, stats, optimizer, total = jax.lax.fori_loop(0, bound, step, first)
+    params, stats, optimizer, total = jax.lax.fori_loop(0, loop_steps, step, first)
     return state._replace(params=params, stats=stats, optimizer=optimizer), total
 
 
@@ -154,11 +151,20 @@ def close_epoch(
     )
 
 
-@partial(jax.jit, static_argnames=("recipe", "passes"))
+@partial(jax.jit, static_argnames=("recipe", "passes", "loop_steps"))
 def warmup_statistics(
-    recipe: Recipe, state: State, X: jax.Array, rows: jax.Array, count: jax.Array, passes: int
+    recipe: Recipe,
+    state: State,
+    X: jax.Array,
+    rows: jax.Array,
+    count: jax.Array,
+    passes: int,
+    loop_steps: int,
 ) -> Tree:
-    """One head's BatchNorm statistics averaged over `passes` epochs that update no weight."""
+    """One head's BatchNorm statistics averaged over `passes` epochs that update no weight.
+
+    `loop_steps` as in `train_block`, of one pass.
+    """
     size = recipe.batch_size
     steps = jnp.maximum(count // size, 1)
     if recipe.max_steps is not None:
@@ -171,11 +177,12 @@ def warmup_statistics(
         start_ = (i % steps) * size
         picked = jax.lax.dynamic_slice_in_dim(jnp.pad(rows, (0, size)), start_, size)
         weights = (start_ + lane < count).astype(jnp.float32)
-        return recipe.objective.train_losses(
+        _, new = recipe.objective.train_losses(
             state.params, stats, X[picked], weights, key, 1.0 / (i + 1.0), state.aux
-        )[1]
+        )
+        return _kept_while(i < passes * steps, new, stats)
 
-    return jax.lax.fori_loop(0, passes * steps, step, state.stats)
+    return jax.lax.fori_loop(0, passes * loop_steps, step, state.stats)
 
 
 def _one_epoch(
@@ -259,7 +266,7 @@ def advance(
     return jax.tree.map(lambda a: a[None], new), log[None]
 
 
-@partial(jax.jit, static_argnames="recipe", donate_argnames="state")
+@partial(jax.jit, static_argnames=("recipe", "loop_steps"), donate_argnames="state")
 def advance_block(
     state: State,
     X: jax.Array,
@@ -269,11 +276,13 @@ def advance_block(
     number: jax.Array,
     *,
     recipe: Recipe,
+    loop_steps: int,
 ) -> tuple[State, jax.Array]:
     """One head over the first `count` of rows [T] of block `number`; also the summed loss."""
     key = derive(derive(state.key, state.epoch), number)
     rate = cosine(hyperparams, state.epoch)
-    return train_block(recipe, state, X, rows, count, rate, hyperparams.weight_decay, key)
+    decay = hyperparams.weight_decay
+    return train_block(recipe, state, X, rows, count, rate, decay, key, loop_steps)
 
 
 @partial(jax.jit, static_argnames="recipe", donate_argnames="state")
@@ -292,6 +301,11 @@ def advance_epoch(
     val_loss = jnp.where(n_val > 0, total / jnp.maximum(n_val, 1), jnp.nan)
     metrics = jnp.stack([train_loss, val_loss, rate])
     return close_epoch(state, hyperparams, train_loss, val_loss, n_val > 0), metrics
+
+
+def _kept_while(going: jax.Array, new: Tree, old: Tree) -> Tree:
+    """The new arrays while a loop's own steps last, the old ones after."""
+    return jax.tree.map(lambda after, before: jnp.where(going, after, before), new, old)
 
 
 def _permutation(key: jax.Array, size: int, count: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from loopjax.training import loop as training_loop
 from loopjax.training import steps as training
 from loopjax.training.checkpoints import Checkpoints
 from loopjax.training.recipe import EPOCH_METRICS, Hyperparams, Recipe
+from scripts.aot.hlo import Module
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,6 +99,26 @@ def test_compiled_steps_are_few_in_number_and_enough():
     assert np.all(taken >= needed) and np.all(taken <= np.maximum(needed * 1.125, needed))
     assert np.array_equal(taken[needed <= 16], needed[needed <= 16])
     assert len(set(taken.tolist())) < 60
+
+
+def test_the_compiler_knows_how_often_every_loop_runs():
+    """A GPU makes the host wait at every step of a loop whose end only the data tell."""
+    recipe, state, data, split, hyperparams = setup()
+    one = training_loop.unstack(state, 0)
+    rows, count = split.train[0], split.n_train[0]
+    own = Hyperparams(*(column[0] for column in hyperparams))
+    lowered = [
+        training.advance.lower(
+            state, data, split, hyperparams, recipe=recipe, epochs=5, loop_steps=4
+        ),
+        training.advance_block.lower(
+            one, data, rows, count, own, np.uint32(1), recipe=recipe, loop_steps=4
+        ),
+        training.warmup_statistics.lower(recipe, one, data, rows, count, 5, 4),
+    ]
+    for program in lowered:
+        loops = Module(program.compile().as_text()).whiles()
+        assert loops and None not in loops
 
 
 def test_orders_differ_between_epochs_and_seeds():
