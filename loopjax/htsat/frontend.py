@@ -165,13 +165,15 @@ def log_mel(waveform: jax.Array, length_samples: jax.Array, config: LogMelConfig
     Returns:
         float32 [L // hop + 1, mel_bins] in dB, floor -100.
     """
-    n_fft, half = config.n_fft, config.n_fft // 2
+    hop, n_fft = config.hop_samples, config.n_fft
+    n_frames = waveform.shape[0] // hop + 1
+    # A frame is its own hop, the next and so on, the last one in part.
+    n_hops = -(-n_fft // hop)
     # Both mirrors and the signal in one pass over memory.
-    at = jnp.abs(jnp.arange(-half, waveform.shape[0] + half))
+    at = jnp.abs(jnp.arange((n_frames + n_hops - 1) * hop) - n_fft // 2)
     at = jnp.where(at < length_samples, at, 2 * length_samples - 2 - at)
-    padded = waveform[jnp.clip(at, 0, waveform.shape[0] - 1)]
-    starts = jnp.arange(waveform.shape[0] // config.hop_samples + 1) * config.hop_samples
-    frames = jax.vmap(lambda at: jax.lax.dynamic_slice(padded, (at,), (n_fft,)))(starts)
+    hops = waveform[jnp.clip(at, 0, waveform.shape[0] - 1)].reshape(-1, hop)
+    frames = jnp.concatenate([hops[i : i + n_frames] for i in range(n_hops)], axis=1)[:, :n_fft]
     spectrum = jnp.fft.rfft(frames * jnp.asarray(np.hanning(n_fft + 1)[:-1], jnp.float32))
     bank = mel_filterbank(config)
     heard = np.flatnonzero(bank.any(axis=1))
