@@ -10,9 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from loopjax.arrays import read_arrays
+from loopjax.audio.sources.selection import Selection
+from loopjax.audio.sources.source import open_source
+from loopjax.embedding.chain import embed
 from loopjax.encoders.load import load_encoder, verify
 from loopjax.errors import ModelCheckError, TooManyRejectedError, UserError
 from loopjax.experiment.finetune import finetune
+from loopjax.finetuning.batches import BatchReader, Slot, list_loops
 from loopjax.io import locked
 from tests.finetuning.tiny import tiny_config, write_encoder, write_loops
 
@@ -71,6 +75,26 @@ def test_a_killed_run_goes_on_to_equal_bytes(inputs, whole, tmp_path):
         assert len(list((tmp_path / "run" / "tb").iterdir())) == 1, name
     require_equal(weights_of(result), weights_of(whole))
     np.testing.assert_array_equal(result.curve, whole.curve)
+
+
+def test_loops_enter_as_in_embed(inputs, tmp_path):
+    config, encoder = tiny_config(*inputs, data={"holdout": 0.5}), load_encoder(inputs[1])
+    loops = write_loops(tmp_path / "loops")  # one of them is longer than a clip
+    source = open_source([str(loops)], Selection())
+    listed = list_loops(source, config.data, 8)
+    reader = BatchReader(
+        source, encoder, config.embed, config.augment, listed, Slot(8, 1), targets={}, seed=0
+    )
+    found = []
+    for batch in reader.held_out():
+        mel, longer, mask = (x[0] for x in (batch.mel, batch.longer, batch.rows.mask))
+        views = np.broadcast_to(mel, (8, *encoder.mel_shape))
+        found += [*np.asarray(encoder.encode(views, longer))[mask]]
+    embedded = embed([str(loops)], encoder, config=config.embed)
+    of_key = dict(zip(embedded.table["key"].to_pylist(), embedded.matrix, strict=True))
+    assert len(found) == len(listed.held_out) == 12
+    expected = np.stack([of_key[loop.key] for loop in listed.held_out])
+    np.testing.assert_allclose(np.stack(found), expected, atol=1e-5 * np.abs(expected).max())
 
 
 def test_the_result_is_an_encoder_with_its_origin(inputs, whole):
