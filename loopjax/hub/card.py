@@ -125,6 +125,13 @@ def _encoder(record: Mapping[str, Any]) -> Described:
         "source": str(about.get("source", "")),
         "weights_sha256": record["weights_sha256"],
     }
+    if "finetuning" in about:
+        parent, settings = about["parent"], about["finetuning"]
+        facts["trained from"] = f"{parent['id']}, weights_sha256 {parent['weights_sha256']}"
+        facts["trained for"] = (
+            f"{settings['objective']['kind']}, {settings['trainable']['what']}: "
+            f"{about['best_step']} steps on {about['n_loops']} loops"
+        )
     return Described("encoder", facts, str(about.get("license", "")))
 
 

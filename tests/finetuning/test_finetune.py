@@ -17,6 +17,7 @@ from loopjax.encoders.load import load_encoder, verify
 from loopjax.errors import ModelCheckError, TooManyRejectedError, UserError
 from loopjax.experiment.finetune import finetune
 from loopjax.finetuning.batches import BatchReader, Slot, list_loops
+from loopjax.hub.card import describe
 from loopjax.io import locked
 from tests.finetuning.tiny import tiny_config, write_encoder, write_loops
 
@@ -108,6 +109,9 @@ def test_the_result_is_an_encoder_with_its_origin(inputs, whole):
     assert tuned.id == "tuned"
     assert tuned.weights_sha256 != parent.weights_sha256
     assert tuned.config == parent.config  # no adapters are left
+    facts = describe(whole.encoder).facts
+    assert facts["trained from"] == f"tiny-random, weights_sha256 {parent.weights_sha256}"
+    assert facts["trained for"] == f"contrastive, lora: {whole.best_step} steps on 19 loops"
 
 
 def test_every_step_reaches_the_sinks(inputs, whole, tmp_path):
