@@ -10,7 +10,8 @@ the loops of all other groups train, without their names; the rest of them is th
 part, beside one left-out group (or kind of anomaly) after the other. All encoders get the same
 splits.
 
-A finished training is not repeated; tables go to OUT/tuned.json and, as Markdown, to stdout.
+A finished training is not repeated. The rows go to tuned.json beside this file and, as a table, to
+docs/how-to/finetune.md and stdout.
 """
 
 import argparse
@@ -35,7 +36,9 @@ from loopjax.evaluation.paired import compare_paired
 from loopjax.experiment.finetune import finetune
 from loopjax.io import write_json
 
-SETTINGS = Path(__file__).with_name("tuned.yaml")
+SETTINGS, RECORD = (Path(__file__).with_suffix(suffix) for suffix in (".yaml", ".json"))
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "finetune.md"
+BEGIN, END = "<!-- tuned: written by scripts.heads.tuned -->", "<!-- end of tuned -->"
 SEEDS = (0, 1, 2)
 HEADS = {"spheres": "sphere-svdd", "pca": "pca", "knn": "knn"}
 TRAIN_FRACTION = 0.8
@@ -168,17 +171,31 @@ def run(corpora: list[Corpus], out: Path) -> list[dict[str, Any]]:
 
 
 def markdown(table: list[dict[str, Any]]) -> str:
-    """A row per corpus and head, a column per encoder."""
-    names = list(dict.fromkeys(row["encoder"] for row in table))
-    lines = [f"| corpus | head | {' | '.join(names)} |", f"| --- | --- |{' --- |' * len(names)}"]
-    cells: dict[tuple[str, str], list[str]] = {}
+    """A row per corpus, head and training, beside the frozen encoder."""
+    columns = ("corpus", "head", "frozen", "training", "AUROC", "difference", "groups won", "p")
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+    frozen = ""
     for row in table:
-        cell = f"{row['auroc']:.3f}"
+        auroc = f"{row['auroc']:.3f}"
+        if row["encoder"] == "frozen":
+            frozen = auroc
+            continue
+        cells = [row["corpus"], row["head"], frozen, row["encoder"], auroc, "", "", ""]
         if "difference" in row:
-            cell += f" ({row['difference']:+.3f}: {row['low']:+.3f} to {row['high']:+.3f})"
-        cells.setdefault((row["corpus"], row["head"]), []).append(cell)
-    lines += [f"| {c} | {h} | {' | '.join(own)} |" for (c, h), own in cells.items()]
+            cells[5] = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+            cells[6] = f"{row['groups_won']} of {row['n_groups']}"
+            cells[7] = f"{row['p_groups']:.3f}" if row["p_groups"] >= 0.001 else "< 0.001"
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def keep(table: list[dict[str, Any]]) -> None:
+    """Keeps the rows, and writes them into the page."""
+    write_json(RECORD, table)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition(END)[2]
+    text = f"{before}{BEGIN}\n\n{markdown(table)}\n\n{END}{after}"
+    PAGE.write_text(text, encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -197,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         ),
     ]
     table = run(corpora, arguments.out)
-    write_json(arguments.out / "tuned.json", json.loads(json.dumps(table)))
+    keep(json.loads(json.dumps(table)))
     print(markdown(table))
     return 0
 

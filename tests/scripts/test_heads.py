@@ -20,6 +20,8 @@ from scripts.heads.tuned import (
     settings_of,
     split,
 )
+from scripts.heads.tuned import PAGE as TUNED_PAGE
+from scripts.heads.tuned import RECORD as TUNED
 from scripts.render.programs import FAMILIES
 
 
@@ -110,6 +112,12 @@ def test_tuned_encoders_are_measured_on_what_was_left_out(tmp_path):
     assert config.trainable.what == "lora" and config.seed == 0
     frozen = {"corpus": "two", "head": "knn", "encoder": "frozen", "auroc": 0.5}
     lora = frozen | {"encoder": "lora", "auroc": 0.6, "difference": 0.1, "low": 0.0, "high": 0.2}
+    lora |= {"groups_won": 3, "n_groups": 4, "p_groups": 0.125}
     assert markdown([frozen, lora]).splitlines()[-1] == (
-        "| two | knn | 0.500 | 0.600 (+0.100: +0.000 to +0.200) |"
+        "| two | knn | 0.500 | lora | 0.600 | +0.100 (+0.000 to +0.200) | 3 of 4 | 0.125 |"
     )
+
+
+def test_the_page_holds_the_table_that_was_measured():
+    page = TUNED_PAGE.read_text(encoding="utf-8")
+    assert markdown(json.loads(TUNED.read_text())) in page, "scripts.heads.tuned.keep writes it"
