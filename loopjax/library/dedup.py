@@ -83,7 +83,8 @@ def dedup(
         raise UserError(f"{store} holds loop {repeated[0]} more than once: remove a shard")
     contents = _texts(table, "sha256") or [""] * len(table)
     first = np.arange(len(table)) == linked_groups(len(table), np.empty((0, 2)), [contents])
-    near = nearest_neighbors(rows, min(N_NEIGHBORS, max(1, int(first.sum()) - 1)), first)
+    n_others = max(1, int(first.sum()) - 1)
+    near = nearest_neighbors(rows.matrices(first), min(N_NEIGHBORS, n_others))
     threshold = copy_cosine(near.cosines) if cosine is None else cosine
     pairs, cosines = _pairs(near, threshold, max_heard)
     pairs = np.flatnonzero(first)[pairs]

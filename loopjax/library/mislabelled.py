@@ -4,7 +4,8 @@ Every folder gets a head: a normal distribution of embeddings with the folder's 
 spread that all folders share, fitted in folds, so that no loop is judged by a head that saw it or a
 copy of it (linear discriminant analysis; Ledoit and Wolf's idea of mixing the covariance with a
 multiple of the identity keeps it invertible where loops are fewer than numbers). Beside the heads,
-the nearest other loops vote.
+the nearest other loops vote. The numbers below were chosen on the libraries of
+`scripts/render/one_shots.py`.
 """
 
 from collections.abc import Iterator
@@ -27,14 +28,16 @@ from loopjax.store.similar import unit_rows
 N_FOLDS = 40  # nearly all of a small folder trains its heads
 FEWEST_FOLDS, MAX_HEADS = 10, 50_000  # folds x labels are in memory, with the width of a row each
 N_NEIGHBORS = 10
-SHRINKAGE = 0.1  # fraction of the identity in the shared covariance
-OWN_ROWS = 1.0  # so many rows at the middle of all are added to a folder: few rows mean little
-FALLOFF = 0.05  # of a vote, with the cosine to the neighbor
+SHRINKAGE = 0.2  # fraction of the identity in the shared covariance
+CERTAINTY = 0.5  # of the heads' squared distances: few loops make a head too sure of itself
+OWN_ROWS = 2.0  # so many rows at the middle of all are added to a folder: few rows mean little
+FALLOFF = 0.2  # of a vote, with the cosine to the neighbor
 LEAST, LEAST_VOTE = -20.0, 1e-3  # nothing is quite impossible
 DURATION_WEIGHT = 3.0
 FEW = 3.0  # a folder's usual fit is mixed with so many rows of all
 FOLDER_WEIGHT = 0.7
-COPY_COSINE = 0.999  # pairs that never lie in two folds
+COPY_COSINE = 0.99  # pairs of features that never lie in two folds
+LEAST_SPREAD = 1e-3  # of a number, as a fraction of what numbers usually have
 MAX_FOLDERS = 5000
 SHOWN = ("id", "path", "duration_s", "sha256", "path_bytes")
 
@@ -87,9 +90,9 @@ def mislabelled(
         )
     table = rows.table([name for name in SHOWN if name in rows.columns])
     table = table.filter(pa.array(labeled))
-    near = nearest_neighbors(rows, min(N_NEIGHBORS, int(labeled.sum()) - 1), labeled)
-    folds = _folds(table, near, len(labels), seed)
     features = _Features.of(rows, labeled, table)
+    near = nearest_neighbors((x for _, x in features.blocks()), min(N_NEIGHBORS, len(table) - 1))
+    folds = _folds(table, near, len(labels), seed)
     heads = _fit_heads(features, y[labeled], folds, len(labels))
     judged = _judge(features, y[labeled], folds, heads, near)
     return Mislabelled(_table(table, labels, y[labeled], judged, column), len(labels))
@@ -129,7 +132,7 @@ def _folds(table: pa.Table, near: Neighbors, n_labels: int, seed: int) -> np.nda
 
 @dataclass(frozen=True)
 class _Features:
-    """What heads see of the labeled rows: the centered embedding at length 1, and how long it is.
+    """What heads and neighbors see of the labeled rows: the standardized embedding, and how long.
 
     A drum hit and a drum loop can sound alike for a moment; their durations cannot.
     """
@@ -137,28 +140,29 @@ class _Features:
     rows: StoredRows
     labeled: np.ndarray  # bool, the N rows among those of the store
     center: np.ndarray  # [D]
+    spread: np.ndarray  # [D]
     duration: np.ndarray  # [N, 2], log duration and its square, or [N, 0]
 
     @classmethod
     def of(cls, rows: StoredRows, labeled: np.ndarray, table: pa.Table) -> "_Features":
-        center = np.zeros(rows.width)
-        features = cls(rows, labeled, center, _durations(table, rows.width))
-        for _, unit in features._unit_rows():
-            center += unit.sum(axis=0, dtype=np.float64) / len(table)
-        return features
+        center, square = np.zeros(rows.width), np.zeros(rows.width)
+        for matrix in rows.matrices(labeled):
+            unit = unit_rows(matrix).astype(np.float64)
+            center += unit.sum(axis=0) / len(table)
+            square += (unit**2).sum(axis=0) / len(table)
+        variance = np.maximum(square - center**2, 0)
+        usual = max(np.sqrt(variance.mean()), 1e-9)
+        spread = np.maximum(np.sqrt(variance), LEAST_SPREAD * usual)
+        return cls(rows, labeled, center, spread, _durations(table, rows.width))
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Places among the labeled rows, and their features [n, F]."""
-        for place, unit in self._unit_rows():
-            yield place, np.hstack([unit_rows(unit - self.center), self.duration[place]])
-
-    def _unit_rows(self) -> Iterator[tuple[slice, np.ndarray]]:
         start = 0
-        for block in self.rows.blocks():
-            chosen = self.labeled[block.start : block.start + len(block.matrix)]
-            unit = unit_rows(block.matrix[chosen])
-            yield slice(start, start + len(unit)), unit
-            start += len(unit)
+        for matrix in self.rows.matrices(self.labeled):
+            place = slice(start, start + len(matrix))
+            standard = unit_rows((unit_rows(matrix) - self.center) / self.spread)
+            yield place, np.hstack([standard, self.duration[place]])
+            start += len(matrix)
 
 
 def _durations(table: pa.Table, width: int) -> np.ndarray:
@@ -188,16 +192,17 @@ def _fit_heads(features: _Features, y: np.ndarray, folds: np.ndarray, n_labels: 
     counts = np.stack([np.bincount(y[folds == f], minlength=n_labels) for f in range(n_folds)])
     slopes = np.empty((n_folds, width, n_labels), np.float32)
     offsets = np.empty((n_folds, n_labels), np.float32)
+    all_counts, all_sums, all_products = counts.sum(axis=0), sums.sum(axis=0), products.sum(axis=0)
     for fold in range(n_folds):
-        n = (counts.sum(axis=0) - counts[fold])[:, None]
-        total = sums.sum(axis=0) - sums[fold]
+        n = (all_counts - counts[fold])[:, None]
+        total = all_sums - sums[fold]
         means = (total + OWN_ROWS * total.sum(axis=0) / n.sum()) / (n + OWN_ROWS)
         crossed = total.T @ means
-        spread = products.sum(axis=0) - products[fold] - crossed - crossed.T
+        spread = all_products - products[fold] - crossed - crossed.T
         spread = (spread + means.T @ (n * means)) / n.sum()
         size = max(np.trace(spread) / width, 1e-12)
         spread = (1 - SHRINKAGE) * spread + SHRINKAGE * size * np.eye(width)
-        slopes[fold] = np.linalg.solve(spread, means.T)
+        slopes[fold] = CERTAINTY * np.linalg.solve(spread, means.T)
         offsets[fold] = (np.log(n[:, 0] + 1) - (means.T * slopes[fold]).sum(axis=0)) / 2
     return _Heads(slopes, offsets)
 

@@ -7,13 +7,14 @@ n^2. What this misses is measured by `scripts/bench/library.py`.
 """
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 
-from loopjax.store.blocks import BLOCK_ROWS, StoredRows
+from loopjax.store.read import BLOCK_ROWS
 from loopjax.store.similar import QUERY_ROWS, MostSimilar, unit_rows
 
 EXACT_ROWS = 20_000
@@ -36,25 +37,20 @@ class Neighbors:
 
 
 def nearest_neighbors(
-    rows: StoredRows,
-    k: int,
-    among: np.ndarray | None = None,
-    exact_rows: int = EXACT_ROWS,
-    seed: int = 0,
+    blocks: Iterable[np.ndarray], k: int, exact_rows: int = EXACT_ROWS, seed: int = 0
 ) -> Neighbors:
     """Finds the k nearest other rows of every row by cosine.
 
     Unit vectors lie in a temporary file meanwhile, 4 bytes per number.
 
     Args:
-        rows: the store.
+        blocks: the rows, float [n, D] each, one block after the other.
         k: how many neighbors.
-        among: bool, the N rows that ask and are found, counted among themselves; None for all.
-        exact_rows: stores of up to so many rows are searched exactly.
+        exact_rows: up to so many rows are searched exactly.
         seed: of the centers.
     """
     with tempfile.TemporaryDirectory(prefix="loopjax-") as folder:
-        vectors = _Vectors(Path(folder) / "unit.f32", rows, among)
+        vectors = _Vectors(Path(folder) / "unit.f32", blocks)
         n_rows = vectors.shape[0]
         if n_rows <= exact_rows:
             everything = np.arange(n_rows)
@@ -73,14 +69,13 @@ def nearest_neighbors(
 class _Vectors:
     """Unit rows in a file, mapped anew for each use so that its pages do not stay in memory."""
 
-    def __init__(self, path: Path, rows: StoredRows, among: np.ndarray | None):
-        n_rows = rows.n_rows if among is None else int(among.sum())
-        self._path, self.shape = path, (n_rows, rows.width)
+    def __init__(self, path: Path, blocks: Iterable[np.ndarray]):
+        n_rows = width = 0
         with path.open("wb") as file:
-            for block in rows.blocks():
-                stop = block.start + len(block.matrix)
-                chosen = slice(None) if among is None else among[block.start : stop]
-                file.write(unit_rows(block.matrix[chosen]).tobytes())
+            for block in blocks:
+                file.write(unit_rows(block).tobytes())
+                n_rows, width = n_rows + len(block), block.shape[1]
+        self._path, self.shape = path, (n_rows, width)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         return np.memmap(self._path, np.float32, "r", shape=self.shape)[rows]

@@ -75,6 +75,15 @@ class StoredRows:
                 yield block
                 start += len(block.matrix)
 
+    def matrices(self, among: np.ndarray) -> Iterator[np.ndarray]:
+        """The embeddings of the rows where `among` (bool, all rows) is true, a block at a time.
+
+        Raises:
+            UserError: a damaged shard; names it.
+        """
+        for block in self.blocks():
+            yield block.matrix[among[block.start : block.start + len(block.matrix)]]
+
     def projected(self, project: Project) -> Iterator[np.ndarray]:
         """All rows in the space that sounds share with texts, float32 [n, P] of unit length.
 

@@ -115,8 +115,9 @@ def test_buckets_find_what_an_exact_search_finds(tmp_path):
     matrix = centers[rng.integers(60, size=5000)] + 0.5 * rng.normal(size=(5000, 32))
     matrix[2500:2900] = matrix[:400] + 0.02 * rng.normal(size=(400, 32))
     rows = open_rows(write_store(tmp_path / "emb", matrix, shard_rows=2000))
-    exact = nearest_neighbors(rows, 3)
-    quick = nearest_neighbors(rows, 3, exact_rows=1000)
+    everything = np.ones(5000, bool)
+    exact = nearest_neighbors(rows.matrices(everything), 3)
+    quick = nearest_neighbors(rows.matrices(everything), 3, exact_rows=1000)
     assert (exact.rows[:400, 0] == np.arange(2500, 2900)).all()
     assert (quick.rows[:400, 0] == exact.rows[:400, 0]).mean() > 0.99
     assert (quick.rows == exact.rows).mean() > 0.8
