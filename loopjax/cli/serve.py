@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 from pathlib import Path
 
 from loopjax.cli.terminal import say
@@ -35,6 +36,7 @@ def _act(args: argparse.Namespace) -> int:
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'loopjax[serve]'") from None
     from loopjax.experiment.curation import curate, reason_of
+    from loopjax.io import check_can_write
     from loopjax.model import load_model
     from loopjax.serve.live import Live
     from loopjax.serve.server import listen, serve
@@ -42,7 +44,9 @@ def _act(args: argparse.Namespace) -> int:
     if args.max_upload < 1:
         raise UserError(f"--max-upload {args.max_upload}: expected at least 1 MiB")
     store = Path(args.store)
-    marks = Path(args.marks) if args.marks else store.with_name(f"{store.name}-marks.csv")
+    named = Path(os.path.abspath(store))  # noqa: PTH100 - keeps links
+    marks = Path(args.marks) if args.marks else named.with_name(f"{named.name}-marks.csv")
+    check_can_write(marks)
     model = load_model(args.model)
     with (
         contextlib.suppress(InterruptedRunError, KeyboardInterrupt),  # how a server usually ends

@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 
 from loopjax.errors import UserError
-from loopjax.io.tables import read_table
+from loopjax.io.tables import TextTable, read_table
 from loopjax.store.blocks import open_rows
 from loopjax.store.parquet import open_parquet
+from loopjax.store.scores import FORMULA
 
 KEEP, REJECT = "keep", "reject"
 WORDS = {KEEP: KEEP, "kept": KEEP, REJECT: REJECT, "rejected": REJECT, "": ""}
 HASH_DIGITS = 16  # of the content's SHA-256, with which the id of a row begins
 MAX_BYTES = 1 << 28
-FORMULA = ("=", "+", "-", "@")  # our CSV files put an apostrophe in front of these
 
 
 @dataclass(frozen=True)
@@ -54,34 +54,67 @@ def read_marks(path: str | Path) -> tuple[Mark, ...]:
         UserError: unreadable, a column is missing, another word, or two marks for one loop.
     """
     path = Path(path)
-    rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
+    is_parquet = path.suffix.lower() == ".parquet"
+    rows = _parquet_rows(path) if is_parquet else _csv_rows(_marks_table(path), path)
+    marks = tuple(mark for mark in _marks_of(rows, path) if mark.mark)
+    if not marks:
+        raise UserError(f"{path}: no row is marked")
+    return marks
+
+
+def read_own_marks(path: Path, columns: tuple[str, ...]) -> tuple[Mark, ...]:
+    """Reads a CSV file of marks to write it again: rows with a note alone count too.
+
+    Args:
+        path: of the file.
+        columns: that can be written again.
+
+    Raises:
+        UserError: as `read_marks`, or there are further columns, which would be lost.
+    """
+    table = _marks_table(path)
+    marks = _marks_of(_csv_rows(table, path), path)
+    if others := [name for name in table.header if name not in columns]:
+        raise UserError(
+            f"{path} has the column {others[0]!r}, which would be lost when marks are written: "
+            "name another file and import this one on the page"
+        )
+    return tuple(mark for mark in marks if mark.mark or mark.note)
+
+
+def content_of(row_id: str) -> str:
+    """The hash of the content, with which ids of a store begin; "" of other ids."""
+    content, dash, _ = row_id.partition("-")
+    is_hash = dash and len(content) == HASH_DIGITS and set(content) <= set("0123456789abcdef")
+    return content if is_hash else ""
+
+
+def _marks_of(rows: list[tuple[int, dict]], path: Path) -> list[Mark]:
     marks: list[Mark] = []
     seen: dict[tuple[str, str], Mark] = {}
     for line, row in rows:
         word = str(row.get("mark") or "").strip().lower()
         if word not in WORDS:
             raise UserError(f"{path}:{line}: mark is {word!r}; write keep, reject or nothing")
-        if not WORDS[word]:
-            continue
         row_id, sha256 = str(row.get("id") or ""), str(row.get("sha256") or "").lower()
         found = Mark(
             mark=WORDS[word],
             id=row_id,
-            content=(sha256 or row_id.partition("-")[0])[:HASH_DIGITS],
+            content=sha256[:HASH_DIGITS] or content_of(row_id),
             path=plain_text(str(row.get("path") or "")),
             path_bytes=row.get("path_bytes") or None,
             note=plain_text(str(row.get("note") or "")),
             line=line,
         )
         key = (found.id or found.content, found.path)
-        if key in seen and seen[key].mark != found.mark:
+        if not found.mark:
+            marks.append(found)
+        elif key in seen and seen[key].mark != found.mark:
             raise UserError(f"{path}:{line}: marked otherwise in line {seen[key].line}")
-        if key not in seen:
+        elif key not in seen:
             seen[key] = found
             marks.append(found)
-    if not marks:
-        raise UserError(f"{path}: no row is marked")
-    return tuple(marks)
+    return marks
 
 
 def marks_of_rows(marks: tuple[Mark, ...], table: pa.Table) -> np.ndarray:
@@ -100,7 +133,7 @@ def marks_of_rows(marks: tuple[Mark, ...], table: pa.Table) -> np.ndarray:
     hashes = table["sha256"].to_pylist() if "sha256" in table.column_names else [None] * len(ids)
     found = []
     for row_id, sha256 in zip(ids, hashes, strict=True):
-        content = (sha256 or row_id.partition("-")[0])[:HASH_DIGITS]
+        content = (sha256 or "")[:HASH_DIGITS] or content_of(row_id)
         agreed = of_content.get(content, set())
         stray = next(iter(agreed)) if len(agreed) == 1 else ""
         found.append(of_id.get(row_id, stray))
@@ -151,8 +184,11 @@ def plain_text(text: str) -> str:
     return text[1:] if text[:1] == "'" and text[1:].startswith(FORMULA) else text
 
 
-def _csv_rows(path: Path) -> list[tuple[int, dict]]:
-    table = read_table(path, "marks", MAX_BYTES)
+def _marks_table(path: Path) -> TextTable:
+    return read_table(path, "marks", MAX_BYTES)
+
+
+def _csv_rows(table: TextTable, path: Path) -> list[tuple[int, dict]]:
     _require_columns(path, table.header)
     return [(line, dict(zip(table.header, cells, strict=False))) for line, cells in table.rows]
 

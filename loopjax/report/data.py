@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from loopjax.report.loops import EXTENSIONS, AudioPolicy, PageLoops
-from loopjax.report.sound import HIGHEST_HZ, LOWEST_HZ, WAVE_COLUMNS, Sound
+from loopjax.report.sound import HIGHEST_HZ, LOWEST_HZ, Sound
 
 # What JSON can say; read only, so that lists of numbers count too.
 Plain = (
@@ -97,7 +97,6 @@ def page_data(
         "typical": [index[row] for row in lists.typical],
         "duplicates": [{"i": index[t.row], "text": t.text, "mark": t.mark} for t in duplicates],
         "mislabelled": [{"i": index[t.row], "text": t.text} for t in mislabelled],
-        "wave_columns": WAVE_COLUMNS,
         "hz": [LOWEST_HZ, HIGHEST_HZ],
     }
 

@@ -68,6 +68,19 @@ def read_facts(path: Path) -> RunFacts:
     )
 
 
+def facts_of_scores(detector: str, encoder: str, store: Path | None) -> RunFacts:
+    """What is known of scores without a run.json.
+
+    Args:
+        detector: that ranks; "" if nobody knows.
+        encoder: of the embeddings; "" if nobody knows.
+        store: where these lie.
+    """
+    found = {"Detector": detector, "Encoder": encoder, "Embeddings": str(store or "")}
+    shown = tuple(Fact(label, value) for label, value in found.items() if value)
+    return RunFacts(encoder=encoder, primary=detector, shown=shown)
+
+
 def read_object(path: Path) -> dict[str, Json]:
     """Reads a JSON object; an empty one where there is no such file.
 

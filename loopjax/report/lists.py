@@ -66,7 +66,8 @@ def reason_text(reason: Reason | None, sounds_like: str) -> str:
         middle_hz = (max(reason.low_hz, 20.0) * reason.high_hz) ** 0.5
         parts.append(next(words for end_hz, words in BANDS if middle_hz < end_hz))
     if reason is not None and reason.start_s is not None and reason.end_s is not None:
-        parts.append(f"{reason.start_s:.1f} to {reason.end_s:.1f}\u00a0s")
+        digits = 1 if reason.end_s - reason.start_s >= 0.1 else 2
+        parts.append(f"{reason.start_s:.{digits}f} to {reason.end_s:.{digits}f}\u00a0s")
     like = f"sounds like {sounds_like}" if sounds_like else ""
     return "; ".join(filter(None, (", ".join(parts), like)))
 

@@ -9,7 +9,7 @@ and a content security policy lets only the page's own script run.
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loopjax.config import ReportConfig
@@ -20,9 +20,9 @@ from loopjax.io.remote import is_remote, place_of
 from loopjax.report.content import page_content
 from loopjax.report.data import page_data
 from loopjax.report.extra import require_report_extra
-from loopjax.report.facts import read_facts, read_object
+from loopjax.report.facts import facts_of_scores, read_facts, read_object
 from loopjax.report.inline_svg import read_figures
-from loopjax.report.lists import Curated, make_lists, read_reasons
+from loopjax.report.lists import Curated, Reason, make_lists, read_reasons
 from loopjax.report.loops import EXTENSIONS, PageLoops
 from loopjax.report.ranking import RankedRows, read_ranking
 from loopjax.report.render import render
@@ -45,6 +45,7 @@ def write_report(
     embeddings: Embeddings | None = None,
     audio_roots: Sequence[str | Path] = (),
     curated: Curated | None = None,
+    reasons: Mapping[str, Reason] | None = None,
 ) -> Path:
     """Writes the report of one run folder, or of a file of scores.
 
@@ -61,6 +62,7 @@ def write_report(
         embeddings: these instead of the store's.
         audio_roots: folders that relative paths of the scores table are looked up in.
         curated: copies and mislabelled loops to list.
+        reasons: where loops stand out, by their ids; default: those of the run.
 
     Returns:
         The written file.
@@ -97,6 +99,9 @@ def write_report(
         rows = open_rows(store)
     else:
         notes.append("No embeddings beside these scores: no map and no nearest loops.")
+    if not facts.text:
+        encoder = "" if rows is None else rows.metadata.get("encoder", "")
+        facts = facts_of_scores(ranking.detector, encoder, store if store.exists() else None)
     ranked = None if rows is None else RankedRows(ranking, rows)
     if ranked is not None and ranked.n_missing:
         notes.append("Some scored loops have no embedding here: no map and no nearest loops.")
@@ -106,7 +111,7 @@ def write_report(
     listed = range(min(config.top, len(ranking.ids)))
     near = loops.find_near(listed)
     loops.place()
-    lists = make_lists(loops, curated, read_reasons(run_dir))
+    lists = make_lists(loops, curated, reasons or read_reasons(run_dir))
     told = [told.row for told in (*lists.duplicates, *lists.mislabelled)]
     wanted = [*listed, *lists.typical, *near, *told]
     if config.audio != "none":

@@ -1,24 +1,27 @@
 """The routes of the live page. A client names loops by their numbers, never by a path."""
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from loopjax.audio.loop import DecodeError
 from loopjax.errors import LoopjaxError
 from loopjax.library.marks import KEEP, REJECT
+from loopjax.report.data import Plain
 from loopjax.serve.live import Live
-from loopjax.serve.marks import Decision, MarksFile
+from loopjax.serve.marks import Change, MarksFile
 
 MAX_JSON_BYTES = 8 << 20
-MAX_NOTE, MAX_TEXT, MAX_NAME = 500, 200, 300
+MAX_TEXT, MAX_NAME = 200, 300
+MAX_DIGITS = 9  # of the number of a loop
+MAX_UPLOADS = 2  # held at a time; others wait before they are read
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -40,27 +43,26 @@ def make_app(live: Live, marks: MarksFile, max_upload_bytes: int) -> Starlette:
         max_upload_bytes: of a file that the page sends.
     """
     page = live.page()
+    uploads = asyncio.Semaphore(MAX_UPLOADS)
 
     async def show_page(request: Request) -> Response:
         return HTMLResponse(page)
 
-    async def sound(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(live.sound, request.path_params["i"]))
+    def of_loop(answer: Callable[[int], Plain]) -> Handler:
+        async def tell(request: Request) -> Response:
+            return JSONResponse(await run_in_threadpool(answer, _number_of(request)))
+
+        return tell
 
     async def audio(request: Request) -> Response:
-        clip = await run_in_threadpool(live.clip, request.path_params["i"])
+        clip = await run_in_threadpool(live.clip, _number_of(request))
         return Response(clip.data, media_type=clip.mime_type)
-
-    async def near(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(live.near, request.path_params["i"]))
-
-    async def why(request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(live.why, request.path_params["i"]))
 
     async def ask(request: Request) -> Response:
         name = request.query_params.get("name", "")[:MAX_NAME] or "loop"
-        content = await _body(request, max_upload_bytes)
-        return JSONResponse(await run_in_threadpool(live.ask, content, name))
+        async with uploads:
+            content = await _body(request, max_upload_bytes)
+            return JSONResponse(await run_in_threadpool(live.ask, content, name))
 
     async def like_text(request: Request) -> Response:
         text = (await _json(request)).get("text")
@@ -69,32 +71,27 @@ def make_app(live: Live, marks: MarksFile, max_upload_bytes: int) -> Starlette:
         return JSONResponse(await run_in_threadpool(live.like_text, text.strip()))
 
     async def show_marks(request: Request) -> Response:
-        return JSONResponse(marks.by_key())
+        return JSONResponse(await run_in_threadpool(marks.by_row))
 
     async def decide(request: Request) -> Response:
         decisions = (await _json(request)).get("decisions")
         if not isinstance(decisions, list):
             raise BadRequestError(400, "expected a list of decisions")
-        await run_in_threadpool(marks.decide, [_decision(live, item) for item in decisions])
+        await run_in_threadpool(marks.decide, [_change(live, item) for item in decisions])
         return JSONResponse({"file": str(marks.path)})
-
-    @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        yield
-        live.close()
 
     routes = [
         Route("/", show_page),
-        Route("/sound/{i:int}", _told(sound)),
-        Route("/audio/{i:int}", _told(audio)),
-        Route("/near/{i:int}", _told(near)),
-        Route("/why/{i:int}", _told(why)),
+        Route("/sound/{i}", _told(of_loop(live.sound))),
+        Route("/audio/{i}", _told(audio)),
+        Route("/near/{i}", _told(of_loop(live.near))),
+        Route("/why/{i}", _told(of_loop(live.why))),
         Route("/ask", _told(ask), methods=["POST"]),
         Route("/text", _told(like_text), methods=["POST"]),
         Route("/marks", _told(show_marks)),
         Route("/marks", _told(decide), methods=["POST"]),
     ]
-    return Starlette(routes=routes, lifespan=lifespan)
+    return Starlette(routes=routes)
 
 
 def _told(handler: Handler) -> Handler:
@@ -111,6 +108,8 @@ def _told(handler: Handler) -> Handler:
             return _error(error.status, str(error))
         except LoopjaxError as error:
             return _error(409, str(error))
+        except ClientDisconnect:
+            return Response(status_code=400)  # which nobody waits for any more
 
     return handle
 
@@ -135,6 +134,7 @@ async def _body(request: Request, limit: int) -> bytes:
 async def _json(request: Request) -> dict[str, Any]:
     try:
         value = json.loads(await _body(request, MAX_JSON_BYTES))
+        json.dumps(value, ensure_ascii=False).encode()  # no halves of characters
     except (ValueError, RecursionError):
         raise BadRequestError(400, "expected JSON") from None
     if not isinstance(value, dict):
@@ -142,9 +142,18 @@ async def _json(request: Request) -> dict[str, Any]:
     return value
 
 
-def _decision(live: Live, item: object) -> Decision:
+def _number_of(request: Request) -> int:
+    text = request.path_params["i"]
+    if not (text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS):
+        raise IndexError(text)
+    return int(text)
+
+
+def _change(live: Live, item: object) -> Change:
     found = item if isinstance(item, dict) else {}
     i, mark, note = found.get("i"), found.get("mark"), found.get("note")
-    if type(i) is not int or mark not in (KEEP, REJECT, "") or not isinstance(note, str):
+    is_note = note is None or isinstance(note, str)
+    if type(i) is not int or mark not in (KEEP, REJECT, "", None) or not is_note:
         raise BadRequestError(400, "expected decisions {i, mark, note}")
-    return Decision(*live.id_and_path(i), mark, note[:MAX_NOTE])
+    live.require(i)
+    return Change(i, mark, note)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from loopjax.audio.decode import Decoded
 from loopjax.audio.loop import DecodeError, Loop
@@ -19,7 +20,7 @@ from loopjax.library.similar import JointSpace
 from loopjax.model import Model
 from loopjax.report.content import page_content
 from loopjax.report.data import Plain, page_data, sound_json
-from loopjax.report.facts import RunFacts
+from loopjax.report.facts import facts_of_scores
 from loopjax.report.lists import Curated, Reason, make_lists, reason_text
 from loopjax.report.loops import PageLoops
 from loopjax.report.ranking import RankedRows, ranking_of
@@ -32,6 +33,7 @@ from loopjax.store.schema import FAILURE_SCHEMA
 N_ANSWERS = 10
 MAX_HELD = 300  # sounds, some 30 MB
 DECODE_TIMEOUT_S = 30.0
+MAX_EXPLAINED_S = 30.0  # some 6 s of computing
 POLICY = (
     "default-src 'none'; script-src '{script}'; style-src 'unsafe-inline'; img-src data:; "
     "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'"
@@ -88,7 +90,7 @@ class Live:
         page = page_content(
             self._loops,
             lists,
-            RunFacts(encoder=self._encoder.id),
+            facts_of_scores(self._ranking.detector, self._encoder.id, self._store),
             Evaluation(()),
             failures,
             [],
@@ -98,14 +100,21 @@ class Live:
         data = page_data(self._loops, lists, Path.cwd(), "none", "")
         return render(page, data, POLICY, SCRIPTS)
 
-    def id_and_path(self, i: int) -> tuple[str, str]:
-        """Of a loop of the page.
+    def ids(self) -> list[str]:
+        """Of the loops of the page."""
+        return self._ranking.ids.take(pa.array(self._shown)).to_pylist()
+
+    def paths(self) -> list[str]:
+        """Of the loops of the page, for people."""
+        return self._ranking.paths.take(pa.array(self._shown)).to_pylist()
+
+    def require(self, i: int) -> None:
+        """Refuses a number of no loop of the page.
 
         Raises:
             IndexError: there is no such loop.
         """
-        row = self._row(i)
-        return self._ranking.ids[row].as_py(), self._ranking.paths[row].as_py()
+        self._row(i)
 
     def sound(self, i: int) -> Plain:
         """Outline and spectrum of a loop of the page.
@@ -150,8 +159,7 @@ class Live:
             raise DecodeError("missing", "its file was not found")
         with self._asking:
             sound = _decoded(self._decoder, _loop_of(file))
-            reason = self._reason_of(self._model, sound, self._encoder)
-        return {"why": reason_text(reason, self._loops.sounds_like(row))}
+            return {"why": self._explained(sound, self._loops.sounds_like(row))}
 
     def ask(self, content: bytes, name: str) -> Plain:
         """Score, explanation and nearest loops of a file that is not in the store.
@@ -165,12 +173,12 @@ class Live:
             rate_hz, config = sound.info.rate_hz, self._model.embed_config
             rows = embed_arrays([sound.samples], self._encoder, rate_hz, config)
             scored = self._model.score_rows(rows)
-            reason = self._reason_of(self._model, sound, self._encoder)
             near = self._nearest(rows)
+            groups = [self._ranking.group_of(row) for row, _ in near[:3]]
+            like = max(groups, key=groups.count)
+            why = self._explained(sound, like if groups.count(like) > 1 else "")
         with self._hearing:
             heard = preview_of(_decoded(self._preview_decoder, loop))
-        groups = [self._ranking.group_of(row) for row, _ in near[:3]]
-        like = max(groups, key=groups.count)
         score = float(scored.scores[0])
         return {
             "name": name,
@@ -179,7 +187,7 @@ class Live:
             "p": float(scored.p_values[0]) if self._model.is_calibrated else None,
             "is_anomaly": score > float(self._model.detector.threshold_),
             "flags": list(sound.info.flags),
-            "why": reason_text(reason, like if groups.count(like) > 1 else ""),
+            "why": why,
             "near": self._answers(near),
             "sound": sound_json(sound_of(heard, None)),
         }
@@ -197,6 +205,11 @@ class Live:
             found, cosines = self._rows.nearest_projected(vectors, self._joint.project, count)
         return self._answers(list(zip(found[0].tolist(), cosines[0].tolist(), strict=True)))
 
+    def interrupt(self) -> None:
+        """Breaks off what is being decoded, from any thread; nothing is decoded any more."""
+        self._preview_decoder.interrupt()
+        self._decoder.interrupt()
+
     def close(self) -> None:
         """Ends the child processes."""
         self._preview_decoder.close()
@@ -206,6 +219,13 @@ class Live:
         if not 0 <= i < len(self._shown):
             raise IndexError(i)
         return int(self._shown[i])
+
+    def _explained(self, sound: Decoded, sounds_like: str) -> str:
+        """Where a sound stands out, for which it is embedded 17 times."""
+        if sound.info.duration_s > MAX_EXPLAINED_S:
+            limit = f"longer than {MAX_EXPLAINED_S:g}\u00a0s: where was not looked for"
+            return "; ".join(filter(None, (limit, reason_text(None, sounds_like))))
+        return reason_text(self._reason_of(self._model, sound, self._encoder), sounds_like)
 
     def _heard(self, i: int) -> Sound:
         row = self._row(i)

@@ -22,7 +22,7 @@ from loopjax.store.schema import read_metadata, with_prefix
 PARTS_KEY = "n_parts"  # of the metadata
 _PARTS = "part-*.parquet"
 SCORED_COLUMNS = ("id", "path", "group", "flags", "duration_s")  # of the row table, where there
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute a cell
 
 
 @dataclass(frozen=True)
@@ -196,6 +196,6 @@ def write_rows(table: pa.Table, file: TextIO, with_names: bool = True) -> None:
 def _cell(value: object) -> object:
     if isinstance(value, list):
         value = ";".join(map(str, value))
-    if isinstance(value, str) and value.startswith(_FORMULA):
+    if isinstance(value, str) and value.startswith(FORMULA):
         return f"'{value}"
     return value

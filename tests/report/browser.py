@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-sync", "--disable-background-networking", "--disable-component-update"),
@@ -53,17 +55,21 @@ class Browser:
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def call(self, method, **params):
+        number = self._write(method, **params)
+        while True:
+            answer = self._next()
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self._note(answer)
+
+    def _write(self, method, **params):
         self._count += 1
         message = {"id": self._count, "method": method, "params": params}
         if self._session:
             message["sessionId"] = self._session
         os.write(self._send, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._next()
-            if answer.get("id") == self._count:
-                assert "error" not in answer, answer
-                return answer["result"]
-            self._note(answer)
+        return self._count
 
     def _next(self):
         while b"\0" not in self._buffer:
@@ -79,6 +85,9 @@ class Browser:
             self.errors.append(params["exceptionDetails"])
         elif event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.errors.append(params["entry"])
+        elif event.get("method") == "Page.javascriptDialogOpening":  # which holds up everything
+            self.errors.append(params)
+            self._write("Page.handleJavaScriptDialog", accept=True)
         elif event.get("method") == "Runtime.consoleAPICalled" and params["type"] == "error":
             self.errors.append(params["args"])
 
@@ -157,3 +166,12 @@ class Browser:
 
     def screenshot(self, path):
         Path(path).write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+
+
+def violations(browser):
+    """What axe finds against the accessibility of the page as it stands."""
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is missing")
+    browser.run((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    return browser.run(
+        "axe.run(document).then(r => r.violations.map(v => [v.id, v.nodes.map(n => n.html)]))"
+    )

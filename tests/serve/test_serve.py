@@ -1,11 +1,8 @@
 import csv
 import io
-import shutil
-import signal
-import socket
-import subprocess
+import re
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -17,7 +14,6 @@ import numpy as np
 import soundfile
 from starlette.testclient import TestClient
 
-from loopjax import bundled
 from loopjax.cli import main
 from loopjax.detectors.knn import KNN
 from loopjax.encoders.load import load_encoder
@@ -30,31 +26,14 @@ from loopjax.report.lists import Curated
 from loopjax.serve.app import make_app
 from loopjax.serve.guard import Guard
 from loopjax.serve.live import Live
-from loopjax.serve.marks import Decision, MarksFile
-from loopjax.serve.server import listen
+from loopjax.serve.marks import Change, MarksFile
 from loopjax.store.read import read_embeddings
 from tests.library.test_text import by_hand, corpus  # noqa: F401
-from tests.report.browser import Browser, find_chromium
+from tests.serve.conftest import tone
 
 PORT, TOKEN = 8765, "the token"
 OWN = {"origin": f"http://127.0.0.1:{PORT}"}
 LIMIT = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder with loops, their store and a model."""
-    folder = tmp_path_factory.mktemp("serve")
-    for kind in ("bass", "guitar"):
-        (folder / "loops" / kind).mkdir(parents=True)
-        for source in sorted(bundled.folder("demo").glob(f"{kind}_00*.ogg")):
-            shutil.copy(source, folder / "loops" / kind)
-    (folder / "loops" / "broken.wav").write_bytes(b"RIFF no audio")
-    store, model = str(folder / "emb"), str(folder / "model")
-    embed = ["embed", str(folder / "loops"), "-o", store, "--encoder", "log-mel-statistics"]
-    assert main(embed) == 3
-    assert main(["fit", store, "-o", model, "--detector", "knn"]) == 0
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +46,8 @@ def live(home):
 
 
 @pytest.fixture
-def marks(tmp_path):
-    return MarksFile(tmp_path / "marks.csv")
+def marks(live, tmp_path):
+    return MarksFile(tmp_path / "marks.csv", live.ids(), live.paths())
 
 
 @pytest.fixture
@@ -81,13 +60,6 @@ def client(live, marks):
 
 def post(client, path, **options):
     return client.post(path, headers=OWN, **options)
-
-
-def tone(seconds=1.0, rate_hz=32_000):
-    file = io.BytesIO()
-    t = np.arange(int(seconds * rate_hz)) / rate_hz
-    soundfile.write(file, 0.5 * np.sin(2 * np.pi * 3000 * t), rate_hz, "PCM_16", format="WAV")
-    return file.getvalue()
 
 
 def test_the_page_holds_the_ranking_and_allows_its_script_alone(client):
@@ -112,10 +84,24 @@ def test_loops_are_heard_compared_and_explained(client):
     assert "band" in client.get("/why/0").json()["why"]
 
 
+def test_any_scores_are_explained_by_their_model(home, tmp_path):
+    scores, page = str(tmp_path / "scores.parquet"), tmp_path / "page.html"
+    store, model = str(home / "emb"), str(home / "model")
+    assert main(["score", model, store, "-o", scores]) in (0, 3)
+    command = ["report", scores, "--store", store, "-o", str(page)]
+    assert main(command) == 0
+    assert "log-mel-statistics embeddings" in page.read_text(encoding="utf-8")
+    explained = re.compile(r'"why":\{"0":"(low|middle|high) band')
+    assert not explained.search(page.read_text(encoding="utf-8"))
+    assert main([*command, "--model", model]) == 0
+    assert explained.search(page.read_text(encoding="utf-8"))
+    assert main(["report", scores, "--model", model]) == 2
+
+
 @pytest.mark.parametrize("path", ["sound", "audio", "near", "why"])
 def test_loops_are_named_by_number_alone(client, path):
     assert client.get(f"/{path}/99999").status_code == 404
-    for other in ("-1", "..%2f..%2fetc%2fpasswd", "../../etc/passwd", "a"):
+    for other in ("-1", "..%2f..%2fetc%2fpasswd", "../../etc/passwd", "a", "9" * 5000, "%00", "²"):
         assert client.get(f"/{path}/{other}").status_code == 404
 
 
@@ -166,29 +152,29 @@ def test_texts_are_refused_where_the_encoder_knows_none(client):
 def test_marks_are_written_back_and_read_again(client, marks, live):
     decisions = [
         {"i": 0, "mark": "reject", "note": '=HYPER("x"), thin'},
-        {"i": 1, "mark": "keep", "note": ""},
-        {"i": 2, "mark": "", "note": "later"},
+        {"i": 1, "mark": "keep"},
+        {"i": 2, "note": "later"},
     ]
     assert post(client, "/marks", json={"decisions": decisions}).status_code == 200
     found = read_marks(marks.path)
     assert [(mark.id, mark.mark) for mark in found] == [
-        (live.id_and_path(0)[0], "reject"),
-        (live.id_and_path(1)[0], "keep"),
+        (live.ids()[0], "reject"),
+        (live.ids()[1], "keep"),
     ]
     assert found[0].note == '=HYPER("x"), thin'
-    again = MarksFile(marks.path).by_key()
-    assert again == client.get("/marks").json()
+    again = MarksFile(marks.path, live.ids(), live.paths()).by_row()
+    assert client.get("/marks").json() == {str(row): value for row, value in again.items()}
     assert [value["note"] for value in again.values()] == ['=HYPER("x"), thin', "", "later"]
     undo = [{"i": i, "mark": "", "note": ""} for i in range(3)]
     post(client, "/marks", json={"decisions": undo})
-    assert MarksFile(marks.path).by_key() == {}
+    assert client.get("/marks").json() == {}
 
 
 @pytest.mark.parametrize(
     "item",
     [
-        *({}, 7, None, {"i": 0, "mark": "x", "note": ""}, {"i": 0, "mark": "keep", "note": 5}),
-        *({"i": True, "mark": "keep", "note": ""}, {"i": "0", "mark": "keep", "note": ""}),
+        *({}, 7, None, {"i": 0, "mark": "x"}, {"i": 0, "mark": "keep", "note": 5}),
+        *({"i": True, "mark": "keep"}, {"i": "0", "mark": "keep"}),
     ],
 )  # fmt: skip
 def test_other_marks_are_refused(client, marks, item):
@@ -196,18 +182,98 @@ def test_other_marks_are_refused(client, marks, item):
     assert not marks.path.exists()
 
 
-def test_marks_of_other_loops_stay(tmp_path):
-    path = tmp_path / "marks.csv"
-    path.write_text("id,path,mark,note\nelse,else.wav,keep,mine\n")
-    MarksFile(path).decide([Decision("0123456789abcdef-00000001", "a.wav", "reject", "")])
+IDS = [f"{0:016x}-{0:08x}", f"{7:016x}-{1:08x}", f"{7:016x}-{2:08x}", "kick-01", "kick-02"]
+
+
+@pytest.fixture
+def of_five(tmp_path):
+    """Marks of five loops, of which two are copies and two have ids of another kind."""
+
+    def read():
+        return MarksFile(tmp_path / "marks.csv", IDS, [f"{row}.wav" for row in range(5)])
+
+    return read
+
+
+def test_marks_of_other_loops_stay(of_five):
+    path = of_five().path
+    path.write_text("id;path;mark;note\nelse;else.wav;Kept;mine\nx;;;a note alone\n")
+    of_five().decide([Change(0, "reject", None)])
     rows = list(csv.DictReader(path.open()))
-    assert [row["id"] for row in rows] == ["else", "0123456789abcdef-00000001"]
-    path.write_text("id,mark\nx,perhaps\n")
+    assert [(row["id"], row["mark"], row["note"]) for row in rows] == [
+        ("else", "keep", "mine"), ("x", "", "a note alone"), (IDS[0], "reject", ""),
+    ]  # fmt: skip
+
+
+def test_a_decision_changes_nothing_else(of_five):
+    of_five().decide([Change(0, "reject", None), Change(0, None, "thin")])
+    assert of_five().by_row() == {0: {"mark": "reject", "note": "thin"}}
+    of_five().decide([Change(0, "", None)])
+    assert of_five().by_row() == {0: {"mark": "", "note": "thin"}}
+    of_five().decide([Change(3, "keep", None)])
+    assert set(of_five().by_row()) == {0, 3}  # the ids of 3 and 4 begin alike
+
+
+def test_of_copies_one_is_kept_and_one_rejected(of_five):
+    of_five().decide([Change(1, "keep", None), Change(2, "reject", None)])
+    assert {row: value["mark"] for row, value in of_five().by_row().items()} == {
+        1: "keep",
+        2: "reject",
+    }
+    assert {mark.id: mark.mark for mark in read_marks(of_five().path)} == {
+        IDS[1]: "keep",
+        IDS[2]: "reject",
+    }
+
+
+def test_marks_of_a_file_that_was_moved_are_those_of_its_content(of_five):
+    moved = f"{7:016x}-{99:08x}"
+    of_five().path.write_text(f"id,path,mark,note\n{moved},old.wav,reject,mine\n")
+    assert of_five().by_row() == {row: {"mark": "reject", "note": "mine"} for row in (1, 2)}
+    of_five().decide([Change(1, "", "")])
+    assert of_five().by_row() == {2: {"mark": "reject", "note": "mine"}}
+    assert [mark.id for mark in read_marks(of_five().path)] == [IDS[2]]
+
+
+def test_a_file_that_changes_meanwhile_keeps_its_marks(of_five):
+    one, other = of_five(), of_five()
+    one.decide([Change(0, "keep", None)])
+    other.decide([Change(1, "reject", None)])
+    one.decide([Change(3, "keep", "mine")])
+    assert set(other.by_row()) == {0, 1, 3}
+    one.path.write_text("id,mark\nx,perhaps\n")
     with pytest.raises(UserError, match=r"marks\.csv:2: mark is 'perhaps'"):
-        MarksFile(path)
-    path.write_text("a,b\n")
-    with pytest.raises(UserError, match="no column 'id'"):
-        MarksFile(path)
+        one.decide([Change(0, "", None)])
+    assert one.path.read_text() == "id,mark\nx,perhaps\n"
+    one.path.unlink()
+    one.decide([Change(0, "keep", None)])
+    assert set(other.by_row()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n", "'mark'"), ("", "'mark'"), ("id,mark,rank\nx,keep,1\n", "'rank', which would"),
+        ('id,mark\n"x', "table"), ("id,mark\nx,keep\nx,reject\n", "marked otherwise"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_marks_are_refused(of_five, text, message):
+    path = of_five().path
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        of_five()
+    assert path.read_text() == text
+
+
+def test_many_decide_at_once(client, marks, live):
+    with ThreadPoolExecutor(8) as pool:
+        for answer in pool.map(
+            lambda i: post(client, "/marks", json={"decisions": [{"i": i % 8, "note": str(i)}]}),
+            range(40),
+        ):
+            assert answer.status_code == 200
+    found = MarksFile(marks.path, live.ids(), live.paths()).by_row()
+    assert set(found) == set(range(8))
 
 
 def test_without_the_token_nothing_is_told(client):
@@ -243,17 +309,6 @@ def test_changes_need_an_origin(client):
     assert client.get("/").status_code == 200
 
 
-def test_a_taken_port_is_one_line(home, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        command = ["serve", str(home / "emb"), "--model", str(home / "model"), "--port", port]
-        assert main(command) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"cannot listen on 127.0.0.1:{port}" in line
-    with pytest.raises(UserError, match=r"cannot listen on 127\.0\.0\.1:99999"):
-        listen("127.0.0.1", 99999)
-
-
 @pytest.mark.parametrize("package", ["starlette", "uvicorn"])
 def test_a_missing_extra_is_named(home, package, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)
@@ -266,61 +321,18 @@ def _index(page, name):
     return [part.strip('"') for part in page[start : page.index("]", start)].split(",")].index(name)
 
 
-@pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine")
-def test_the_live_page_in_a_browser(home, tmp_path):
-    marks = tmp_path / "marks.csv"
-    command = [sys.executable, "-m", "loopjax", "serve", str(home / "emb")]
-    command += ["--model", str(home / "model"), "--port", "0", "--marks", str(marks)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    browser = Browser()
-    try:
-        address = process.stdout.readline().strip()
-        assert address.startswith("http://127.0.0.1:")
-        browser.open(address)
-        browser.wait("document.querySelector('.rows .thumbs:not([hidden]) img')?.complete")
-        assert "token" not in browser.run("location.href")
-        browser.press("n")
-        browser.wait("loopjaxReport.state().playing")
-        assert browser.run("loopjaxReport.state().gapless")
-        browser.wait("document.querySelectorAll('#dock-near button').length === 4")
-        browser.press("r")
-        _wait(lambda: marks.exists() and "reject" in marks.read_text())
-        browser.open(address.partition("?")[0])
-        browser.wait("document.querySelector('.rows .rejected') !== null")
-        (tmp_path / "odd <b>.wav").write_bytes(tone())
-        browser.choose_file("#ask-files", tmp_path / "odd <b>.wav")
-        browser.wait("document.querySelectorAll('#answers .near button').length === 10")
-        told = browser.run("document.getElementById('answers').innerText")
-        assert "odd <b>.wav" in told and "anomaly, percentile 100.0" in told
-        browser.run("document.getElementById('ask-text').value = 'bass'")
-        browser.click("#ask-text-form button")
-        browser.wait("document.getElementById('ask-status').innerText.includes('no texts')")
-        browser.screenshot(tmp_path / "live.png")
-        assert [e for e in browser.errors if "409" not in str(e)] == []
-    finally:
-        browser.close()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
-
-
-def _wait(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_texts_find_loops_where_the_encoder_knows_them(corpus, tmp_path):  # noqa: F811
     embeddings = read_embeddings(corpus / "emb")
     space = Space.from_metadata(embeddings.metadata)
     model = Model(KNN().fit(embeddings.matrix), "knn", space)
     live = Live(corpus / "emb", model, load_encoder(corpus / "encoder"), Curated(), reason_of)
-    app = Guard(make_app(live, MarksFile(tmp_path / "m.csv"), LIMIT), TOKEN, ["127.0.0.1"], PORT)
+    marks = MarksFile(tmp_path / "m.csv", live.ids(), live.paths())
+    app = Guard(make_app(live, marks, LIMIT), TOKEN, ["127.0.0.1"], PORT)
     client = TestClient(app, base_url=f"http://127.0.0.1:{PORT}")
     client.cookies.set(f"loopjax-{PORT}", TOKEN)
     found = post(client, "/text", json={"text": "dusty upright bass"}).json()
     cosines, paths = by_hand(corpus, ["dusty upright bass"])
     order = np.argsort(-cosines[0])
-    assert [live.id_and_path(item["i"])[1] for item in found] == [paths[row] for row in order]
+    assert [live.paths()[item["i"]] for item in found] == [paths[row] for row in order]
     assert [item["cosine"] for item in found] == pytest.approx(cosines[0][order], abs=1e-4)
     live.close()

@@ -1,7 +1,7 @@
 // What the page knows. Loops are numbers; columns hold what is known of each.
 const $ = (id) => document.getElementById(id);
 const data = JSON.parse($("data").textContent);
-const hooks = {}; // what the live page adds: hear(i), audio(i), near(i), marked(loops), start()
+const hooks = {}; // what the live page adds: hear(i), audio(i), near(i), marked(changes), unsaved(), start()
 
 const loops = {
   count: data.id.length,
@@ -37,7 +37,14 @@ function wavePath(wave) {
   return path;
 }
 
-const short = (value, digits) => (value === null || value === undefined ? "" : String(Number(value.toPrecision(digits))));
+// Significant digits, and as many of them in every row; no exponent where avoidable.
+function number(value, digits) {
+  if (value === null || value === undefined) return "";
+  const size = Math.abs(value), decimals = digits - 1 - Math.floor(Math.log10(size || 1));
+  const text = size && (size < 1e-4 || size >= 1e5) ? value.toExponential(digits - 1).replace("+", "") : value.toFixed(Math.max(decimals, 0));
+  return text.replaceAll("-", "\u2212");
+}
+const short = (value, digits) => String(Number(value.toPrecision(digits)));
 const hertz = (hz) => (hz >= 1000 ? `${short(hz / 1000, 3)}\u00a0kHz` : `${short(hz, 3)}\u00a0Hz`);
 
 function make(tag, properties = {}, ...children) {

@@ -42,49 +42,70 @@ async function hearNext() {
 hooks.audio = (i) => ask(`audio/${i}`);
 
 let dwelling = null;
-hooks.near = async (i) => {
+hooks.near = (i) => {
   clearTimeout(dwelling);
-  if (!data.near[i]) {
-    const found = await ask(`near/${i}`);
-    data.near[i] = found.near;
-    data.why[i] ??= found.why;
-    if (judged === i) showDock();
-  }
-  dwelling = setTimeout(async () => {
-    if (judged !== i || !loops.file(i)) return;
-    data.why[i] = (await ask(`why/${i}`)).why;
+  const told = (found) => {
+    Object.assign(data.why, { [i]: found.why });
     list.refresh();
     if (judged === i) showDock();
-  }, DWELL_MS);
+  };
+  const failed = (error) => { if (judged === i) fail(`${data.name[i]} cannot be explained: ${error.message}`); };
+  if (!data.near[i]) ask(`near/${i}`).then((found) => { data.near[i] = found.near; told({ why: data.why[i] ?? found.why }); }).catch(failed);
+  dwelling = setTimeout(() => { if (judged === i && loops.file(i)) ask(`why/${i}`).then(told).catch(failed); }, DWELL_MS);
 };
 
-hooks.marked = async (touched) => {
+// Marks go to the server in the order of decisions; what it did not take is sent again.
+const MOST_SENT = 5000, AGAIN_MS = 3000;
+const unsaved = new Map(); // loop -> what changed
+let saving = false;
+hooks.marked = (changes) => {
+  for (const [i, change] of changes) unsaved.set(i, { ...unsaved.get(i), ...change });
+  save();
+};
+async function save() {
+  if (saving || !unsaved.size) return;
+  saving = true;
+  const sent = [...unsaved].slice(0, MOST_SENT);
+  for (const [i] of sent) unsaved.delete(i);
+  let wait = 0;
   try {
-    await send("marks", { decisions: touched.map((i) => ({ i, mark: markOf(i), note: noteOf(i) })) });
-    $("ask-status").textContent = "";
+    await send("marks", { decisions: sent.map(([i, change]) => ({ i, ...change })) });
+    $("save-status").textContent = "";
   } catch (error) {
-    $("ask-status").textContent = `Marks could not be saved: ${error.message}`;
+    for (const [i, change] of sent) unsaved.set(i, { ...change, ...unsaved.get(i) });
+    $("save-status").textContent = `${unsaved.size} decisions are not saved yet: ${error.message}`;
+    wait = AGAIN_MS;
+  }
+  saving = false;
+  setTimeout(save, wait);
+}
+hooks.unsaved = () => saving || unsaved.size > 0;
+window.addEventListener("beforeunload", (event) => { if (hooks.unsaved()) event.preventDefault(); });
+
+// Other pages, and people, write the same file.
+hooks.start = async () => {
+  try {
+    const found = Object.entries(await ask("marks"));
+    if (hooks.unsaved()) return;
+    marks.clear();
+    for (const [i, value] of found) marks.set(keyOf(i), value);
+    refresh();
+    $("save-status").textContent = "";
+  } catch (error) {
+    $("save-status").textContent = `Marks could not be read: ${error.message}`;
   }
 };
-hooks.start = async () => {
-  for (const [key, value] of Object.entries(await ask("marks"))) marks.set(key, value);
-  refresh();
-};
+window.addEventListener("focus", () => hooks.start());
 
 // ---- files and texts ---------------------------------------------------------------------------
 function answer(title, about, near, extra = []) {
   const found = near.map(({ i, cosine }) => make(
-    "button", { type: "button", title: loops.path(i), onclick: () => showLoop(i) }, `${data.name[i]} ${cosine.toFixed(3)}`,
+    "button", { type: "button", title: loops.path(i), onclick: () => choose(i) }, `${data.name[i]} ${cosine.toFixed(3)}`,
   ));
   $("answers").prepend(make(
     "li", {}, ...extra, make("span", { className: "name", textContent: title }), make("span", { className: "under", textContent: about }),
     make("span", { className: "near" }, ...found),
   ));
-}
-function showLoop(i) {
-  const at = placeOf(i);
-  if (at >= 0) list.reveal(at);
-  toggle(i);
 }
 
 async function askFiles(files) {
@@ -93,7 +114,7 @@ async function askFiles(files) {
     try {
       const found = await ask(`ask?name=${encodeURIComponent(file.name)}`, { method: "POST", body: file });
       const button = make("button", { type: "button", className: "quiet", textContent: "Play", onclick: () => playBlob(file, found) });
-      const verdict = `${found.is_anomaly ? "anomaly" : "normal"}, percentile ${found.percentile.toFixed(1)}, score ${short(found.score, 3)}`;
+      const verdict = `${found.is_anomaly ? "anomaly" : "normal"}, percentile ${found.percentile.toFixed(1)}, score ${number(found.score, 3)}`;
       answer(file.name, [verdict, ...found.flags, found.why].filter(Boolean).join(" · "), found.near, [button]);
       $("ask-status").textContent = "";
     } catch (error) {

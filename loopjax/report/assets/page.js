@@ -53,12 +53,12 @@ function fill(row, item) {
     part("img").src = sound.picture;
   } else hooks.hear?.(i);
   text(".c-percentile .value", data.percentile[i] === null ? "" : data.percentile[i].toFixed(1));
-  text(".c-score .value", short(data.score[i], 3));
+  text(".c-score .value", number(data.score[i], 3));
   part(".bar i").style.width = `${barOf(data.score[i])}%`;
   part(".bar i").className = data.anomaly[i] ? "anomalous" : "";
   part(".bar b").hidden = cutAt === null;
   part(".bar b").style.left = `${cutAt}%`;
-  text(".c-p", data.p ? short(data.p[i], 2) : "");
+  text(".c-p", data.p ? number(data.p[i], 2) : "");
   text(".c-label", data.label?.[i] === undefined || data.label[i] === null ? "" : data.label[i] ? "anomaly" : "normal");
   const button = part(".play");
   button.dataset.i = i;
@@ -174,10 +174,14 @@ function play(i, isAside = false, at_s = 0) {
     judged = i;
     hooks.near?.(i);
   } else if (i !== judged) beside = i;
-  $("dock-error").hidden = true;
-  const done = playFrom(i, at_s, (why) => { $("dock-error").textContent = why; $("dock-error").hidden = false; });
+  fail("");
+  const done = playFrom(i, at_s, fail);
   showDock();
   return done;
+}
+function fail(why) {
+  $("dock-error").textContent = why;
+  $("dock-error").hidden = !why;
 }
 const toggle = (i, isAside = false) => (player.playing && player.heard === i ? stop() : play(i, isAside));
 
@@ -188,6 +192,10 @@ function compare(isLoop) {
   const next = isLoop ? judged : other;
   if (next !== undefined) play(next, true, position());
 }
+
+// The page leaves as much room below as the player takes.
+const makeRoom = () => document.documentElement.style.setProperty("--dock", `${$("dock").offsetHeight}px`);
+new ResizeObserver(makeRoom).observe($("dock"));
 
 function showDock() {
   const i = player.heard, sound = loops.sound(i), near = loops.near(judged);
@@ -210,6 +218,7 @@ function showDock() {
   );
   map?.point(i, near);
   player.changed();
+  makeRoom();
 }
 
 player.changed = () => {
@@ -244,17 +253,30 @@ $("scrub").addEventListener("keydown", (event) => {
   event.preventDefault();
   seek(player.heard, (position() / (player.duration || 1) + by + 1) % 1, true);
 });
-for (const tick of $("hertz").children) {
-  const [low, high] = data.hz.map(Math.log);
-  tick.textContent = hertz(Number(tick.dataset.hz));
-  tick.style.bottom = `${(100 * (Math.log(Number(tick.dataset.hz)) - low)) / (high - low)}%`;
+const [lowestOctave, highestOctave] = data.hz.map(Math.log2);
+for (const line of $("hertz").children) {
+  const hz = Number(line.dataset.hz);
+  line.textContent = hertz(hz);
+  line.style.bottom = `${(100 * (Math.log2(hz) - lowestOctave)) / (highestOctave - lowestOctave)}%`;
+}
+
+// Scrolls the list, and the page with it, until the row at a place can be seen.
+function reveal(place) {
+  list.reveal(place);
+  list.rows.find((row) => row.place === place)?.scrollIntoView({ block: "nearest" });
+}
+
+// Of a loop chosen elsewhere on the page.
+function choose(i) {
+  if (placeOf(i) >= 0) list.reveal(placeOf(i));
+  toggle(i);
 }
 
 function step(by) {
   if (!list.items.length) return;
   const at = placeOf(judged), next = at < 0 ? 0 : (at + by + list.items.length) % list.items.length;
-  list.reveal(next);
   play(list.items[next].i);
+  reveal(next);
 }
 
 $("dock-play").addEventListener("click", () => toggle(player.heard, true));
@@ -281,7 +303,7 @@ $("import-file").addEventListener("change", async () => {
   const [file] = $("import-file").files;
   if (!file) return;
   try {
-    $("import-result").textContent = `${importMarks(await file.text())} marks imported from ${file.name}`;
+    $("import-result").textContent = `${importMarks(textOf(await file.arrayBuffer()))} marks imported from ${file.name}`;
     refresh();
   } catch (error) {
     $("import-result").textContent = `${file.name}: ${error.message}`;
@@ -291,11 +313,7 @@ $("import-file").addEventListener("change", async () => {
 
 // ---- map, clicks, keys -------------------------------------------------------------------------
 const map = $("plane") && makeMap({
-  activate(i) {
-    const at = placeOf(i);
-    if (at >= 0) list.reveal(at);
-    toggle(i);
-  },
+  activate: choose,
   selected(chosen) { selection = chosen.size ? chosen : null; table.scrollTop = 0; refresh(); },
   chooseGroup(group) { filters.group.value = filters.group.value === group ? "" : group; table.scrollTop = 0; refresh(); },
 });
@@ -337,7 +355,7 @@ document.addEventListener("keydown", (event) => {
       judged = i;
       if (player.heard === null) player.heard = i;
       showDock();
-      list.reveal(Math.max(0, placeOf(i)));
+      if (placeOf(i) >= 0) reveal(placeOf(i));
     }),
     a: ready && (() => compare(true)),
     b: near.length > 0 && (() => compare(false)),
@@ -356,7 +374,7 @@ refresh();
 hooks.start?.();
 // For tests and for the curious: what is playing, what is listed, and the two exports as text.
 window.loopjaxReport = {
-  state: () => ({ heard: player.heard, judged, playing: player.playing, position_s: position(), duration_s: player.duration, gapless: Boolean(player.source) }),
+  state: () => ({ heard: player.heard, judged, playing: player.playing, position_s: position(), duration_s: player.duration, gapless: Boolean(player.source), unsaved: hooks.unsaved?.() ?? false }),
   names: () => shown().map((i) => data.name[i]),
   list, csv, m3u: () => m3u(shown()), importMarks,
 };
