@@ -8,12 +8,14 @@ or bfloat16 pass moves quiet mel bands by tens of decibels.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from loopjax.htsat import tpu_frontend
 
 IMAGE_FRAMES = 1024  # mel frames that fill the network's image
 CUBIC_A = -0.75  # torch's bicubic kernel
@@ -166,22 +168,43 @@ def log_mel(waveform: jax.Array, length_samples: jax.Array, config: LogMelConfig
         float32 [L // hop + 1, mel_bins] in dB, floor -100.
     """
     hop, n_fft = config.hop_samples, config.n_fft
-    n_frames = waveform.shape[0] // hop + 1
     # A frame is its own hop, the next and so on, the last one in part.
-    n_hops = -(-n_fft // hop)
-    # Both mirrors and the signal in one pass over memory.
-    at = jnp.abs(jnp.arange((n_frames + n_hops - 1) * hop) - n_fft // 2)
-    at = jnp.where(at < length_samples, at, 2 * length_samples - 2 - at)
-    hops = waveform[jnp.clip(at, 0, waveform.shape[0] - 1)].reshape(-1, hop)
-    frames = jnp.concatenate([hops[i : i + n_frames] for i in range(n_hops)], axis=1)[:, :n_fft]
-    spectrum = jnp.fft.rfft(frames * jnp.asarray(np.hanning(n_fft + 1)[:-1], jnp.float32))
+    n_hops = waveform.shape[0] // hop + -(-n_fft // hop)
+    ends = {"half": n_fft // 2, "size": n_hops * hop}
+    hops = jax.lax.platform_dependent(
+        waveform,
+        length_samples,
+        tpu=partial(tpu_frontend.mirror, **ends),
+        default=partial(_mirror, **ends),
+    ).reshape(-1, hop)
     bank = mel_filterbank(config)
     heard = np.flatnonzero(bank.any(axis=1))
-    first, end = heard[0], heard[-1] + 1  # no filter reaches the bins below and above
-    spectrum = spectrum[:, first:end]
-    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    first, end = int(heard[0]), int(heard[-1]) + 1  # no filter reaches the bins below and above
+    bins = {"n_fft": n_fft, "first": first, "end": end}
+    power = jax.lax.platform_dependent(
+        hops,
+        tpu=partial(tpu_frontend.power_spectrum, **bins),
+        default=partial(_power_spectrum, **bins),
+    )
     mel = jnp.matmul(power, jnp.asarray(bank[first:end]), precision=jax.lax.Precision.HIGHEST)
     return 10.0 * jnp.log10(jnp.maximum(mel, LOG_FLOOR))
+
+
+def _mirror(waveform: jax.Array, length_samples: jax.Array, *, half: int, size: int) -> jax.Array:
+    """`tpu_frontend.mirror`: both mirrors and the signal in one pass over memory."""
+    at = jnp.abs(jnp.arange(size) - half)
+    at = jnp.where(at < length_samples, at, 2 * length_samples - 2 - at)
+    return waveform[jnp.clip(at, 0, waveform.shape[0] - 1)]
+
+
+def _power_spectrum(hops: jax.Array, *, n_fft: int, first: int, end: int) -> jax.Array:
+    """`tpu_frontend.power_spectrum` by fast Fourier transforms."""
+    n_hops = -(-n_fft // hops.shape[1])
+    n_frames = hops.shape[0] - n_hops + 1
+    frames = jnp.concatenate([hops[i : i + n_frames] for i in range(n_hops)], axis=1)[:, :n_fft]
+    spectrum = jnp.fft.rfft(frames * jnp.asarray(np.hanning(n_fft + 1)[:-1], jnp.float32))
+    spectrum = spectrum[:, first:end]
+    return jnp.square(spectrum.real) + jnp.square(spectrum.imag)
 
 
 def repeat_frames(mel: jax.Array, total_frames: jax.Array) -> jax.Array:
@@ -246,7 +269,8 @@ def fill_clip(waveform: jax.Array, length_samples: jax.Array, config: LogMelConf
         float32 [max(L, clip_samples)].
     """
     clip = config.clip_samples
-    positions = jnp.arange(max(waveform.shape[0], clip))
+    size = max(waveform.shape[0], clip)
+    positions = jnp.arange(size)
     period = jnp.maximum(length_samples, 1)
     tiled_end = {
         "repeatpad": (clip // period) * period,
@@ -256,8 +280,15 @@ def fill_clip(waveform: jax.Array, length_samples: jax.Array, config: LogMelConf
     }[config.filling]
     is_full = length_samples >= clip
     end = jnp.where(is_full, length_samples, tiled_end)
-    source = jnp.where(is_full, positions, positions % period)
-    return jnp.where(positions < end, waveform[jnp.clip(source, 0, waveform.shape[0] - 1)], 0.0)
+    repeated = jax.lax.platform_dependent(
+        waveform,
+        jnp.where(is_full, size, period),
+        tpu=partial(tpu_frontend.repeat, size=size),
+        default=lambda waveform, period: waveform[
+            jnp.minimum(positions % period, waveform.shape[0] - 1)
+        ],
+    )
+    return jnp.where(positions < end, repeated, 0.0)
 
 
 def resampled_lengths(

@@ -41,7 +41,7 @@ class Costs:
 
     decode_ms: float = 1.4  # decoding.py, 4-s stereo WAV, with the copies of the feeding process
     feed_ms: float = 0.062  # packed.py
-    device_per_s: float = 9_900.0  # gpu_check: encoder 12,400/s and front end 50,000/s in turns
+    device_per_s: float = 13_900.0  # gpu_check: encoder 18,100/s and front end 60,000/s in turns
     write_ms: float = 0.03
     file_mb: float = 0.7
     cores: int = 16
