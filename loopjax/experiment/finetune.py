@@ -64,8 +64,8 @@ ENCODER, STATES, RECORD = "encoder", "states", "finetune.json"
 # Everything that a fine-tuning writes into its folder.
 _STORES = ("before", "before-measured", "after", "teacher")
 WRITTEN = (
-    *(f"{ENCODER}/*", f"{STATES}/*", RECORD, ".*"),  # the last: what a kill left half-written
-    *(METRICS_NAME, "tb/*", "wandb/*"),
+    *(f"{ENCODER}/config.json", f"{ENCODER}/weights/*", f"{STATES}/*", RECORD),
+    *(METRICS_NAME, "tb/events.out.tfevents.*", "wandb/*", ".*"),  # a kill leaves hidden names
     *(f"{store}/{name}" for store in _STORES for name in STORE),
     *(f"{store}.damaged/*" for store in _STORES),
 )

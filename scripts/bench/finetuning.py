@@ -119,7 +119,7 @@ def main() -> None:
         contenders = {"ours": ours, "theirs": theirs}
         times = take_turns(contenders, options.rounds, clock=time.process_time)
         emit(
-            f"finetuning-{size}",
+            "finetuning",
             f"training step, {size}, {options.rows} loops, two views each",
             ours=options.rows / times["ours"].median_s,
             peer=options.rows / times["theirs"].median_s,

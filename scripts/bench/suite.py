@@ -32,6 +32,7 @@ COMMANDS: dict[str, list[str]] = {
     "growth": [],
     "large": [],
     "startup": [],
+    "finetuning": [],
 }
 
 

@@ -318,12 +318,12 @@ def test_another_run_is_not_overwritten(inputs, whole):
 def test_a_restart_deletes_what_a_run_wrote_and_nothing_else(inputs, whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole.encoder.parent, folder)
-    (folder / "notes.txt").write_text("mine")
+    (folder / "encoder" / "notes.txt").write_text("mine")
     before = sorted(path for path in folder.rglob("*"))
     with pytest.raises(UserError, match="1 files that no run has written"):
         finetune(tiny_config(*inputs), folder, restart=True)
     assert sorted(path for path in folder.rglob("*")) == before
-    (folder / "notes.txt").unlink()
+    (folder / "encoder" / "notes.txt").unlink()
     steps = []
     finetune(
         tiny_config(*inputs), folder, restart=True, on_step=lambda step, metrics: steps.append(step)
