@@ -36,12 +36,14 @@ class Loops:
     Attributes:
         train: those that train.
         held_out: those that pick the best step.
+        unlisted: what a source names and could not list, such as a missing file.
         groups: the groups of all of them, and their numbers.
         config: says what names a group.
     """
 
     train: list[Loop]
     held_out: list[Loop]
+    unlisted: list[Failure]
     groups: dict[str, int]
     config: LoopsConfig
 
@@ -79,8 +81,8 @@ def list_loops(source: Source, config: LoopsConfig, batch_size: int) -> Loops:
     Raises:
         UserError: fewer loops than a batch takes, or no record has the column of the groups.
     """
-    loops = [item for item in source.loops() if isinstance(item, Loop)]
-    loops.sort(key=lambda loop: loop.key)
+    listed = list(source.loops())
+    loops = sorted((i for i in listed if isinstance(i, Loop)), key=lambda loop: loop.key)
     n_held_out = min(round(config.holdout * len(loops)), HELD_OUT_BATCHES * batch_size)
     if len(loops) - n_held_out < batch_size:
         raise UserError(
@@ -96,7 +98,8 @@ def list_loops(source: Source, config: LoopsConfig, batch_size: int) -> Loops:
             + (f"its records have {', '.join(known)}" if known else "only records have columns")
         )
     groups = {name: number for number, name in enumerate(names)}
-    return Loops(loops[n_held_out:], loops[:n_held_out], groups, config)
+    unlisted = [item for item in listed if isinstance(item, Failure)]
+    return Loops(loops[n_held_out:], loops[:n_held_out], unlisted, groups, config)
 
 
 def _group(loop: Loop, config: LoopsConfig) -> str | None:
@@ -139,7 +142,8 @@ class BatchReader:
         self._augmentation, self._loops, self._slot = augmentation, loops, slot
         self._targets, self._seed = targets, seed
         self._target_width = len(next(iter(targets.values()))) if targets else 0
-        self.rejected: dict[str, Failure] = {}  # key -> why a loop could not be read
+        # key -> why a loop could not be read
+        self.rejected = {failure.key: failure for failure in loops.unlisted}
         if augmentation.pitch_cents or augmentation.stretch_percent:
             require_eval_extra()
 

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ def train(
         if saved is not None:
             state, curve = State(*saved["state"]), np.array(saved["curve"])
             best = _Best(saved["best"], float(saved["best_loss"]), int(saved["best_step"]))
+            batches.rejected |= _noted(checkpoints)
         held_out = [place_batch(batch, mesh) for batch in batches.held_out()]
         first = int(state.step)
         with closing(batches.train(first)) as read:
@@ -161,7 +162,11 @@ def train(
                 if on_step is not None:
                     on_step(done, curve[:done])
                 if keep:  # at the end, so that what is kept has been told
+                    _note(checkpoints, slot, batches)
                     checkpoints.save(done, _record(state, best, curve))
+        _note(checkpoints, slot, batches)
+        parallel.wait_for_all()
+        rejected = _noted(checkpoints)
     finally:
         checkpoints.close()
     weights = frozen | {name: np.asarray(value) for name, value in best.weights.items()}
@@ -169,7 +174,7 @@ def train(
         weights=plain_weights(weights, config.trainable),
         best_step=best.step,
         curve=curve,
-        rejected=list(batches.rejected.values()),
+        rejected=sorted(rejected.values(), key=lambda failure: failure.path),
     )
 
 
@@ -191,6 +196,19 @@ def _record(state: State, best: _Best, curve: np.ndarray) -> dict[str, Any]:
         "best_step": np.int32(best.step),
         "curve": curve,
     }
+
+
+def _note(checkpoints: Checkpoints, slot: Slot, batches: BatchReader) -> None:
+    """Keeps which loops this process could not read: one that goes on may not meet them again."""
+    rows = [asdict(f) | {"path_bytes": f.path_bytes.hex()} for f in batches.rejected.values()]
+    checkpoints.write_note(f"rejected-{slot.index}", {"rejected": rows})
+
+
+def _noted(checkpoints: Checkpoints) -> dict[str, Failure]:
+    """The loops that any process could not read, by key."""
+    rows = [row for note in checkpoints.read_notes("rejected-*") for row in note["rejected"]]
+    rows = [row | {"path_bytes": bytes.fromhex(row["path_bytes"])} for row in rows]
+    return {row["key"]: Failure(**row) for row in rows}
 
 
 def _held_out_loss(evaluate, params: Params, batches: list, done: int) -> float:
@@ -218,7 +236,8 @@ def _check_budget(batches: BatchReader, loops: Loops, config: FinetuneConfig) ->
     Raises:
         TooManyRejectedError: more than the settings allow.
     """
-    n_rejected, n_loops = len(batches.rejected), len(loops.train) + len(loops.held_out)
+    n_rejected = len(batches.rejected)
+    n_loops = len(loops.train) + len(loops.held_out) + len(loops.unlisted)
     embed = config.embed
     if n_rejected > embed.max_failures * n_loops or (embed.strict and n_rejected):
         example = next(iter(batches.rejected.values()))

@@ -77,6 +77,28 @@ class Checkpoints:
         if self._manager.latest_step() != step:
             raise WriteError(f"checkpoint {step} did not reach {self.folder}")
 
+    def write_note(self, name: str, facts: dict[str, Any]) -> None:
+        """Keeps JSON-serializable facts beside the states, under a name.
+
+        Raises:
+            WriteError: the folder cannot be written.
+        """
+        write_json(self.folder / f"{name}.json", facts)
+
+    def read_notes(self, pattern: str) -> list[dict[str, Any]]:
+        """The facts under all names that match a shell pattern.
+
+        Raises:
+            UserError: damaged.
+        """
+        files = sorted(self.folder.glob(f"{pattern}.json"))
+        try:
+            return [read_json(file) for file in files]
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.folder} is damaged ({error}): delete it to start again"
+            ) from None
+
     def close(self) -> None:
         """Release the folder."""
         self._manager.close()

@@ -238,6 +238,13 @@ def test_unreadable_loops_leave_empty_rows_and_are_told(inputs, whole, tmp_path)
     result = finetune(tiny_config(loops, inputs[1]), tmp_path / "run")
     assert {failure.path.rsplit("/")[-1] for failure in result.rejected} == {"aa.wav", "bb.wav"}
     assert np.isfinite(result.curve[:, 0]).all()
+    again = finetune(tiny_config(loops, inputs[1]), tmp_path / "run")  # it trains no more
+    assert again.rejected == result.rejected
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{file}\n" for file in [*loops.rglob("*.wav"), "gone.wav"]))
+    strict = tiny_config(listed, inputs[1], embed={"strict": True})
+    with pytest.raises(TooManyRejectedError, match=r"gone\.wav"):
+        finetune(strict, tmp_path / "listed")
     assert 0 < result.curve[:, 3].min() <= result.curve[:, 3].max() == 8
     strict = tiny_config(loops, inputs[1], embed={"max_failures": 0.01})
     with pytest.raises(TooManyRejectedError, match="of 26 loops cannot be read"):
