@@ -9,9 +9,9 @@
 later, 44.1 or 48 kHz; one semitone higher, which is no copy) and prints recall and precision of
 `dedup`. `planted` puts 8 random loops into random wrong folders, a hundred times by a seed, and
 prints the fraction of them that lies in the first tenth of the list of `mislabelled`; then the same
-with one loop at a time, where nothing else is wrong. Loops that all lie in one folder are sorted by the
-first word of their names. `recall` compares the search in buckets, and the one by an index, with an
-exact one. `large` prints time and peak memory of each verb on a synthetic store.
+with one loop at a time, where nothing else is wrong. Loops that all lie in one folder are sorted by
+the first word of their names. `recall` compares the search in buckets, and the one by an index,
+with an exact one. `large` prints time and peak memory of each verb on a synthetic store.
 """
 
 import argparse
