@@ -122,8 +122,8 @@ def _evidence(row: dict[str, Any]) -> str:
     """Why a loop counts as a copy."""
     words = {
         "content": "the same bytes",
-        "sound": f"sounds the same (correlation {number(row['correlation'])})",
-        "cosine": f"embeddings alike (cosine {number(row['cosine'], 4)})",
+        "sound": f"sounds the same (correlation\u00a0{number(row['correlation'])})",
+        "cosine": f"embeddings alike (cosine\u00a0{number(row['cosine'], 4)})",
     }
     return f"set {row['set']}: {words[row['evidence']]}"
 
@@ -131,4 +131,4 @@ def _evidence(row: dict[str, Any]) -> str:
 def _doubt(row: dict[str, Any]) -> str:
     """Why a loop may lie in a wrong folder."""
     p_value = number(row["p_value"], 2)
-    return f"in {row['label']}, sounds like {row['sounds_like']} (p {p_value})"
+    return f"in {row['label']}, sounds like {row['sounds_like']} (p\u00a0{p_value})"

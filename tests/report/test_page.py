@@ -247,7 +247,7 @@ def test_copies_and_mislabelled_loops_have_lists(tmp_path):
     assert told == [(ids[7], "keep"), (ids[8], "reject")]
     first = data["mislabelled"][0]
     assert data["id"][first["i"]] == ids[3]
-    assert first["text"].startswith("in drums, sounds like bass (p 0.0")
+    assert first["text"].startswith("in drums, sounds like bass (p\u00a00.0")
 
 
 def test_reasons_are_words():
