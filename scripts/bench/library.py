@@ -16,7 +16,6 @@ with an exact one. `large` prints time and peak memory of each verb on a synthet
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -27,17 +26,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from measure import emit
 
-FORMS = ("mp3", "gain", "offset", "rate", "semitone")
+FORMS = {
+    "mp3": "MP3 of 128 kbit/s", "gain": "-6 dB", "offset": "50 ms later",
+    "rate": "44.1 or 48 kHz", "trim": "the first 50 ms cut off",
+    "ogg": "Vorbis, then MP3", "semitone": "a semitone higher: no copy",
+}  # fmt: skip
 OFFSET_S, SEMITONE = 0.05, 2 ** (1 / 12)
 MP3_RATES_HZ = (32_000, 44_100, 48_000)
 N_PLANTED, N_DRAWS = (8, 1), (100, 400)  # loops at once, and how often
 CENTER_ROWS, COPIES = 500, 0.02  # rows per heap of alike loops, fraction that is copied
-
-
-def print_row(**values: object) -> None:
-    """Prints one line of results."""
-    print(json.dumps(values), flush=True)
 
 
 def loops_of(folder: Path) -> list[Path]:
@@ -52,7 +51,11 @@ def write_form(form: str, source: Path, out: Path) -> None:
     import soxr
 
     samples, rate = soundfile.read(source, always_2d=True, dtype="float32")
-    if form == "mp3":
+    if form == "ogg":
+        soundfile.write(out.with_suffix(".ogg"), samples, rate, "VORBIS")
+        samples, rate = soundfile.read(out.with_suffix(".ogg"), always_2d=True, dtype="float32")
+        out.with_suffix(".ogg").unlink()
+    if form in ("mp3", "ogg"):
         mp3_rate = rate if rate in MP3_RATES_HZ else 44_100
         samples = samples if rate == mp3_rate else soxr.resample(samples, rate, mp3_rate)
         soundfile.write(
@@ -64,6 +67,8 @@ def write_form(form: str, source: Path, out: Path) -> None:
         samples = samples / 2
     elif form == "offset":
         samples = np.pad(samples, ((int(OFFSET_S * rate), 0), (0, 0)))
+    elif form == "trim":
+        samples = samples[min(int(OFFSET_S * rate), len(samples) // 2) :]
     elif form == "rate":
         other = 44_100 if rate == 48_000 else 48_000
         samples, rate = soxr.resample(samples, rate, other), other
@@ -98,21 +103,23 @@ def measure_copies(folder: Path, encoder: str) -> None:
 
         for max_heard in (20_000, 0):
             own = pairs("original", max_heard=max_heard)
-            for form in FORMS:
+            for form, says in FORMS.items():
                 found = pairs("original", form, max_heard=max_heard) - own
                 found -= {(b, a) for a, b in own}
                 right = sum(a == b for a, b in found)
-                print_row(
-                    form=form,
-                    by="sound" if max_heard else "embedding",
+                how = "sound" if max_heard else "embedding"
+                emit(
+                    "library",
+                    f"dedup by {how}, {says}: found",
+                    ours=100 * right / len(loops),
+                    unit="%",
                     n_loops=len(loops),
                     alike_already=len(own),
-                    found_fraction=round(right / len(loops), 3),
-                    precision=None
-                    if form == "semitone" or not found
-                    else round(right / len(found), 3),
-                    other_pairs=len(found) - right,
+                    wrong_pairs=len(found) - right,
                 )
+                if form != "semitone" and found:
+                    row = f"dedup by {how}, {says}: right among the found"
+                    emit("library", row, ours=100 * right / len(found), unit="%")
 
 
 def measure_planted(folder: Path, encoder: str) -> None:
@@ -152,15 +159,22 @@ def measure_planted(folder: Path, encoder: str) -> None:
 
         for n_planted, n_draws in zip(N_PLANTED, N_DRAWS, strict=True):
             hits = [found(seed, n_planted) for seed in range(n_draws)]
-            print_row(
-                n_loops=len(labels),
-                n_folders=len(set_of(labels)),
-                n_planted=n_planted,
-                draws=n_draws,
-                n_listed=len(labels) // 10,
-                in_first_tenth=round(float(np.mean(hits)), 3),
-                standard_error=round(float(np.std(hits) / np.sqrt(n_draws)), 3),
-            )
+            emit_planted(n_planted, np.array(hits), len(labels), len(set_of(labels)))
+
+
+def emit_planted(n_planted: int, hits: np.ndarray, n_loops: int, n_folders: int) -> None:
+    """Prints how many planted loops come first, from the fraction of each draw."""
+    emit(
+        "library",
+        f"mislabelled, {n_planted} planted at a time: in the first tenth of the list",
+        ours=100 * float(hits.mean()),
+        unit="%",
+        target=">= 80 %",
+        standard_error=round(100 * float(hits.std() / np.sqrt(len(hits))), 1),
+        draws=len(hits),
+        n_loops=n_loops,
+        n_folders=n_folders,
+    )
 
 
 def set_of(labels: np.ndarray) -> list[str]:
@@ -254,19 +268,26 @@ def measure_verb(verb: str, store: Path) -> None:
     stop.set()
     watcher.join()
     mib = {"anonymous_mib": peak[0] // 1024, "resident_mib": peak[1] // 1024}
-    print_row(verb=verb, seconds=round(seconds, 1), **mib, **result)
+    print(json.dumps({"seconds": round(seconds, 1), **mib, **result}))
 
 
 def measure_large(n_rows: int, width: int, verbs: list[str]) -> None:
     """Every verb in a process of its own."""
     with tempfile.TemporaryDirectory() as place:
-        started_s = time.monotonic()
         write_store(Path(place), n_rows, width)
-        seconds = round(time.monotonic() - started_s, 1)
-        print_row(n_rows=n_rows, width=width, written_s=seconds, cores=os.cpu_count())
         for verb in verbs:
             command = [sys.executable, __file__, "verb", place, "--verb", verb]
-            subprocess.run(command, check=True)
+            lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            emit_large(verb, n_rows, width, json.loads(lines.splitlines()[-1]))
+
+
+def emit_large(verb: str, n_rows: int, width: int, found: dict[str, float]) -> None:
+    """Prints what one verb took."""
+    row = f"{n_rows:,} x {width}: {verb}"
+    memory = {"resident_mib": found["resident_mib"]}
+    rest = {k: v for k, v in found.items() if k not in ("seconds", *memory, "anonymous_mib")}
+    emit("library", row, ours=found["seconds"], unit="s", **rest)
+    emit("library", f"{row}, memory", ours=found["anonymous_mib"], unit="MiB", **memory)
 
 
 def measure_recall(n_rows: int, width: int) -> None:
@@ -289,17 +310,13 @@ def measure_recall(n_rows: int, width: int) -> None:
         index_s = time.monotonic() - started_s
     shared = (quick.rows[:, :, None] == exact.rows[:, None, :]).any(axis=1)
     copies = np.arange(n_rows)[-int(n_rows * COPIES) :]
-    print_row(
-        n_rows=n_rows,
-        width=width,
-        exact_s=round(exact_s, 1),
-        buckets_s=round(quick_s, 1),
-        recall_of_copies=round(float(shared[copies, 0].mean()), 4),
-        recall_of_nearest=round(float(shared[:, 0].mean()), 4),
-        recall_of_8=round(float(shared.mean()), 4),
-        index_s=round(index_s, 1),
-        recall_of_10_by_index=round(index.recall, 4),
-    )
+    row = f"{n_rows:,} x {width}"
+    copied = shared[copies, 0]
+    for what, share in (("copies", copied), ("nearest", shared[:, 0]), ("nearest 8", shared)):
+        emit("library", f"{row}: {what} found in buckets", ours=100 * share.mean(), unit="%")
+    emit("library", f"{row}: nearest 10 by the index", ours=100 * index.recall, unit="%")
+    for what, taken_s in (("exactly", exact_s), ("in buckets", quick_s), ("index", index_s)):
+        emit("library", f"{row}: neighbors {what}", ours=taken_s, unit="s")
 
 
 def main() -> None:
