@@ -37,6 +37,7 @@ DURATION_WEIGHT = 3.0
 FEW = 3.0  # a folder's usual fit is mixed with so many rows of all
 FOLDER_WEIGHT = 0.7
 COPY_COSINE = 0.99  # pairs of features that never lie in two folds
+NO_SPREAD = 1e-6  # of unit vectors that differ by rounding alone
 LEAST_SPREAD = 1e-3  # of a number, as a fraction of what numbers usually have
 MAX_FOLDERS = 5000
 SHOWN = ("id", "path", "duration_s", "sha256", "path_bytes")
@@ -73,7 +74,8 @@ def mislabelled(
         seed: of the folds.
 
     Raises:
-        UserError: no such store or column, or fewer than two labels with two loops each.
+        UserError: no such store or column, fewer than two labels with two loops each, or all loops
+                are copies of one another.
     """
     rows = open_rows(store)
     labels, y = labels_of(rows, column, depth)
@@ -151,7 +153,9 @@ class _Features:
             center += unit.sum(axis=0) / len(table)
             square += (unit**2).sum(axis=0) / len(table)
         variance = np.maximum(square - center**2, 0)
-        usual = max(np.sqrt(variance.mean()), 1e-9)
+        usual = float(np.sqrt(variance.mean()))
+        if usual < NO_SPREAD:
+            raise UserError("all loops are copies of one another: nothing to compare them with")
         spread = np.maximum(np.sqrt(variance), LEAST_SPREAD * usual)
         return cls(rows, labeled, center, spread, _durations(table, rows.width))
 

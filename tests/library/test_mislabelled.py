@@ -96,5 +96,8 @@ def test_mistakes_are_named(tmp_path):
     store = write_store(tmp_path / "emb", np.eye(4), group=["a", "a", "a", "b"])
     with pytest.raises(UserError, match="holds 2 labels; at least two with two loops"):
         loopjax.mislabelled(store)
+    same = write_store(tmp_path / "same", np.ones((6, 5)), group=["a", "b"] * 3)
+    with pytest.raises(UserError, match="all loops are copies of one another"):
+        loopjax.mislabelled(same)
     with pytest.raises(UserError, match="no column 'family'"):
         loopjax.mislabelled(store, column="family")

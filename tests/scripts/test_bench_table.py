@@ -10,7 +10,7 @@ import measure
 import suite
 import table
 
-OTHERS = ("gpu_check", "packed", "scale", "simulate")  # of gpu_check.sh and `make scale`
+OTHERS = ("gpu_check", "library", "packed", "scale", "simulate")  # not of `make bench`
 ROW = {
     "bench": "encoder",
     "row": "tiny",
