@@ -43,9 +43,8 @@ def _act(args: argparse.Namespace) -> int:
 
     if args.max_upload < 1:
         raise UserError(f"--max-upload {args.max_upload}: expected at least 1 MiB")
-    store = Path(args.store)
-    named = Path(os.path.abspath(store))  # noqa: PTH100 - keeps links
-    marks = Path(args.marks) if args.marks else named.with_name(f"{named.name}-marks.csv")
+    store = Path(os.path.abspath(args.store))  # noqa: PTH100 - keeps links; "." has no name
+    marks = Path(args.marks) if args.marks else store.with_name(f"{store.name}-marks.csv")
     check_can_write(marks)
     model = load_model(args.model)
     with (
