@@ -177,8 +177,15 @@ def test_two_servers_and_one_port(server, home, capsys):
         listen("127.0.0.1", 99999)
 
 
-def test_a_signal_ends_it_whatever_is_open(home, tmp_path):
+@pytest.fixture
+def own_server(home, tmp_path):
     server = Server(home, tmp_path)
+    yield server
+    server.process.kill()  # which a failed test left behind
+
+
+def test_a_signal_ends_it_whatever_is_open(own_server):
+    server = own_server
     head, long = server.head, flac(200)
     opened = [
         server.begin(head("GET /marks")),  # answered, and kept open
