@@ -26,7 +26,7 @@ from loopjax.store.columns import (
     row_table,
     split_table,
 )
-from loopjax.store.parquet import MAX_EXPANSION, first_line, open_parquet
+from loopjax.store.parquet import MAX_EXPANSION, first_line, open_parquet, require_finite
 from loopjax.store.schema import EMBEDDING
 
 GET_AGAIN = "get it again from where it was made"  # a damaged file of other origin
@@ -51,7 +51,8 @@ def read_foreign_file(path: Path) -> tuple[np.ndarray, pa.Table]:
     hold a matrix, a mapping like that, or a list of mappings with `embedding`.
 
     Raises:
-        UserError: unreadable, no matrix of numbers, repeated ids, or columns of different lengths.
+        UserError: unreadable, no matrix of numbers, NaN, repeated ids, or columns of different
+            lengths.
     """
     try:
         return SUFFIXES[path.suffix](path)
@@ -63,10 +64,10 @@ def read_tables(paths: Sequence[Path], where: str) -> tuple[np.ndarray, pa.Table
     """Parquet files of other origin as one table, sorted by path and id.
 
     Raises:
-        UserError: damaged, of different columns, or without embeddings.
+        UserError: damaged, of different columns, with NaN, or without embeddings.
     """
     tables = [open_parquet(path, GET_AGAIN).read() for path in paths]
-    return _sorted(*split_table(_joined(tables, where), where))
+    return _sorted(*split_table(_joined(tables, where), where), where)
 
 
 def read_without(paths: Sequence[Path], names: Sequence[str], where: str) -> pa.Table:
@@ -89,7 +90,8 @@ def _joined(tables: Sequence[pa.Table], where: str) -> pa.Table:
         raise UserError(f"{where}: the files do not fit together: {first_line(error)}") from None
 
 
-def _sorted(matrix: np.ndarray, table: pa.Table) -> tuple[np.ndarray, pa.Table]:
+def _sorted(matrix: np.ndarray, table: pa.Table, where: str) -> tuple[np.ndarray, pa.Table]:
+    require_finite(matrix, where)  # before rows move: a message names the file's own row
     order = row_order(table)
     return matrix[order], table.take(pa.array(order)).combine_chunks()
 
@@ -117,7 +119,7 @@ def _read_csv(path: Path) -> tuple[np.ndarray, pa.Table]:
         lists = [_list_of_numbers(text, row) for row, text in enumerate(table[EMBEDDING])]
         at = table.schema.get_field_index(EMBEDDING)
         table = table.set_column(at, EMBEDDING, pa.array(lists, pa.list_(pa.float64())))
-    return _sorted(*split_table(table, str(path)))
+    return _sorted(*split_table(table, str(path)), str(path))
 
 
 def _list_of_numbers(text: pa.StringScalar, row: int) -> list[float]:
@@ -163,6 +165,7 @@ def _from_arrays(arrays: dict[str, Any], path: Path) -> tuple[np.ndarray, pa.Tab
         if values.shape != (len(matrix),):
             raise UserError(f"{path}: {name!r} has shape {values.shape}, expected ({len(matrix)},)")
     matrix = as_float32(matrix, str(path))
+    require_finite(matrix, str(path))
     texts = {name: [_text(value) for value in values.tolist()] for name, values in columns.items()}
     table = pa.table({name: pa.array(values, pa.string()) for name, values in texts.items()})
     return matrix, row_table(table, str(path), len(matrix))

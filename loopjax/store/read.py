@@ -203,7 +203,6 @@ def _read_file(path: Path) -> Embeddings:
 
 
 def _of_other_origin(matrix: np.ndarray, table: pa.Table, path: Path) -> Embeddings:
-    require_finite(matrix, str(path))
     return Embeddings(matrix, table, metadata_of_other_origin(path, matrix.shape[1]))
 
 

@@ -5,6 +5,8 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from loopjax.errors import UserError
@@ -159,6 +161,11 @@ def test_mistakes_name_file_and_row(tmp_path):
     np.save(tmp_path / "inf.npy", spoiled)
     with pytest.raises(UserError, match=r"inf.npy: row 2 holds NaN or infinity"):
         read_embeddings(tmp_path / "inf.npy")
+    paths = [f"{len(spoiled) - row}.wav" for row in range(len(spoiled))]  # rows get sorted by path
+    table = pa.table({"path": paths, "embedding": spoiled.tolist()})
+    pq.write_table(table, tmp_path / "nan.parquet")
+    with pytest.raises(UserError, match=r"nan.parquet: row 2 holds NaN or infinity"):
+        read_embeddings(tmp_path / "nan.parquet")
     np.savez(tmp_path / "short.npz", embeddings=MATRIX, path=np.array(["a"]))
     with pytest.raises(UserError, match="'path' has shape"):
         read_embeddings(tmp_path / "short.npz")
