@@ -46,9 +46,9 @@ for, as over a corpus. What the rows do not say:
 - Compiled for one TPU v5e, not run: in `bf16-fused`, where a Swin block is one kernel, tiny does
   3,590 clips/s by the compiler's schedule, base 2,550 and nano 28,100 (in plain `bf16`, whose heads
   of 24 channels fill a fifth of a tile, tiny 866 and nano 11,400). Instruction words are counted;
-  waits for memory come on top. Its front end has no scalar gathers and no FFT any more: mirrors,
-  transforms and mel filters do 11,900 clips/s (4,040 before), filling 23,300 with each of its loops
-  counted once. These were compiled apart; the table's line is of the whole before.
+  waits for memory come on top. Its front end (4 s at 44.1 kHz) has no scalar gathers and no FFT any
+  more: 6,350 clips/s (3,730 before), loops of unknown length, three of them, counted once; to
+  compile it takes 190 seconds of a core.
 - Not measured: seeds trained together, base, nano, batches of 512, tf32 and fp32 of the second
   lease, bytes by the profiler's counters, several GPUs, TPUs.
 """
