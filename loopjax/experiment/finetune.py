@@ -212,6 +212,7 @@ def _telling(
     first = parallel.process_slot()[0] == 0
     with contextlib.ExitStack() as stack:
         sinks: list[Sink] = []
+        report = reporting(config.name, [config.seed], sinks)
 
         def tell(done: int, curve: np.ndarray) -> None:
             told = done - 1
@@ -219,7 +220,6 @@ def _telling(
                 sinks.append(JsonLines(folder / METRICS_NAME, anew=True))
                 sinks.extend(stack.enter_context(open_sinks(loggers, folder, anew=True)))
                 told = 0
-            report = reporting(config.name, [config.seed], sinks)
             for step in range(told, done):
                 report(config.objective.kind, step, _known(curve[step]))
             if on_step is not None:

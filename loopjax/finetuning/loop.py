@@ -72,7 +72,6 @@ def require_trainable(config: FinetuneConfig, parent: HtsatEncoder, loops: Loops
         UserError: no such stage, a single group for objective groups, or a batch that cannot be
             split over the devices.
     """
-    training_precision(config)
     trainable, n_stages = config.trainable, len(parent.config.depths)
     if trainable.what == "stages" and trainable.from_stage >= n_stages:
         raise UserError(
@@ -81,7 +80,8 @@ def require_trainable(config: FinetuneConfig, parent: HtsatEncoder, loops: Loops
         )
     if config.objective.kind == "groups" and len(loops.groups) < 2:
         raise UserError(
-            "objective groups needs loops of at least two folders; see data.group_depth"
+            "objective groups needs loops of at least two folders; see data.group_depth, "
+            "data.group_column"
         )
     optimizer, n_devices = config.optimizer, jax.device_count()
     if optimizer.batch_size % (optimizer.accumulate * n_devices):
