@@ -16,9 +16,7 @@ from loopjax.config import DetectorConfig, SplitConfig
 from loopjax.detectors import DEFAULT_KIND, detector_kinds
 from loopjax.errors import UserError
 from loopjax.training.sinks import (
-    METRICS_NAME,
     Epoch,
-    JsonLines,
     ProgressLines,
     Sink,
     describe,
@@ -131,13 +129,11 @@ def _fit(args: argparse.Namespace) -> int:
     path = str(place_of(args.embeddings).absolute())
     logs = Path(f"{args.out}.log")
     require_sinks(args.log)
-    lines = JsonLines(logs / METRICS_NAME, anew=True)
     say(f"fitting {config.name} on {int(rows.train.sum())} loops")
     with contextlib.ExitStack() as stack:
         progress = _StatusLine() if sys.stderr.isatty() else ProgressLines(say)
         stack.callback(progress.close)
-        sinks: list[Sink] = [progress, lines]
-        sinks += stack.enter_context(open_sinks(args.log, logs, anew=True))
+        sinks: list[Sink] = [progress, *stack.enter_context(open_sinks(args.log, logs))]
         models = fit_models(
             embeddings,
             rows.train,

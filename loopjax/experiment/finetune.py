@@ -53,7 +53,6 @@ from loopjax.io import is_empty, locked, require_apart, write_json
 from loopjax.store.read import Embeddings, read_embeddings
 from loopjax.training.sinks import (
     METRICS_NAME,
-    JsonLines,
     Sink,
     open_sinks,
     reporting,
@@ -206,8 +205,7 @@ def _telling(
 ) -> Iterator[OnStep]:
     """Tells every step to the caller and, in the first process, to all sinks.
 
-    The sinks of a run that goes on begin anew with the steps before, so that no step is there
-    twice, however many a killed run had told and not kept.
+    The sinks of a run that goes on begin with the steps before.
     """
     first = parallel.process_slot()[0] == 0
     with contextlib.ExitStack() as stack:
@@ -217,8 +215,7 @@ def _telling(
         def tell(done: int, curve: np.ndarray) -> None:
             told = done - 1
             if first and not sinks:
-                sinks.append(JsonLines(folder / METRICS_NAME, anew=True))
-                sinks.extend(stack.enter_context(open_sinks(loggers, folder, anew=True)))
+                sinks.extend(stack.enter_context(open_sinks(loggers, folder)))
                 told = 0
             for step in range(told, done):
                 report(config.objective.kind, step, _known(curve[step]))

@@ -40,11 +40,10 @@ from loopjax.store.read import Embeddings
 from loopjax.store.scores import SCORED_COLUMNS, Scores, score_table, write_scores
 from loopjax.store.stream import StoredEmbeddings, open_embeddings
 from loopjax.training.sinks import (
-    METRICS_NAME,
-    JsonLines,
+    Epoch,
     ProgressLines,
-    Sink,
     open_sinks,
+    read_epochs,
     reporting,
     require_sinks,
 )
@@ -113,8 +112,8 @@ def run_experiment(
                 embeddings, n_rejected = embed_or_read(config, out, log)
             labels = labels_of(config, label_file, embeddings)
             split = split_rows(embeddings, config.split, labels)
-            with step(out, "fit"), open_sinks(loggers, out) as sinks:
-                models = fit_all(config, embeddings, split, out, log, sinks)
+            with step(out, "fit"):
+                models = fit_all(config, embeddings, split, out, log, loggers)
             fitted = FittedRun(config, models, embeddings, split, labels)
             scores = rank(fitted)
             with step(out, "score"):
@@ -257,9 +256,12 @@ def fit_all(
     split: Split,
     out: Path,
     log: Log,
-    sinks: Sequence[Sink] = (),
+    loggers: Sequence[str] = (),
 ) -> dict[str, list[Model]]:
-    """Fits every detector with every seed; what was fitted on the same rows alike is loaded."""
+    """Fits every detector with every seed; what was fitted on the same rows alike is loaded.
+
+    Curves begin with those of what is loaded.
+    """
     if split.n_alike:
         log(
             f"{split.n_alike} loops are equal or nearly equal to others (cosine {split.cosine:.6g} "
@@ -267,37 +269,55 @@ def fit_all(
         )
     if split.n_moved:
         log(f"{split.n_moved} loops changed sides of the split, not to be parted from their like")
-    models: dict[str, list[Model]] = {}
     store = config.data.embeddings or str((out / "embeddings").absolute())
     rows = rows_digest(embeddings, split)
+    models: dict[str, dict[int, Model | None]] = {}
     for detector in config.detectors:
         varies = detector_class(detector.kind).depends_on_seed
         rule = threshold_rule(config.evaluate, detector)
-        found: dict[int, Model | None] = {}
+        found = models[detector.name] = {}
         for seed in config.seeds if varies else config.seeds[:1]:
             digest = fit_digest(rows, detector, seed)
             found[seed] = _load_finished(_folder(out, detector, seed), digest, rule, log)
-        missing = [seed for seed, model in found.items() if model is None]
-        if missing:
-            named = ", ".join(map(str, missing))
-            log(f"fitting {detector.name} (seed {named}) on {int(split.train.sum())} loops")
-            own = [JsonLines(out / METRICS_NAME), ProgressLines(log), *sinks]
-            fitted = fit_models(
-                embeddings,
-                split.train,
-                detector,
-                missing,
-                folds=split.folds,
-                threshold=rule,
-                embeddings_path=store,
-                extra={"on_epoch": reporting(detector.name, missing, own)},
-            )
-            for seed, model in zip(missing, fitted, strict=True):
-                model = replace(model, made_from=fit_digest(rows, detector, seed))
-                model.save(_folder(out, detector, seed))
-                found[seed] = model
-        models[detector.name] = [model for model in found.values() if model is not None]
-    return models
+    told = read_epochs(out)
+    missing = {name: _missing(name, found, told) for name, found in models.items()}
+    unfitted = [detector for detector in config.detectors if missing[detector.name]]
+    if unfitted:
+        kept = [epoch for epoch in told if not {*epoch.seeds} & {*missing.get(epoch.detector, ())}]
+        with open_sinks(loggers, out, kept) as sinks:
+            for detector in unfitted:
+                seeds = missing[detector.name]
+                named = ", ".join(map(str, seeds))
+                log(f"fitting {detector.name} (seed {named}) on {int(split.train.sum())} loops")
+                report = reporting(detector.name, seeds, [*sinks, ProgressLines(log)])
+                fitted = fit_models(
+                    embeddings,
+                    split.train,
+                    detector,
+                    seeds,
+                    folds=split.folds,
+                    threshold=threshold_rule(config.evaluate, detector),
+                    embeddings_path=store,
+                    extra={"on_epoch": report},
+                )
+                for seed, model in zip(seeds, fitted, strict=True):
+                    model = replace(model, made_from=fit_digest(rows, detector, seed))
+                    model.save(_folder(out, detector, seed))
+                    models[detector.name][seed] = model
+    return {name: [m for m in found.values() if m is not None] for name, found in models.items()}
+
+
+def _missing(name: str, found: dict[int, Model | None], told: list[Epoch]) -> list[int]:
+    """Seeds of a detector to train: those without a model, and those that trained with them.
+
+    Seeds that train together have one curve, and their weights depend on the company by rounding:
+    where a kill left some of their models, only all of them again give what they would have been.
+    """
+    missing = {seed for seed, model in found.items() if model is None}
+    for epoch in told:
+        if epoch.detector == name and missing & {*epoch.seeds}:
+            missing |= {*epoch.seeds}
+    return [seed for seed in found if seed in missing]
 
 
 def _folder(out: Path, detector: DetectorConfig, seed: int) -> Path:

@@ -117,7 +117,8 @@ def run(
         checkpoints: where to resume from and to save the state (best and last weights, optimizer,
             random key, epoch) every `every_epochs` epochs and at the end.
         every_epochs: how much work a kill may cost.
-        on_epoch: called with the epoch and its metrics, averaged over the heads still training.
+        on_epoch: called with the epoch and its metrics, averaged over the heads still training;
+            first with those before the state that it resumes from.
         heads_per_call: heads side by side in one call; None for all of them on an accelerator and
             on several devices, and for one on a CPU, where threads take head after head.
 
@@ -138,6 +139,8 @@ def run(
         if saved is not None:
             state, history = saved["state"], np.array(saved["history"])
     done = int(np.max(state.epoch))
+    if on_epoch is not None:
+        _report(on_epoch, history, 0, done)
     last_saved = done
     states = [state] if len(groups) == 1 else [_cut(state, heads) for heads in groups]
 
@@ -198,6 +201,8 @@ def run_streamed(
         saved = checkpoints.restore({"state": state, "history": history})
         if saved is not None:
             state, history = saved["state"], np.array(saved["history"])
+    if on_epoch is not None:
+        _report(on_epoch, history, 0, int(state.epoch))
     held_out, n_val = jnp.asarray(pad_rows(val)), np.int32(len(val))
     while not bool(state.stopped):
         epoch, total, seen = int(state.epoch), 0.0, 0

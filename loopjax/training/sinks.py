@@ -1,7 +1,9 @@
 """Where the numbers of a training go: a file always, TensorBoard and Weights & Biases on request.
 
-A sink takes one `Epoch` after the other and is closed at the end. None of them needs a network:
-Weights & Biases writes below the run folder, for `wandb sync`, unless WANDB_MODE says otherwise.
+A sink takes one `Epoch` after the other and is closed at the end. It begins its curves anew, and a
+run that goes on tells it what it keeps of the epochs before: none is there twice, however many a
+killed run had told and has to train again. None of them needs a network: Weights & Biases writes
+below the run folder, for `wandb sync`, unless WANDB_MODE says otherwise.
 """
 
 import contextlib
@@ -10,12 +12,14 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from loopjax.errors import UserError, WriteError
+from loopjax.io import write_text
+from loopjax.json_files import parse_json
 
 METRICS_NAME = "metrics.jsonl"
 LINE_EVERY_S = 10.0
@@ -55,15 +59,18 @@ class Sink(Protocol):
 class JsonLines:
     """`metrics.jsonl`: one line per epoch, appended at once."""
 
-    def __init__(self, path: Path, *, anew: bool = False):
-        """Appends to a file, or with `anew` begins it.
+    def __init__(self, path: Path, before: Iterable[Epoch] = ()):
+        """Begins the file with the epochs before; a kill leaves the old one or the new one.
 
         Raises:
-            WriteError: the file of an earlier training cannot be removed.
+            WriteError: the file cannot be written.
         """
         self._path = path
+        text = "".join(map(_line, before))
         try:
-            if anew:
+            if text:
+                write_text(path, text)
+            else:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
@@ -106,12 +113,11 @@ class TensorBoard:
 
     package = "tensorboardX"
 
-    def __init__(self, folder: Path, *, anew: bool = False):
+    def __init__(self, folder: Path):
         from tensorboardX import SummaryWriter
 
-        if anew:
-            for file in (folder / "tb").glob("events.out.tfevents.*"):
-                file.unlink()
+        for file in (folder / "tb").glob("events.out.tfevents.*"):
+            file.unlink()
         self._writer = SummaryWriter(str(folder / "tb"), write_to_disk=True)
 
     def write(self, epoch: Epoch) -> None:
@@ -127,12 +133,12 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of Weights & Biases in `wandb/`; without a network unless WANDB_MODE says otherwise.
 
-    Every start is a run of its own there, in any case.
+    Every start is a run of its own there.
     """
 
     package = "wandb"
 
-    def __init__(self, folder: Path, *, anew: bool = False):
+    def __init__(self, folder: Path):
         import wandb
 
         self._run = wandb.init(
@@ -162,27 +168,32 @@ OnEpoch = Callable[[str, int, Mapping[str, float]], None]
 
 
 @contextlib.contextmanager
-def open_sinks(names: Sequence[str], folder: Path, *, anew: bool = False) -> Iterator[list[Sink]]:
-    """The sinks of these names, which write below a folder, until the context ends.
+def open_sinks(
+    names: Sequence[str], folder: Path, before: Sequence[Epoch] = ()
+) -> Iterator[list[Sink]]:
+    """`metrics.jsonl` and the sinks of these names, below a folder, until the context ends.
 
     Args:
         names: see `require_sinks`.
-        folder: of the run.
-        anew: curves begin again; those that an earlier training left there are deleted.
+        folder: of the run; the curves of earlier trainings there are deleted.
+        before: epochs with which curves begin.
 
     Raises:
         UserError: see `require_sinks`.
         WriteError: they cannot write there.
     """
     require_sinks(names)
+    lines = JsonLines(folder / METRICS_NAME, before)
     with contextlib.ExitStack() as stack:
         try:
-            opened: list[Sink] = [SINKS[name](folder, anew=anew) for name in dict.fromkeys(names)]
+            further = [SINKS[name](folder) for name in dict.fromkeys(names)]
         except OSError as error:
             raise WriteError(f"cannot write below {folder}: {error.strerror or error}") from None
-        for sink in opened:
+        for sink in further:
             stack.callback(sink.close)
-        yield opened
+            for epoch in before:
+                sink.write(epoch)
+        yield [lines, *further]
 
 
 def reporting(detector: str, seeds: Sequence[int], sinks: Sequence[Sink]) -> OnEpoch:
@@ -213,6 +224,25 @@ def describe(epoch: Epoch) -> str:
     """An epoch in a line of text."""
     values = "  ".join(f"{key} {value:.4g}" for key, value in epoch.metrics.items())
     return f"{epoch.detector}: {epoch.stage} epoch {epoch.epoch}  {values}"
+
+
+def read_epochs(folder: Path) -> list[Epoch]:
+    """What `metrics.jsonl` in a folder holds; a killed run may have cut its last line.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path, found = folder / METRICS_NAME, []
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            row = parse_json(line)
+            detector, seeds = row.pop("detector"), tuple(row.pop("seeds"))
+            found.append(Epoch(detector, seeds, row.pop("stage"), row.pop("epoch"), row))
+    return found
 
 
 def _line(epoch: Epoch) -> str:

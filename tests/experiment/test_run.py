@@ -18,7 +18,8 @@ from loopjax.experiment import run as experiment
 from loopjax.experiment.load import load_config
 from loopjax.experiment.run import run_experiment
 from loopjax.io import locked
-from loopjax.model import load_model
+from loopjax.model import Model, load_model
+from loopjax.training.sinks import JsonLines
 
 CONFIG = """
 name: small
@@ -114,6 +115,40 @@ def test_a_damaged_model_is_fitted_again(finished, corpus, tmp_path):
     assert any("warning" in line and "seed-0" in line for line in lines)
     assert [line[:19] for line in lines if line.startswith("fitting")] == ["fitting knn (seed 0"]
     assert pq.read_table(tmp_path / "copy" / "scores.parquet").equals(before)
+
+
+@pytest.mark.parametrize("cut", ["in the curve", "between the models"])
+def test_a_killed_training_leaves_every_epoch_once(finished, corpus, tmp_path, monkeypatch, cut):
+    whole = (finished[0] / "metrics.jsonl").read_bytes()
+    with monkeypatch.context() as patched:
+        n_lines, write, save = 0, JsonLines.write, Model.save
+
+        def stop_at_the_fourth_line(sink, epoch):
+            nonlocal n_lines
+            n_lines += 1
+            if n_lines == 4:
+                raise KeyboardInterrupt
+            write(sink, epoch)
+
+        def stop_at_the_second_model(model, folder):
+            if folder.name == "seed-1":
+                raise KeyboardInterrupt
+            save(model, folder)
+
+        if cut == "in the curve":
+            patched.setattr(JsonLines, "write", stop_at_the_fourth_line)
+        else:
+            patched.setattr(Model, "save", stop_at_the_second_model)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(load_config(corpus), tmp_path / "r", log=lambda line: None)
+    assert whole.startswith((tmp_path / "r" / "metrics.jsonl").read_bytes())
+    run_experiment(load_config(corpus), tmp_path / "r", log=lambda line: None)
+    assert (tmp_path / "r" / "metrics.jsonl").read_bytes() == whole
+    for name in ("scores.csv", "evaluation.json"):
+        assert (tmp_path / "r" / name).read_bytes() == (finished[0] / name).read_bytes()
+    shutil.rmtree(tmp_path / "r" / "models" / "knn")  # what is loaded keeps its lines
+    run_experiment(load_config(corpus), tmp_path / "r", log=lambda line: None)
+    assert (tmp_path / "r" / "metrics.jsonl").read_bytes() == whole
 
 
 def test_evaluating_a_run_again_gives_the_same_tables(finished, tmp_path, monkeypatch):

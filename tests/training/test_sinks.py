@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from loopjax.errors import UserError, WriteError
-from loopjax.training.sinks import JsonLines, open_sinks, reporting, require_sinks
+from loopjax.training.sinks import JsonLines, open_sinks, read_epochs, reporting, require_sinks
 
 CURVE = [("pretrain", 0, {"train_loss": 2.0}), ("one-class", 0, {"train_loss": 0.5, "k": 1.0})]
 
@@ -31,7 +31,7 @@ def test_a_line_per_epoch_is_there_at_once(tmp_path):
 def test_tensorboard_has_the_same_numbers(tmp_path):
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     with open_sinks(["tensorboard", "tensorboard"], tmp_path) as sinks:
-        assert len(sinks) == 1
+        assert len(sinks) == 2  # and the lines
         report = reporting("residual", [0], sinks)
         for epoch in CURVE:
             report(*epoch)
@@ -47,6 +47,25 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
         ("residual/one-class/train_loss", 0, 0.5),
         ("residual/one-class/k", 0, 1.0),
     ]
+    with open_sinks(["tensorboard"], tmp_path, read_epochs(tmp_path)[:1]):
+        assert len(read_epochs(tmp_path)) == 1
+    (file,) = (tmp_path / "tb").iterdir()
+    assert file.read_bytes().count(b"residual/pretrain") == 1
+    assert b"residual/one-class" not in file.read_bytes()
+
+
+def test_lines_are_read_again_as_they_were_written(tmp_path):
+    report = reporting("residual", [0, 1], [JsonLines(tmp_path / "metrics.jsonl")])
+    for epoch in CURVE:
+        report(*epoch)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "metrics.jsonl").open("a").write('{"detector": "resid')  # cut by a kill
+    found = read_epochs(tmp_path)
+    assert [(e.detector, e.seeds, e.stage, e.epoch, e.metrics) for e in found] == [
+        ("residual", (0, 1), *epoch) for epoch in CURVE
+    ]
+    JsonLines(tmp_path / "metrics.jsonl", found)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 OFFLINE = """

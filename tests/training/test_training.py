@@ -230,7 +230,10 @@ def test_progress_is_reported_epoch_by_epoch():
 
 def test_a_run_resumes_to_the_same_curve(tmp_path, monkeypatch):
     monkeypatch.setattr(training_loop, "epochs_per_call", lambda rows, batch: 2)
-    whole_state, whole = training_loop.run(*setup(max_epochs=9))
+    told = []
+    whole_state, whole = training_loop.run(
+        *setup(max_epochs=9), on_epoch=lambda epoch, metrics: told.append((epoch, metrics))
+    )
 
     class Killed(Exception):
         pass
@@ -244,20 +247,26 @@ def test_a_run_resumes_to_the_same_curve(tmp_path, monkeypatch):
             *setup(max_epochs=9), checkpoints=Checkpoints(tmp_path, {"a": 1}), every_epochs=2,
             on_epoch=kill,
         )  # fmt: skip
+    calls, advance = [], training_loop.advance
+    monkeypatch.setattr(
+        training_loop, "advance", lambda *args, **kw: calls.append(1) or advance(*args, **kw)
+    )
     epochs = []
     state, history = training_loop.run(
         *setup(max_epochs=9), checkpoints=Checkpoints(tmp_path, {"a": 1}), every_epochs=2,
-        on_epoch=lambda epoch, metrics: epochs.append(epoch),
+        on_epoch=lambda epoch, metrics: epochs.append((epoch, metrics)),
     )  # fmt: skip
-    assert epochs[0] == 4  # the last committed state, not the start
+    assert len(calls) == 3  # from epoch 4, the last committed state, not the start
+    assert epochs == told
     np.testing.assert_array_equal(history, whole)
     np.testing.assert_array_equal(state.params["slope"], whole_state.params["slope"])
     again = []
     training_loop.run(
         *setup(max_epochs=9), checkpoints=Checkpoints(tmp_path, {"a": 1}), every_epochs=2,
-        on_epoch=lambda epoch, metrics: again.append(epoch),
+        on_epoch=lambda epoch, metrics: again.append((epoch, metrics)),
     )  # fmt: skip
-    assert again == []  # finished
+    assert again == told
+    assert len(calls) == 3  # finished
 
 
 def test_checkpoints_of_another_run_are_refused(tmp_path):

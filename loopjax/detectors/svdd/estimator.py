@@ -86,7 +86,8 @@ class DeepSVDD(Detector):
         random_state: seed of split, initialization, batches and dropout.
         checkpoint_dir: folder from which a killed `fit` resumes.
         checkpoint_every_epochs: how often it is written.
-        on_epoch: called as on_epoch(stage, epoch, metrics) with stage "pretrain" or "one-class".
+        on_epoch: called as on_epoch(stage, epoch, metrics) with stage "pretrain" or "one-class";
+            a `fit` that resumes tells the epochs before, too.
 
     Fitted: `encoder_`, arrays by name, "layers/0/linear/kernel" [n_in, n_out] and so on; `center_`
     [Z]; `radius_` (soft boundary, in units of sqrt(score)); `history_` {stage: {metric: list per
