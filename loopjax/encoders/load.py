@@ -13,7 +13,7 @@ from loopjax.encoders.encoder import HtsatEncoder
 from loopjax.encoders.published import KNOWN, KnownEncoder, known_encoder
 from loopjax.encoders.space import Precision
 from loopjax.encoders.storage import read_encoder, read_record, verify_encoder
-from loopjax.encoders.text import TextEncoder, read_text_encoder
+from loopjax.encoders.text import TEXT_FOLDER, TextEncoder, read_text_encoder
 from loopjax.errors import UserError
 from loopjax.forks import refuse_after_fork
 from loopjax.htsat.kernels import on_v5e
@@ -98,13 +98,21 @@ def load_text_encoder(name: str | Path) -> TextEncoder:
         UserError: no such encoder, one that knows no texts, or a damaged folder; says what to do.
     """
     refuse_after_fork()
-    found = None if str(name) in REFERENCES else read_text_encoder(_locate(name))
-    if found is None:
+    if not has_text_tower(name):
         raise UserError(
             f"encoder {name} knows sounds only, no texts: embed with a CLAP encoder instead, such "
             "as clap-htsat-fused (loopjax encoders pull clap-htsat-fused)"
         )
-    return found
+    return read_text_encoder(_locate(name))
+
+
+def has_text_tower(name: str | Path) -> bool:
+    """Whether an encoder knows texts, without loading what knows them.
+
+    Raises:
+        UserError: no such encoder.
+    """
+    return str(name) not in REFERENCES and (_locate(name) / TEXT_FOLDER).is_dir()
 
 
 def encoders() -> list[EncoderRow]:

@@ -111,8 +111,8 @@ class TextEncoder:
         return np.concatenate(parts)
 
 
-def read_text_encoder(folder: Path) -> TextEncoder | None:
-    """The text tower of an encoder folder; None if it has none.
+def read_text_encoder(folder: Path) -> TextEncoder:
+    """The text tower of an encoder folder that has one.
 
     Raises:
         UserError: damaged, without a tokenizer, or `tokenizers` is not installed.
@@ -120,8 +120,6 @@ def read_text_encoder(folder: Path) -> TextEncoder | None:
     from loopjax.arrays import read_arrays
 
     place = folder / TEXT_FOLDER
-    if not place.is_dir():
-        return None
     tokenizer = read_tokenizer(place)
     if tokenizer is None:
         raise UserError(

@@ -92,6 +92,7 @@ class Page:
     clips: tuple[EmbeddedClip, ...]
     notes: tuple[str, ...]
     version: str
+    takes_texts: bool
 
 
 def page_content(
@@ -103,6 +104,7 @@ def page_content(
     figures: Sequence[InlineFigure],
     title: str,
     notes: Sequence[str],
+    takes_texts: bool = False,
 ) -> Page:
     """Puts everything that a page says outside of its lists into words.
 
@@ -115,6 +117,7 @@ def page_content(
         figures: harmless figures.
         title: of the page.
         notes: sentences on what is missing.
+        takes_texts: whether loops are found by descriptions; of a live page.
     """
     ranking = loops.ranking
     n, n_flagged = len(ranking.ids), int(ranking.is_anomaly.sum())
@@ -159,6 +162,7 @@ def page_content(
         ),
         notes=tuple(map(with_units, notes)),
         version=__version__,
+        takes_texts=takes_texts,
     )
 
 

@@ -14,6 +14,7 @@ from loopjax.audio.preview import Clip, preview_of, preview_options
 from loopjax.audio.process import DecoderProcess
 from loopjax.embedding.samples import embed_arrays
 from loopjax.embedding.settings import decode_options
+from loopjax.encoders.load import has_text_tower
 from loopjax.encoders.protocol import Encoder
 from loopjax.evaluation.tables import Evaluation
 from loopjax.library.similar import JointSpace
@@ -96,6 +97,7 @@ class Live:
             [],
             f"{self._store.name}, live",
             [*self._curated.notes, *self._loops.notes],
+            self._takes_texts(),
         )
         data = page_data(self._loops, lists, Path.cwd(), "none", "")
         return render(page, data, POLICY, SCRIPTS)
@@ -214,6 +216,10 @@ class Live:
         """Ends the child processes."""
         self._preview_decoder.close()
         self._decoder.close()
+
+    def _takes_texts(self) -> bool:
+        place = self._encoder.location
+        return self._encoder.joint_dim is not None and place is not None and has_text_tower(place)
 
     def _row(self, i: int) -> int:
         if not 0 <= i < len(self._shown):

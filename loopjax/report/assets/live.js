@@ -136,7 +136,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     if (kind === "drop") askFiles([...event.dataTransfer.files]);
   });
 }
-$("ask-text-form").addEventListener("submit", async (event) => {
+$("ask-text-form")?.addEventListener("submit", async (event) => {
   event.preventDefault();
   const text = $("ask-text").value.trim();
   if (!text) return;
