@@ -50,7 +50,7 @@ ALLOWED = {
     "explanation": "errors htsat store encoders embedding model",
     "doctor": "errors parallel encoders loopjax",
     "report": "errors json_files io config audio store evaluation loopjax",
-    "serve": "errors audio embedding encoders evaluation library model report store",
+    "serve": "errors io audio embedding encoders evaluation library model report store",
 }
 ALLOWED["experiment"] = " ".join(ALLOWED)  # everything above
 ALLOWED["cli"] = " ".join(ALLOWED)

@@ -74,7 +74,7 @@ def _lock_by_system(path: Path, waits: bool, stack: contextlib.ExitStack) -> boo
         if isinstance(error, Timeout):
             raise
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-            raise
+            raise WriteError(f"cannot lock {path}: {error.strerror or error}") from None
         log.warning(
             "%s is on a file system without file locks (flock), as Lustre is when mounted without "
             "them; a file that is rewritten every %g s stands in, and a killed run is noticed "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from loopjax.io.locks import locked_file
 from loopjax.library.marks import Mark, content_of, read_own_marks
 from loopjax.store.scores import write_csv
 
@@ -32,7 +33,8 @@ class Change:
 class MarksFile:
     """Decisions on the loops of a page; others may write the same file meanwhile.
 
-    The file is read again whenever it has changed, and what it says of other loops stays.
+    The file is read again whenever it has changed, and what it says of other loops stays. Several
+    servers read, change and write it one at a time: a hidden file beside it is their lock.
     """
 
     def __init__(self, path: Path, ids: Sequence[str], paths: Sequence[str]):
@@ -52,7 +54,8 @@ class MarksFile:
         self._alike: dict[str, list[int]] = defaultdict(list)
         for row, row_id in enumerate(ids):
             self._alike[content_of(row_id) or row_id].append(row)
-        self._lock = threading.Lock()
+        self._threads = threading.Lock()
+        self._lock_file = path.with_name(f".{path.name}.lock")
         self._version: tuple[int, ...] | None = None
         self._marks: tuple[Mark, ...] = ()
         self._read()
@@ -64,7 +67,7 @@ class MarksFile:
             UserError: somebody has written what cannot be read as marks.
             WriteError: the file cannot be written.
         """
-        with self._lock:
+        with self._threads, locked_file(self._lock_file):
             self._read()
             decided = self._by_row()
             touched: set[int] = set()
@@ -93,7 +96,7 @@ class MarksFile:
         Raises:
             UserError: as `decide`.
         """
-        with self._lock:
+        with self._threads:
             self._read()
             return {row: {"mark": m.mark, "note": m.note} for row, m in self._by_row().items()}
 

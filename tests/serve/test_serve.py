@@ -1,6 +1,7 @@
 import csv
 import io
 import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,6 +71,8 @@ def test_the_page_holds_the_ranking_and_allows_its_script_alone(client):
     assert "connect-src 'self'" in answer.text
     assert answer.headers["x-frame-options"] == "DENY"
     assert answer.headers["cache-control"] == "no-store"
+    assert "Drop loops here" in answer.text
+    assert "Describe a sound" not in answer.text  # the encoder knows sounds only
 
 
 def test_loops_are_heard_compared_and_explained(client):
@@ -250,6 +253,30 @@ def test_a_file_that_changes_meanwhile_keeps_its_marks(of_five):
     assert set(other.by_row()) == {0}
 
 
+def test_two_servers_of_one_file_lose_no_mark(tmp_path):
+    path, ids = tmp_path / "new" / "marks.csv", [f"{i:016x}-{i:08x}" for i in range(100)]
+    script = (
+        "import sys; from pathlib import Path; from loopjax.serve.marks import Change, MarksFile\n"
+        "ids = [f'{i:016x}-{i:08x}' for i in range(100)]\n"
+        "marks = MarksFile(Path(sys.argv[1]), ids, ids)\n"
+        "print(flush=True); sys.stdin.readline()\n"
+        "for i in range(50): marks.decide([Change(int(sys.argv[2]) + 2 * i, 'keep', None)])\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    servers = [
+        subprocess.Popen([sys.executable, "-c", script, path, str(first)], **pipes)
+        for first in (0, 1)
+    ]
+    for server in servers:
+        server.stdout.readline()  # it has read the file, which is not there yet
+    for server in servers:
+        print("go", file=server.stdin, flush=True)
+    for server in servers:
+        server.communicate(timeout=60)
+        assert server.returncode == 0
+    assert set(MarksFile(path, ids, ids).by_row()) == set(range(100))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -330,6 +357,7 @@ def test_texts_find_loops_where_the_encoder_knows_them(corpus, tmp_path):  # noq
     app = Guard(make_app(live, marks, LIMIT), TOKEN, ["127.0.0.1"], PORT)
     client = TestClient(app, base_url=f"http://127.0.0.1:{PORT}")
     client.cookies.set(f"loopjax-{PORT}", TOKEN)
+    assert "Describe a sound" in client.get("/").text
     found = post(client, "/text", json={"text": "dusty upright bass"}).json()
     cosines, paths = by_hand(corpus, ["dusty upright bass"])
     order = np.argsort(-cosines[0])
