@@ -19,12 +19,20 @@ import numpy as np
 import platformdirs
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from loopjax.errors import LoopjaxError, UserError
+from loopjax.errors import (
+    HeldError,
+    LoopjaxError,
+    ModelCheckError,
+    TooManyRejectedError,
+    UserError,
+    WriteError,
+)
 
 log = logging.getLogger(__name__)
 
 AXIS = "data"
 BARRIER_TIMEOUT_S = 24 * 3600
+_TOLD = {e.__name__: e for e in (HeldError, TooManyRejectedError, ModelCheckError, WriteError)}
 
 
 def initialize(
@@ -105,12 +113,28 @@ def first_process_does(action: Callable[[], None]) -> None:
             action()
         except LoopjaxError as error:
             failure = error
-        client.key_value_set(key, "" if failure is None else str(failure), allow_overwrite=True)
+        told = "" if failure is None else f"{type(failure).__name__}\n{failure}"
+        client.key_value_set(key, told, allow_overwrite=True)
     wait_for_all()
-    message = client.blocking_key_value_get(key, BARRIER_TIMEOUT_S * 1000)
+    kind, _, message = client.blocking_key_value_get(key, BARRIER_TIMEOUT_S * 1000).partition("\n")
     wait_for_all()  # all have read it before the next action overwrites it
     if message:
-        raise failure or UserError(message)
+        raise failure or _TOLD.get(kind, UserError)(message)
+
+
+def gather(text: str) -> list[str]:
+    """A short text of every process, in the order of their indices, once all have called it."""
+    index, count = process_slot()
+    if count == 1:
+        return [text]
+    client, key = _coordination(), "loopjax/gathered"
+    client.key_value_set(f"{key}/{index}", text, allow_overwrite=True)
+    wait_for_all()
+    found = [
+        client.blocking_key_value_get(f"{key}/{i}", BARRIER_TIMEOUT_S * 1000) for i in range(count)
+    ]
+    wait_for_all()  # all have read them before the next ones overwrite them
+    return found
 
 
 def _coordination() -> Any:

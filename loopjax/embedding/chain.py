@@ -36,10 +36,10 @@ from loopjax.embedding.read import POLL_S, batches, make_decoders, missing_limit
 from loopjax.embedding.settings import as_encoder, check_config, projection_of, space_of
 from loopjax.embedding.stored import StoredLoops
 from loopjax.embedding.units import EXPIRE_S, UNIT_FILES, SharedUnits, join, require_no_workers
-from loopjax.embedding.write import EmbedSummary, Memory, Writer
+from loopjax.embedding.write import EmbedSummary, Memory, Writer, check_budget
 from loopjax.encoders.protocol import Encoder
 from loopjax.encoders.space import Space
-from loopjax.errors import InterruptedRunError, TooManyRejectedError, UserError
+from loopjax.errors import InterruptedRunError, UserError
 from loopjax.io import locked, require_apart, sweep
 from loopjax.io.remote import place_of
 from loopjax.store.index import DoneIndex
@@ -80,7 +80,7 @@ def embed_corpus(
 
     Raises:
         UserError: bad sources or options, a store made with others, another run writing to it.
-        TooManyRejectedError: more rejected inputs than the options allow.
+        TooManyRejectedError: more rejected inputs, of all processes, than the options allow.
         WriteError: disk full and the like; finished shards stay valid.
         InterruptedRunError: SIGINT or SIGTERM; what was finished is saved.
     """
@@ -139,7 +139,8 @@ def embed_corpus(
         parallel.first_process_does(finish_store)
     summary = replace(summary, n_pruned=n_pruned)
     _tell_unmet(summary, folder)
-    _check_budget(summary, config, folder)
+    outcomes = parallel.gather(json.dumps(summary.outcome()))
+    check_budget(map(json.loads, outcomes), config.max_failures, folder)
     return summary
 
 
@@ -175,7 +176,8 @@ def embed_shared(
 
     Raises:
         UserError: as `embed_corpus`; or others are at work there with other sources or settings.
-        TooManyRejectedError: more rejected inputs than the options allow.
+        TooManyRejectedError: more rejected inputs, of the units that this worker did, than the
+            options allow.
         WriteError: disk full and the like; finished shards stay valid.
         InterruptedRunError: SIGINT or SIGTERM; units that were not complete are free again.
     """
@@ -212,7 +214,7 @@ def embed_shared(
                 units,
             )
     sweep(folder, elsewhere=False)  # what killed workers left half-written
-    _check_budget(summary, config, folder)
+    check_budget([summary.outcome()], config.max_failures, folder)
     return summary
 
 
@@ -363,17 +365,6 @@ def _tell_unmet(summary: EmbedSummary, folder: Path) -> None:
             "those whose files are gone",
             folder,
             summary.n_unmet,
-        )
-
-
-def _check_budget(summary: EmbedSummary, config: EmbedConfig, folder: Path) -> None:
-    n_inputs = summary.n_embedded + summary.n_skipped + summary.n_failed
-    if n_inputs and summary.n_failed / n_inputs > config.max_failures:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(summary.reasons.items()))
-        raise TooManyRejectedError(
-            f"{summary.n_failed} of {n_inputs} inputs were rejected ({reasons}), more than "
-            f"max_failures={config.max_failures:g} allows; list them with "
-            f"`loopjax store failures {folder}`"
         )
 
 

@@ -1,6 +1,7 @@
 """The last stage: finished loops into a store or into memory, counted."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -40,6 +41,10 @@ class EmbedSummary:
     files_per_s: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)  # of the failures
     missing_limits: tuple[str, ...] = ()  # of the decoders, which this system could not set
+
+    def outcome(self) -> dict[str, int]:
+        """How many inputs were rejected, by reason, and how many were not ("")."""
+        return {**self.reasons, "": self.n_embedded + self.n_skipped}
 
     def lines(self, store: str) -> list[str]:
         """What happened to a store, in one line, and a line each for what else is to be known."""
@@ -112,6 +117,29 @@ class Memory:
             table,
             metadata,
             table_of_failures(self.failures),
+        )
+
+
+def check_budget(outcomes: Iterable[Mapping[str, int]], max_failures: float, store: Path) -> None:
+    """Ends a run that rejected too much.
+
+    Args:
+        outcomes: of its processes, see `EmbedSummary.outcome`.
+        max_failures: the fraction of inputs that may be rejected.
+        store: for the message.
+
+    Raises:
+        TooManyRejectedError: more were.
+    """
+    rejected = sum(map(Counter, outcomes), Counter())
+    n_inputs = rejected.total()
+    del rejected[""]
+    n_failed = rejected.total()
+    if n_inputs and n_failed / n_inputs > max_failures:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(rejected.items()))
+        raise TooManyRejectedError(
+            f"{n_failed} of {n_inputs} inputs were rejected ({reasons}), more than "
+            f"max_failures={max_failures:g} allows; list them with `loopjax store failures {store}`"
         )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,7 +116,8 @@ def train(
         UserError: checkpoints of another run lie there.
         ModelCheckError: embeddings collapsed, or a loss is no number.
         TooManyRejectedError: more unreadable loops than `embed.max_failures` allows, or nothing
-            but unreadable ones in the first batch.
+            but unreadable ones in the first batch. One process counts in every step; several
+            count together at every checkpoint.
         WriteError: a checkpoint cannot be written; earlier ones stay.
     """
     settings, mesh = config.optimizer, parallel.global_mesh()
@@ -152,7 +153,10 @@ def train(
                 batch = next(read) if done < settings.steps else None  # while the device works
                 curve[step, : len(METRICS)] = np.asarray(metrics)
                 _check(curve[:done], config)
-                _check_budget(batches, loops, config)
+                if (
+                    slot.count == 1
+                ):  # of several, one that stops alone would leave the others waiting
+                    _check_budget(batches.rejected, loops, config)
                 keep = done % config.every_steps == 0 or done == settings.steps
                 if keep:
                     params = averaged(state, settings.ema)
@@ -162,10 +166,9 @@ def train(
                 if on_step is not None:
                     on_step(done, curve[:done])
                 if keep:  # at the end, so that what is kept has been told
-                    _note(checkpoints, slot, batches)
+                    _share_rejected(checkpoints, slot, batches, loops, config)
                     checkpoints.save(done, _record(state, best, curve))
-        _note(checkpoints, slot, batches)
-        parallel.wait_for_all()
+        _share_rejected(checkpoints, slot, batches, loops, config)
         rejected = _noted(checkpoints)
     finally:
         checkpoints.close()
@@ -198,10 +201,19 @@ def _record(state: State, best: _Best, curve: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _note(checkpoints: Checkpoints, slot: Slot, batches: BatchReader) -> None:
-    """Keeps which loops this process could not read: one that goes on may not meet them again."""
+def _share_rejected(
+    checkpoints: Checkpoints, slot: Slot, batches: BatchReader, loops: Loops, config: FinetuneConfig
+) -> None:
+    """Keeps which loops this process could not read: one that goes on may not meet them again.
+
+    Raises:
+        TooManyRejectedError: in every process, where all of them know of more than the settings
+            allow.
+    """
     rows = [asdict(f) | {"path_bytes": f.path_bytes.hex()} for f in batches.rejected.values()]
     checkpoints.write_note(f"rejected-{slot.index}", {"rejected": rows})
+    parallel.wait_for_all()
+    parallel.first_process_does(lambda: _check_budget(_noted(checkpoints), loops, config))
 
 
 def _noted(checkpoints: Checkpoints) -> dict[str, Failure]:
@@ -230,17 +242,17 @@ def _no_number(what: str, value: float) -> str:
     return f"{what} is {value}: lower optimizer.learning_rate, or train in fp32"
 
 
-def _check_budget(batches: BatchReader, loops: Loops, config: FinetuneConfig) -> None:
+def _check_budget(rejected: Mapping[str, Failure], loops: Loops, config: FinetuneConfig) -> None:
     """Stops where too many loops cannot be read.
 
     Raises:
         TooManyRejectedError: more than the settings allow.
     """
-    n_rejected = len(batches.rejected)
+    n_rejected = len(rejected)
     n_loops = len(loops.train) + len(loops.held_out) + len(loops.unlisted)
     embed = config.embed
     if n_rejected > embed.max_failures * n_loops or (embed.strict and n_rejected):
-        example = next(iter(batches.rejected.values()))
+        example = next(iter(rejected.values()))
         raise TooManyRejectedError(
             f"{n_rejected} of {n_loops} loops cannot be read, such as {example.path} "
             f"({example.reason}: {example.message})"

@@ -151,6 +151,23 @@ def test_a_mistake_ends_all_processes_with_the_same_message(corpus, tmp_path):
         assert "mono: 'mean' there, 'left' now" in errors
 
 
+@pytest.mark.slow
+def test_the_rejected_are_counted_over_all_processes(tmp_path):
+    corpus = tmp_path / "corpus"
+    write_corpus(corpus, 8)
+    for file in sorted(corpus.rglob("*.wav"))[:4:2]:  # every second is the first process's
+        file.write_bytes(b"RIFF")
+    for limit, codes in (("0.3", [3, 0]), ("0.2", [4, 4])):
+        for process, code in zip(
+            start_processes(corpus, tmp_path / limit, 2, f"max_failures={limit}"),
+            codes,
+            strict=True,
+        ):
+            _, errors = process.communicate(timeout=200)
+            assert process.returncode == code, errors
+            assert ("2 of 8 inputs were rejected" in errors) == (code == 4)
+
+
 def test_row_49_compiles_are_bounded_by_buckets_and_formats(tmp_path):
     folder = tmp_path / "lengths"
     folder.mkdir()

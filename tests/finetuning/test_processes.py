@@ -102,16 +102,36 @@ def test_eight_devices_give_the_curve_of_one(settings, single, tmp_path):
     np.testing.assert_allclose(curve(tmp_path / "run"), single, rtol=1e-4, atol=1e-6)
 
 
-def test_two_processes_give_the_curve_of_one(settings, single, tmp_path):
+def start_pair(settings: Path, out: Path) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     group = ("--coordinator", address, "--processes", "2", "--process-index")
-    pair = [start(settings, tmp_path / "run", *group, str(index)) for index in range(2)]
-    for process in pair:
+    return [start(settings, out, *group, str(index)) for index in range(2)]
+
+
+def test_two_processes_give_the_curve_of_one(settings, single, tmp_path):
+    for process in start_pair(settings, tmp_path / "run"):
         _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
     np.testing.assert_allclose(curve(tmp_path / "run"), single, rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_count_together_what_they_could_not_read(tmp_path):
+    loops = write_loops(tmp_path / "loops", 26, long=False)
+    for file in sorted(loops.rglob("*.wav"))[:6]:
+        file.write_bytes(b"RIFF" + file.name.encode())
+    changes = {
+        "data": {"holdout": 0.0},
+        "optimizer": {"batch_size": 26},  # 13 of the first batch are each process's
+        "embed": {"max_failures": 0.2},
+    }
+    config = tiny_config(loops, write_encoder(tmp_path / "encoder"), **changes)
+    (tmp_path / "config.yaml").write_text(json.dumps(to_dict(config)), "utf-8")
+    for process in start_pair(tmp_path / "config.yaml", tmp_path / "run"):
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 4, errors
+        assert "6 of 26 loops cannot be read" in errors
 
 
 def test_kills_change_no_byte(settings):
