@@ -215,6 +215,8 @@ def write_folder(folder: Path, write: Callable[[Path], object]) -> None:
                 _remove(temporary)
                 _remove(old)
                 lock.unlink(missing_ok=True)
+    except WriteError as error:  # of a file in it, by the name that people know
+        raise WriteError(str(error).replace(str(temporary), str(folder))) from None
     except OSError as error:
         raise _write_error(folder, error) from None
 

@@ -67,13 +67,11 @@ class JsonLines:
         """
         self._path = path
         text = "".join(map(_line, before))
-        try:
+        with _writing(path):
             if text:
                 write_text(path, text)
             else:
                 path.unlink(missing_ok=True)
-        except OSError as error:
-            raise WriteError(f"cannot write {path}: {error.strerror or error}") from None
 
     def write(self, epoch: Epoch) -> None:
         """Appends a line.
@@ -81,12 +79,10 @@ class JsonLines:
         Raises:
             WriteError: the file cannot be written.
         """
-        try:
+        with _writing(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(_line(epoch))
-        except OSError as error:
-            raise WriteError(f"cannot write {self._path}: {error.strerror or error}") from None
 
     def close(self) -> None:
         """Nothing is open."""
@@ -109,25 +105,51 @@ class ProgressLines:
 
 
 class TensorBoard:
-    """Event files in `tb/`, for `tensorboard --logdir`: a tag per detector, stage and metric."""
+    """An event file in `tb/`, for `tensorboard --logdir`: a tag per detector, stage and metric.
+
+    A `SummaryWriter` writes in a thread, which dies when the disk is full; the training would then
+    wait for it without end.
+    """
 
     package = "tensorboardX"
 
     def __init__(self, folder: Path):
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
 
-        for file in (folder / "tb").glob("events.out.tfevents.*"):
-            file.unlink()
-        self._writer = SummaryWriter(str(folder / "tb"), write_to_disk=True)
+        self._folder, self._flushed_s = folder / "tb", time.monotonic()
+        with _writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for file in self._folder.glob("events.out.tfevents.*"):
+                file.unlink()
+            self._writer = EventsWriter(str(self._folder / "events"))
 
     def write(self, epoch: Epoch) -> None:
-        """Adds a point to every curve."""
-        for tag, value in _tagged(epoch).items():
-            self._writer.add_scalar(tag, value, epoch.epoch)
+        """Adds a point to every curve.
+
+        Raises:
+            WriteError: the file cannot be written.
+        """
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore - made when it is imported
+        from tensorboardX.summary import scalar
+
+        with _writing(self._folder):
+            for tag, value in _tagged(epoch).items():
+                point = scalar(tag, value)
+                self._writer.write_event(
+                    Event(wall_time=time.time(), step=epoch.epoch, summary=point)
+                )
+            if time.monotonic() - self._flushed_s >= LINE_EVERY_S:
+                self._flushed_s = time.monotonic()
+                self._writer.flush()
 
     def close(self) -> None:
-        """Ends the file."""
-        self._writer.close()
+        """Ends the file.
+
+        Raises:
+            WriteError: the rest of it cannot be written.
+        """
+        with _writing(self._folder):
+            self._writer.close()
 
 
 class WeightsAndBiases:
@@ -243,6 +265,14 @@ def read_epochs(folder: Path) -> list[Epoch]:
             detector, seeds = row.pop("detector"), tuple(row.pop("seeds"))
             found.append(Epoch(detector, seeds, row.pop("stage"), row.pop("epoch"), row))
     return found
+
+
+@contextlib.contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"cannot write {place}: {error.strerror or error}") from None
 
 
 def _line(epoch: Epoch) -> str:

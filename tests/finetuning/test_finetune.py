@@ -1,17 +1,23 @@
 """Whole trainings with a tiny encoder: resumed, rejected, collapsed, exported, every objective."""
 
+import errno
 import importlib.util
 import json
+import os
 import shutil
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from orbax.checkpoint import CheckpointManager
 
+import loopjax.io
 from loopjax.arrays import read_arrays
 from loopjax.audio.sources.selection import Selection
 from loopjax.audio.sources.source import open_source
+from loopjax.cli import main
+from loopjax.config import to_dict
 from loopjax.embedding.chain import embed
 from loopjax.encoders.load import load_encoder, verify
 from loopjax.errors import ModelCheckError, TooManyRejectedError, UserError
@@ -76,6 +82,45 @@ def test_a_killed_run_goes_on_to_equal_bytes(inputs, whole, tmp_path):
         assert len(list((tmp_path / "run" / "tb").iterdir())) == 1, name
     require_equal(weights_of(result), weights_of(whole))
     np.testing.assert_array_equal(result.curve, whole.curve)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_the_run_goes_on_to_equal_bytes(
+    inputs, whole, tmp_path, monkeypatch, capsys
+):
+    folder, settings = tmp_path / "run", tmp_path / "config.yaml"
+    settings.write_text(json.dumps(to_dict(tiny_config(*inputs))), "utf-8")
+    verb = ["finetune", str(settings), "-o", str(folder)]
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    sync, save = loopjax.io._sync, CheckpointManager.save
+
+    def saves_the_first(manager, step, *args, **options):
+        if step > 2:
+            raise full
+        return save(manager, step, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointManager, "save", saves_the_first)
+        assert main(verb) == 6
+    assert f"cannot save checkpoint 4 to {folder / 'states'}: [Errno 28]" in capsys.readouterr().err
+    for name in ("encoder/config.json", "finetune.json"):
+
+        def syncs_all_but_one(path, name=name):
+            if f".{name.split('/')[0]}." in str(path):  # its temporary name
+                raise full
+            sync(path)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(loopjax.io, "_sync", syncs_all_but_one)
+            assert main(verb) == 6
+        told = capsys.readouterr().err
+        assert f"cannot write {folder / name}: No space left on device" in told
+    assert main(verb) == 0
+    assert (folder / "metrics.jsonl").read_bytes() == (
+        whole.encoder.parent / "metrics.jsonl"
+    ).read_bytes()
+    first, second = read_arrays(folder / "encoder" / "weights"), weights_of(whole)
+    require_equal(first, second)
 
 
 def test_loops_enter_as_in_embed(inputs, tmp_path):

@@ -1,5 +1,6 @@
 """Curves of training reach the file, TensorBoard and Weights & Biases alike."""
 
+import errno
 import json
 import struct
 import subprocess
@@ -52,6 +53,21 @@ def test_tensorboard_has_the_same_numbers(tmp_path):
     (file,) = (tmp_path / "tb").iterdir()
     assert file.read_bytes().count(b"residual/pretrain") == 1
     assert b"residual/one-class" not in file.read_bytes()
+
+
+def test_a_full_disk_ends_a_training_that_writes_tensorboard(tmp_path, monkeypatch):
+    record_writer = pytest.importorskip("tensorboardX.record_writer")
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        pytest.raises(WriteError, match=r"cannot write .*tb: No space left on device"),
+        open_sinks(["tensorboard"], tmp_path) as sinks,
+    ):
+        monkeypatch.setattr(record_writer.RecordWriter, "write", write)
+        for epoch in range(100):  # more than a queue of any thread would take
+            reporting("residual", [0], sinks)("pretrain", epoch, {"train_loss": 2.0})
 
 
 def test_lines_are_read_again_as_they_were_written(tmp_path):
