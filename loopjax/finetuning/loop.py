@@ -153,9 +153,7 @@ def train(
                 batch = next(read) if done < settings.steps else None  # while the device works
                 curve[step, : len(METRICS)] = np.asarray(metrics)
                 _check(curve[:done], config)
-                if (
-                    slot.count == 1
-                ):  # of several, one that stops alone would leave the others waiting
+                if slot.count == 1:  # of several, one that stopped would leave the others waiting
                     _check_budget(batches.rejected, loops, config)
                 keep = done % config.every_steps == 0 or done == settings.steps
                 if keep:

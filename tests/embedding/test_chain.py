@@ -1,5 +1,6 @@
 """The joiner: numbers that depend on the loop alone, runs that continue, named mistakes."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from loopjax import parallel
 from loopjax.audio.decode import DecodeOptions, decode_file
 from loopjax.config import EmbedConfig
 from loopjax.embedding.chain import embed, embed_corpus, metadata_of
@@ -254,7 +256,7 @@ def test_rejected_inputs_are_listed_and_healthy_ones_embedded(tmp_path):
         embed(tmp_path / "c" / "bad.wav", FakeEncoder())
 
 
-def test_failure_budget_and_strictness(tmp_path):
+def test_failure_budget_and_strictness(tmp_path, monkeypatch):
     write_corpus(tmp_path / "c", 3)
     (tmp_path / "c" / "bad.wav").write_bytes(b"junk")
     base = {"batch_size": 4, "workers": 1}
@@ -271,6 +273,13 @@ def test_failure_budget_and_strictness(tmp_path):
     assert len(read_embeddings(tmp_path / "budget")) == 3  # what was good is kept
     with pytest.raises(TooManyRejectedError, match=r"bad.wav.*--strict"):
         run("strict", strict=True)
+    others = {"": 16}  # what another process of the run found
+    monkeypatch.setattr(parallel, "gather", lambda text: [text, json.dumps(others)])
+    run("few of all", max_failures=0.05)
+    others["timeout"] = 5
+    told = r"6 of 25 inputs were rejected \(5 timeout, 1 unsupported_format\)"
+    with pytest.raises(TooManyRejectedError, match=told):
+        run("many of all", max_failures=0.2)
 
 
 def test_mistakes_of_sources_and_options(mixed, tmp_path):
