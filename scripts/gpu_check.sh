@@ -17,8 +17,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 # Section, module and seconds; ceilings first, because they tell a sick machine.
-sections=(ceilings:ceilings:30 parity:parity:100 encoder:encoder:160 transformers:peers:80
-    end-to-end:end_to_end:90 heads:heads:70 trace:trace:60)
+sections=(ceilings:ceilings:30 parity:parity:90 encoder:encoder:140 finetuning:finetuning:80
+    transformers:peers:70 end-to-end:end_to_end:80 heads:heads:60 trace:trace:50)
 carried=(soundfile soxr cffi pycparser pydantic pydantic-core annotated-types typing-inspection platformdirs)
 
 carry() { # wheels that the usual CUDA images lack, into folder $1

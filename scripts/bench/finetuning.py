@@ -12,8 +12,10 @@ of 8 are not read from a checkpoint, so for nano both sides begin from weights o
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from encoder import log_mel, same_weights, their_tower, untrained
 from measure import arguments, emit, peer, take_turns
@@ -45,8 +47,10 @@ def their_step(tower: Any, views: np.ndarray) -> Any:
     return run
 
 
-def our_steps(encoder: Any, mel: np.ndarray, *, augmented: bool) -> Any:
-    """One step of ours on [B, 1, T, bins]; returns the loss."""
+def our_steps(
+    encoder: Any, mel: np.ndarray, *, augmented: bool, remat: bool = False
+) -> Callable[[], jax.Array]:
+    """One step of ours on [B, 1, T, bins], in the encoder's precision; returns the loss."""
     from loopjax import parallel
     from loopjax.config.finetuning import (
         AugmentConfig,
@@ -60,7 +64,7 @@ def our_steps(encoder: Any, mel: np.ndarray, *, augmented: bool) -> Any:
 
     n_rows, mesh = len(mel), parallel.global_mesh()
     trainable = TrainableConfig("all")
-    network = build_network(encoder.config, trainable, encoder.precision, remat=False)
+    network = build_network(encoder.config, trainable, encoder.precision, remat=remat)
     trained, frozen = split_weights(network, encoder, trainable, seed=0)
     still = AugmentConfig(
         gain_db=0.0, tilt_db=0.0, floor_db=-100.0, rotate=False, time_stripe=0, band_stripe=0
@@ -89,10 +93,10 @@ def our_steps(encoder: Any, mel: np.ndarray, *, augmented: bool) -> Any:
     placed = place_batch(batch, mesh)
     state = steps.start({"encoder": trained, "head": {}})
 
-    def run() -> float:
+    def run() -> jax.Array:
         nonlocal state
         state, metrics = steps.train(state, placed)
-        return float(metrics[0])
+        return metrics[0]
 
     return run
 
@@ -112,11 +116,11 @@ def main() -> None:
         mel = log_mel(options.rows, 1)
         theirs = their_step(tower, np.concatenate([mel, mel]))
         if size == "tiny":
-            first, expected = our_steps(encoder, mel, augmented=False)(), theirs()
+            first, expected = float(our_steps(encoder, mel, augmented=False)()), theirs()
             if abs(first - expected) > 1e-4 * abs(expected):
                 raise SystemExit(f"the losses differ, {first} and {expected}; nothing is timed")
         ours = our_steps(encoder, mel, augmented=True)
-        contenders = {"ours": ours, "theirs": theirs}
+        contenders = {"ours": lambda run=ours: float(run()), "theirs": theirs}
         times = take_turns(contenders, options.rounds, clock=time.process_time)
         emit(
             "finetuning",

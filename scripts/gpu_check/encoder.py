@@ -9,6 +9,7 @@ import numpy as np
 from loopjax.htsat.kernels import on_hopper
 from scripts.bench.measure import emit, rounded
 from scripts.gpu_check.common import (
+    TINY_GFLOP,
     arguments,
     configuration,
     encoder,
@@ -32,7 +33,6 @@ STEPS: tuple[tuple[str, str, int, str | None], ...] = (
 REHEARSAL = (("nano", "bf16", 4, None), ("tiny", "fp32", 1, None))
 FRONT_ENDS = (("tiny", 4, 44_100, 128), ("nano", 20, 48_000, 64))
 MLPS = ((96, 64), (192, 32), (128, 64))  # width of the tokens, tokens along each side
-TINY_GFLOP = 11.9  # per clip, multiplications and additions
 
 
 def main() -> None:

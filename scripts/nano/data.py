@@ -13,11 +13,11 @@ from rich.progress import track
 from loopjax.encoders.encoder import HtsatEncoder, random_weights
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import HtsatConfig
+from scripts.nano.rhythm import Rhythm, rhythm_of
 
-FRONT_END_BATCH = 16
+FRONT_END_BATCH = 64
 MAX_LONG_S = 28
-LONG_EVERY = 6  # one batch in six holds long clips
-LONG_SHARE = 4  # and a quarter of the rows: each has four views
+LONG_SHARE = 4  # a batch of long clips has a quarter of the rows: each has four views
 VALIDATION_SHARE = 0.05
 TEMPO_EDGES_BPM = (80, 90, 100, 110, 120, 130, 145, 160)
 
@@ -31,20 +31,21 @@ class Task:
 
 
 class LoopMels:
-    """The training split of a rendered corpus, as float16 log-mel views in memory.
+    """The training split of a rendered corpus, as float16 log-mel views in the device's memory.
 
     Views are computed once with the encoder's own front end and cached beside the corpus.
     """
 
-    def __init__(self, folders: list[Path], mel_config: LogMelConfig, seed: int):
+    def __init__(self, folders: list[Path], mel_config: LogMelConfig, long_every: int, seed: int):
         """Reads (or computes) the caches.
 
         Args:
             folders: written by scripts/render.
             mel_config: the front end.
+            long_every: one batch in so many holds long clips.
             seed: of the crop positions of long clips and of the batch order.
         """
-        self.seed = seed
+        self.long_every, self.seed = long_every, seed
         shards = [s for folder in folders for s in sorted(folder.glob("shard-*.parquet"))]
         encoder = _front_end_only(mel_config)
         short, long, short_rows, long_rows = [], [], [], []
@@ -59,9 +60,10 @@ class LoopMels:
             long.append(part["long"])
             short_rows += [rows[i] for i in part["short_index"]]
             long_rows += [rows[i] for i in part["long_index"]]
-        self._short, self._long = np.concatenate(short), np.concatenate(long)
+        self._short, self._long = (jnp.asarray(np.concatenate(parts)) for parts in (short, long))
         self.labels, self.tasks, self.degradations = _encode_labels(short_rows + long_rows)
         self.clean, self.reversed = map(self.degradations.index, ("none", "reversed"))
+        self.off_grid = self.degradations.index("off_grid")
         self._n_short = len(short_rows)
         held_back = np.random.default_rng(seed).random(self._n_short) < VALIDATION_SHARE
         self._train_short, self._validation = np.flatnonzero(~held_back), np.flatnonzero(held_back)
@@ -69,8 +71,13 @@ class LoopMels:
 
     def band_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of each mel band over a sample of the training loops."""
-        sample = self._short[self._train_short[:2000]].astype(np.float32)
+        sample = np.asarray(self._short[self._train_short[:2000]], np.float32)
         return sample.mean(axis=(0, 1)), sample.var(axis=(0, 1))
+
+    def rhythm_statistics(self) -> tuple[Rhythm, Rhythm]:
+        """Mean and standard deviation of the rhythm targets over a sample of the training loops."""
+        sample = rhythm_of(self._short[self._train_short[:1000]])
+        return Rhythm(*(x.mean(axis=0) for x in sample)), Rhythm(*(x.std(axis=0) for x in sample))
 
     def class_weights(self) -> dict[str, np.ndarray]:
         """Weights by task and class: rare degradations count more, as 1/sqrt of their fraction."""
@@ -82,12 +89,12 @@ class LoopMels:
 
     def batch(self, step: int, size: int) -> dict:
         """The batch of a step, the same whatever ran before: mel [B, V, T, mel], labels [B]."""
-        if step % LONG_EVERY == LONG_EVERY - 1 and len(self._train_long):
-            rows = self._pick(self._train_long, step // LONG_EVERY, size // LONG_SHARE)
-            mel, index = self._long[rows], rows + self._n_short
+        if step % self.long_every == self.long_every - 1 and len(self._train_long):
+            rows = self._pick(self._train_long, step // self.long_every, size // LONG_SHARE)
+            mel, index = jnp.take(self._long, rows, axis=0), rows + self._n_short
         else:
-            index = self._pick(self._train_short, step - step // LONG_EVERY, size)
-            mel = self._short[index][:, None]
+            index = self._pick(self._train_short, step - step // self.long_every, size)
+            mel = jnp.take(self._short, index, axis=0)[:, None]
         return {"mel": mel, "labels": {k: v[index] for k, v in self.labels.items()}}
 
     def validation(self, size: int) -> Iterator[dict]:
@@ -95,7 +102,8 @@ class LoopMels:
         for start in range(0, len(self._validation) - size + 1, size):
             index = self._validation[start : start + size]
             labels = {k: v[index] for k, v in self.labels.items()}
-            yield {"mel": self._short[index][:, None].astype(np.float32), "labels": labels}
+            mel = jnp.take(self._short, index, axis=0)[:, None].astype(jnp.float32)
+            yield {"mel": mel, "labels": labels}
 
     def _pick(self, pool: np.ndarray, turn: int, size: int) -> np.ndarray:
         per_epoch = max(len(pool) // size, 1)
@@ -126,6 +134,26 @@ def play_backwards(
     flipped = jnp.concatenate([mel[:, :1], mel[:, :0:-1]], axis=1)[:, :, ::-1]
     mel = jnp.where(chosen[:, None, None, None], flipped, mel)
     return mel, jnp.where(chosen, swapped, degradation)
+
+
+def stretch(mel: jax.Array, most: float, key: jax.Array) -> jax.Array:
+    """Play each row faster or slower at the same pitch, by linear interpolation in time.
+
+    Args:
+        mel: float16 or float32 [B, V, T, mel]; a faster row goes on from its beginning.
+        most: change of the speed, a fraction; drawn per row between -most and most.
+        key: JAX key.
+
+    Returns:
+        float32, same shape.
+    """
+    frames = mel.shape[2]
+    speed = 1.0 + jax.random.uniform(key, (mel.shape[0], 1), minval=-most, maxval=most)
+    place = jnp.arange(frames) * speed
+    below = jnp.floor(place).astype(jnp.int32)
+    part = (place - below)[:, None, :, None]
+    pick = jax.vmap(lambda row, index: row[:, index % frames])
+    return (1.0 - part) * pick(mel, below) + part * pick(mel, below + 1)
 
 
 def augment(mel: jax.Array, key: jax.Array) -> jax.Array:

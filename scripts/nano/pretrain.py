@@ -5,9 +5,10 @@
 
 The last command again resumes a killed run.
 
-Supervised: linear heads on the embedding name the program, family, tempo, pattern and planted
+Supervised: linear heads on the embedding name the program, family, pattern and planted
 degradation of each loop, beside a supervised contrastive loss whose classes are the programs of
-clean loops and the kinds of degraded ones. Some loops are played backwards on the fly, which
+clean loops and the kinds of degraded ones; further heads tell what the onsets say about the rhythm
+(`scripts.nano.rhythm`). Some loops are played backwards on the fly, which
 makes them "reversed" (or clean again). Long clips come in batches of their own, so that the AFF
 branch is trained as well. The step is jitted and data-parallel over all devices; a killed run
 resumes from its last Orbax checkpoint. The learning rate is constant until its decay begins, so
@@ -37,7 +38,8 @@ from loopjax.encoders.load import load_encoder
 from loopjax.encoders.storage import save_encoder
 from loopjax.htsat.frontend import LogMelConfig
 from loopjax.htsat.model import Htsat, HtsatConfig
-from scripts.nano.data import LoopMels, Task, augment, play_backwards
+from scripts.nano.data import LoopMels, Task, augment, play_backwards, stretch
+from scripts.nano.rhythm import RhythmHeads, rhythm_error
 
 
 @dataclass(frozen=True)
@@ -53,28 +55,43 @@ class PretrainConfig:
     decay_steps: int
     weight_decay: float
     backwards_share: float
+    stretch: float
+    long_every: int
+    rhythm_weight: float
     contrastive_weight: float
     temperature: float
     label_smoothing: float
     task_weights: dict[str, float]
+    precision: str = "fp32"
     start_from: str | None = None
     seed: int = 0
     checkpoint_every: int = 200
 
 
 class Pretrainer(nnx.Module):
-    """The encoder and one linear head per task."""
+    """The encoder, one linear head per task, and the heads of the rhythm targets."""
 
-    def __init__(self, config: HtsatConfig, tasks: list[Task], *, rngs: nnx.Rngs):
-        self.encoder = Htsat(config, rngs=rngs)
+    def __init__(self, config: HtsatConfig, tasks: list[Task], dtype, *, rngs: nnx.Rngs):
+        self.encoder = Htsat(config, dtype=dtype, rngs=rngs)
+        self.rhythm = RhythmHeads(config.embedding_dim, rngs=rngs)
         self.heads = nnx.Dict(
             {t.name: nnx.Linear(config.embedding_dim, t.n_classes, rngs=rngs) for t in tasks}
         )
 
     def __call__(self, mel, longer, key):
-        """Embeddings [B, C] and logits by task."""
-        embedding = self.encoder(mel, longer, key)
-        return embedding, {name: head(embedding) for name, head in self.heads.items()}
+        """Embeddings [B, C], logits by task, and the rhythm as the heads see it."""
+        key_of = lambda i: None if key is None else jax.random.fold_in(key, i)  # noqa: E731
+        x = self.encoder.patch_embed(self.encoder.bn0(mel), longer)
+        *first, last = self.encoder.stages
+        for i, stage in enumerate(first):
+            x = stage(x, key_of(i))
+        *before, final = last.blocks
+        for i, block in enumerate(before):
+            x = block(x, key_of(len(first) + i))
+        middle, x = x, final(x, key_of(len(first) + len(before)))
+        embedding = self.encoder.norm(x).astype(jnp.float32).mean(axis=1)
+        logits = {name: head(embedding) for name, head in self.heads.items()}
+        return embedding, logits, self.rhythm(middle, embedding)
 
 
 def is_trained(path, value) -> bool:
@@ -109,12 +126,11 @@ def task_losses(logits, labels, class_weights, smoothing):
 
 def make_step(graphdef, optimizer, loops: LoopMels, config: PretrainConfig):
     """The jitted training step; it compiles once for short batches and once for long ones."""
-    class_weights = jax.tree.map(jnp.asarray, loops.class_weights())
-    n_programs = len(class_weights["program"])
+    n_programs = next(task.n_classes for task in loops.tasks if task.name == "program")
 
-    def loss_fn(params, rest, batch, key):
+    def loss_fn(params, rest, batch, statistics, key):
         model = nnx.merge(graphdef, params, rest, copy=True)  # its statistics change in here
-        flip_key, augment_key, drop_key = jax.random.split(key, 3)
+        flip_key, stretch_key, augment_key, drop_key = jax.random.split(key, 4)
         mel, degradation = play_backwards(
             batch["mel"],
             batch["labels"]["degradation"],
@@ -123,10 +139,11 @@ def make_step(graphdef, optimizer, loops: LoopMels, config: PretrainConfig):
             flip_key,
         )
         labels = batch["labels"] | {"degradation": degradation}
-        mel = augment(mel, augment_key)
+        mel = stretch(mel, config.stretch, stretch_key)
         longer = jnp.ones(mel.shape[0], bool) if mel.shape[1] > 1 else None
-        embedding, logits = model(mel, longer, drop_key)
-        losses, hits = task_losses(logits, labels, class_weights, config.label_smoothing)
+        embedding, logits, rhythm = model(augment(mel, augment_key), longer, drop_key)
+        errors = rhythm_error(rhythm, mel[:, 0], *statistics["rhythm"])
+        losses, hits = task_losses(logits, labels, statistics["classes"], config.label_smoothing)
         clean = degradation == loops.clean
         kinds = jnp.where(clean, labels["program"], n_programs + degradation)
         contrast = supervised_contrastive(
@@ -134,13 +151,17 @@ def make_step(graphdef, optimizer, loops: LoopMels, config: PretrainConfig):
         )
         total = config.contrastive_weight * contrast
         total += sum(config.task_weights[name] * value for name, value in losses.items())
+        total += config.rhythm_weight * (errors.lags + errors.regularity)
         metrics = {f"acc_{name}": value for name, value in hits.items()}
-        metrics |= {"loss": total, "contrastive": contrast}
+        metrics |= {"loss": total, "contrastive": contrast, **errors._asdict()}
+        off_grid = degradation == loops.off_grid
+        found = off_grid & (logits["degradation"].argmax(axis=1) == loops.off_grid)
+        metrics["recall_off_grid"] = found.sum() / jnp.maximum(off_grid.sum(), 1)
         return total, (nnx.state(model, nnx.Not(is_trained)), metrics)
 
-    def step(state, batch, key):
+    def step(state, batch, statistics, key):
         grads, (rest, metrics) = jax.grad(loss_fn, has_aux=True)(
-            state["params"], state["rest"], batch, key
+            state["params"], state["rest"], batch, statistics, key
         )
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
@@ -173,11 +194,13 @@ def train(config: PretrainConfig) -> None:
     out = Path(config.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     mel_config = LogMelConfig.clap_fused()
-    loops = LoopMels([Path(folder) for folder in config.data], mel_config, seed=config.seed)
+    folders = [Path(folder) for folder in config.data]
+    loops = LoopMels(folders, mel_config, config.long_every, config.seed)
     tasks = [task for task in loops.tasks if config.task_weights.get(task.name)]
-    model = Pretrainer(HtsatConfig.nano(), tasks, rngs=nnx.Rngs(config.seed))
+    dtype = jnp.bfloat16 if config.precision == "bf16" else jnp.float32
+    model = Pretrainer(HtsatConfig.nano(), tasks, dtype, rngs=nnx.Rngs(config.seed))
     if config.start_from:
-        nnx.update(model.encoder, load_encoder(config.start_from).params)
+        nnx.update(model.encoder, load_encoder(config.start_from, "fp32").params)
     else:
         mean, var = map(jnp.asarray, loops.band_statistics())
         model.encoder.bn0.mean[...], model.encoder.bn0.var[...] = mean, var
@@ -193,6 +216,8 @@ def train(config: PretrainConfig) -> None:
     state = jax.device_put(state, everywhere)
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with ocp.CheckpointManager(out / "checkpoints", options=options) as manager:
+        statistics = {"classes": loops.class_weights(), "rhythm": loops.rhythm_statistics()}
+        statistics = jax.device_put(statistics, everywhere)
         first = manager.latest_step() or 0
         if first:
             state = manager.restore(first, args=ocp.args.StandardRestore(state))
@@ -204,8 +229,9 @@ def train(config: PretrainConfig) -> None:
         console, started = Console(stderr=True), time.monotonic()
         for step in range(first, config.steps):
             batch = jax.device_put(loops.batch(step, config.batch_size), split)
-            state, metrics = step_fn(state, batch, jax.random.fold_in(base_key, step))
-            if step % 10 == 0 or step == config.steps - 1:
+            key = jax.random.fold_in(base_key, step)
+            state, metrics = step_fn(state, batch, statistics, key)
+            if step % 50 == 0 or step == config.steps - 1:
                 row = {k: round(float(v), 4) for k, v in metrics.items()}
                 row |= {"step": step, "long": bool(batch["mel"].shape[1] > 1)}
                 row["elapsed_s"] = round(time.monotonic() - started, 1)
