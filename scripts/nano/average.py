@@ -9,6 +9,7 @@ as the earlier one has it, for a later one that was trained on short clips alone
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ def main() -> None:
     args = parser.parse_args()
     earlier, later = (load_encoder(path, "fp32") for path in (args.earlier, args.later))
     weights = average(earlier, later, args.part, args.short_only)
-    about = {"license": "MIT", "recipe": {"averaged": args.part, "short_only": args.short_only}}
+    about = json.loads((args.later / "config.json").read_text("utf-8"))["about"]
+    about["averaged"] = {"later": args.part, "short_only": args.short_only}
     save_encoder(
         args.out,
         earlier.config,
