@@ -17,6 +17,7 @@ from loopjax.store.blocks import open_rows
 from loopjax.store.columns import repeated_values
 
 N_NEIGHBORS = 8
+FEW_PAIRS = 2_000  # a small store hears so many, whatever their embeddings say: they cost seconds
 FEW_ROWS, FEW_ROWS_COSINE = 20, 0.999  # too few rows to choose from
 NORMAL = 1.4826  # standard deviation over median deviation of a normal distribution
 LEAST_COSINE = 0.9  # below, no two loops are copies
@@ -83,9 +84,10 @@ def dedup(
         raise UserError(f"{store} holds loop {repeated[0]} more than once: remove a shard")
     contents = _texts(table, "sha256") or [""] * len(table)
     first = np.arange(len(table)) == linked_groups(len(table), np.empty((0, 2)), [contents])
-    n_others = max(1, int(first.sum()) - 1)
-    near = nearest_neighbors(rows.matrices(first), min(N_NEIGHBORS, n_others))
-    threshold = copy_cosine(near.cosines) if cosine is None else cosine
+    n_first = int(first.sum())
+    n_near = max(N_NEIGHBORS, 2 * FEW_PAIRS // max(1, n_first))
+    near = nearest_neighbors(rows.matrices(first), min(n_near, max(1, n_first - 1)))
+    threshold = copy_cosine(near.cosines[:, :N_NEIGHBORS]) if cosine is None else cosine
     pairs, cosines = _pairs(near, threshold, max_heard)
     pairs = np.flatnonzero(first)[pairs]
     files = table["path_bytes"].to_pylist() if "path_bytes" in table.schema.names else None
