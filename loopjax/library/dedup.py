@@ -17,7 +17,7 @@ from loopjax.store.blocks import open_rows
 from loopjax.store.columns import repeated_values
 
 N_NEIGHBORS = 8
-FEW_PAIRS = 2_000  # a small store hears so many, whatever their embeddings say: they cost seconds
+FEW_PAIRS = 500  # a small store hears so many, whatever its embeddings say: seconds
 FEW_ROWS, FEW_ROWS_COSINE = 20, 0.999  # too few rows to choose from
 NORMAL = 1.4826  # standard deviation over median deviation of a normal distribution
 LEAST_COSINE = 0.9  # below, no two loops are copies
