@@ -37,12 +37,13 @@ for, as over a corpus. What the rows do not say:
   come on top. Transforms by full-precision products are 1.2 GFLOP, 24 us at float32's 50 TFLOP/s.
   Only a Fourier transform within a kernel of ours would come below. With fusion the front end moves
   14 to 16 % less since (compiled: 28.3 MB a clip of 4 s, 50.9 of 20 s).
-- The training step of tiny reaches 9 % of the bfloat16 peak (92 TFLOP/s, 388 us a clip), not the 30 %
-  aimed at, which are 120 us. It works as `bf16` does, whose forward pass alone reaches 111 TFLOP/s,
-  and is bound by memory: both ways a clip moves 990 MB (compiled), 330 us at 3 TB/s. A quarter of
-  that is attention, most of the rest MLPs; the kernels of `bf16-fused` have no backward pass. It was
-  measured in a third lease, beside fourteen processes that rendered loops on the host's 16 cores.
-  nano's own training (scripts/nano, batches of 256 spectrograms on the device) ran at 15,000 clips/s.
+- The training step of tiny reaches 9 % of the bfloat16 peak (92 TFLOP/s, 388 us a clip), not the
+  30 % aimed at, which are 120 us. It works as `bf16` does, whose forward pass alone reaches 111
+  TFLOP/s, and is bound by memory: both ways a clip moves 990 MB (compiled), 330 us at 3 TB/s. A
+  quarter of that is attention, most of the rest MLPs; the kernels of `bf16-fused` have no
+  backward pass. It was measured in a third lease, beside fourteen processes that rendered loops
+  on the host's 16 cores. nano's own training (scripts/nano, batches of 256 spectrograms on the
+  device) ran at 15,000 clips/s.
 - A corpus of 3,000 files takes two seconds, most of which are its start and end; the steady rate is
   not known. kNN's fit is sixteen times its arithmetic's time: the choice of the smallest among
   8,205 distances, by XLA's TopK. It goes by groups since then, with the same result: sorting
