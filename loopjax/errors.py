@@ -39,6 +39,14 @@ class WriteError(LoopjaxError):
     exit_code = 6
 
 
+class StoppedError(LoopjaxError):
+    """Another process of the run met an error; the exit code is that error's."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class InterruptedRunError(LoopjaxError):
     """A signal stopped the run after a clean save (exit code 130 for SIGINT, 143 for SIGTERM)."""
 

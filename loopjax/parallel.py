@@ -4,12 +4,13 @@ Embedding needs no communication, so every process works on a mesh of its own de
 the manifest; `jax.distributed` only tells the processes who they are and lets them meet.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,34 +20,67 @@ import numpy as np
 import platformdirs
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from loopjax.errors import (
-    HeldError,
-    LoopjaxError,
-    ModelCheckError,
-    TooManyRejectedError,
-    UserError,
-    WriteError,
-)
+from loopjax.errors import LoopjaxError, StoppedError, UserError
 
 log = logging.getLogger(__name__)
 
 AXIS = "data"
 BARRIER_TIMEOUT_S = 24 * 3600
-_TOLD = {e.__name__: e for e in (HeldError, TooManyRejectedError, ModelCheckError, WriteError)}
+_TELL_TIMEOUT_S = 300  # as long as jax waits for the others at the exit
+_STOPPED = "loopjax/stopped"
 
 
-def initialize(
+@contextlib.contextmanager
+def joined(
     coordinator: str | None = None,
     process_count: int | None = None,
     process_index: int | None = None,
-) -> None:
-    """Joins the processes of one run; call it before anything else touches jax.
+) -> Iterator[None]:
+    """The processes of one run, which end together: an error of one stops the others, too.
+
+    They learn of it where they meet, see `wait_for_all`, and what works for long on its own asks
+    `is_stopping`. Enter it before anything else touches jax.
 
     Args:
         coordinator: `HOST:PORT` of process 0, or "auto" to take everything from Slurm, Open MPI or
             the TPU runtime.
         process_count: number of processes (with `HOST:PORT`).
         process_index: this process's number from 0 (with `HOST:PORT`).
+
+    Raises:
+        UserError: incomplete arguments, or the other processes cannot be reached.
+        StoppedError: another process met an error; see there what to mend.
+    """
+    _initialize(coordinator, process_count, process_index)
+    if coordinator is None:
+        yield
+        return
+    try:
+        yield
+        wait_for_all()
+    except StoppedError:
+        raise
+    except BaseException as error:
+        _tell(error)
+        raise
+
+
+def _tell(error: BaseException) -> None:
+    """Says what stops this process and meets the others once more, to end with them."""
+    index, count = process_slot()
+    if count == 1:
+        return
+    code = error.exit_code if isinstance(error, LoopjaxError) else LoopjaxError.exit_code
+    _coordination().key_value_set(f"{_STOPPED}/{index}", f"{code} {error or type(error).__name__}")
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the others are gone, or too busy
+        _meet(_TELL_TIMEOUT_S)
+        _meet(_TELL_TIMEOUT_S)
+
+
+def _initialize(
+    coordinator: str | None, process_count: int | None, process_index: int | None
+) -> None:
+    """Joins them.
 
     Raises:
         UserError: incomplete arguments, or the other processes cannot be reached.
@@ -92,34 +126,38 @@ def process_slot() -> tuple[int, int]:
 
 
 def wait_for_all() -> None:
-    """Returns once every process of the run has called it."""
-    if process_slot()[1] > 1:
-        _coordination().wait_at_barrier("loopjax", BARRIER_TIMEOUT_S * 1000)
+    """Returns once every process of the run has called it.
+
+    Raises:
+        StoppedError: another one met an error instead.
+    """
+    if process_slot()[1] == 1:
+        return
+    _meet()
+    stopped = _coordination().key_value_dir_get(_STOPPED)
+    _meet()  # all know of the same errors: one that comes later is told at the next meeting
+    if stopped:
+        key, told = min(stopped)
+        code, _, message = told.partition(" ")
+        index = key.rpartition("/")[2]
+        raise StoppedError(f"process {index} stopped, and so does this one: {message}", int(code))
+
+
+def is_stopping() -> bool:
+    """Whether another process met an error and waits for this one to come to the next meeting."""
+    return process_slot()[1] > 1 and bool(_coordination().key_value_dir_get(_STOPPED))
 
 
 def first_process_does(action: Callable[[], None]) -> None:
-    """Runs an action in process 0 while the others wait; its failure is theirs too.
+    """Runs an action in process 0 while the others wait.
 
     Raises:
-        LoopjaxError: what the action raised, in every process.
+        LoopjaxError: in process 0, what the action raised.
+        StoppedError: in the others, then; see `joined`.
     """
-    index, count = process_slot()
-    if count == 1:
+    if process_slot()[0] == 0:
         action()
-        return
-    client, key, failure = _coordination(), "loopjax/outcome", None
-    if index == 0:
-        try:
-            action()
-        except LoopjaxError as error:
-            failure = error
-        told = "" if failure is None else f"{type(failure).__name__}\n{failure}"
-        client.key_value_set(key, told, allow_overwrite=True)
     wait_for_all()
-    kind, _, message = client.blocking_key_value_get(key, BARRIER_TIMEOUT_S * 1000).partition("\n")
-    wait_for_all()  # all have read it before the next action overwrites it
-    if message:
-        raise failure or _TOLD.get(kind, UserError)(message)
 
 
 def gather(text: str) -> list[str]:
@@ -135,6 +173,10 @@ def gather(text: str) -> list[str]:
     ]
     wait_for_all()  # all have read them before the next ones overwrite them
     return found
+
+
+def _meet(timeout_s: float = BARRIER_TIMEOUT_S) -> None:
+    _coordination().wait_at_barrier("loopjax", int(timeout_s * 1000))
 
 
 def _coordination() -> Any:

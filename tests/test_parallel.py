@@ -1,21 +1,79 @@
 """Processes, meshes and the place of compiled programs; several processes: tests/faults."""
 
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pytest
 
 from loopjax import parallel
-from loopjax.errors import UserError
+from loopjax.errors import LoopjaxError, UserError, WriteError
 
 
 def test_single_process_needs_no_coordinator():
-    parallel.initialize()
-    assert parallel.process_slot() == (0, 1)
-    parallel.wait_for_all()
     ran = []
-    parallel.first_process_does(lambda: ran.append(1))
+    with parallel.joined():
+        assert parallel.process_slot() == (0, 1)
+        parallel.wait_for_all()
+        assert not parallel.is_stopping()
+        parallel.first_process_does(lambda: ran.append(1))
     assert ran == [1]
+
+
+class Service:
+    """What the threads of a test, each with an index of its own, have for a coordinator."""
+
+    def __init__(self, count: int):
+        self.own = threading.local()
+        self.values: dict[str, str] = {}
+        self._barrier = threading.Barrier(count, timeout=20)
+
+    def wait_at_barrier(self, name: str, timeout_ms: int) -> None:
+        self._barrier.wait()
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        self.values[key] = value
+
+    def key_value_dir_get(self, folder: str) -> list[tuple[str, str]]:
+        return [(k, v) for k, v in self.values.items() if k.startswith(f"{folder}/")]
+
+    def blocking_key_value_get(self, key: str, timeout_ms: int) -> str:
+        return self.values[key]
+
+
+@pytest.mark.parametrize("place", ["before", "first process", "between", "end"])
+def test_an_error_of_one_process_ends_all(monkeypatch, place):
+    service = Service(3)
+    monkeypatch.setattr(parallel, "process_slot", lambda: (service.own.index, 3))
+    monkeypatch.setattr(parallel, "_initialize", lambda *arguments: None)
+    monkeypatch.setattr(parallel, "_coordination", lambda: service)
+    failing = 0 if place == "first process" else 1
+
+    def fail(now: str) -> None:
+        if place == now and service.own.index == failing:
+            raise WriteError("disk full: /out")
+
+    def work(index: int) -> LoopjaxError:
+        service.own.index = index
+        with pytest.raises(LoopjaxError) as caught, parallel.joined("auto"):
+            fail("before")
+            parallel.first_process_does(lambda: fail("first process"))
+            assert parallel.gather(str(index)) == ["0", "1", "2"]
+            fail("between")
+            while place == "between" and not parallel.is_stopping():
+                time.sleep(0.01)
+            parallel.wait_for_all()
+            fail("end")
+        return caught.value
+
+    with ThreadPoolExecutor(3) as threads:
+        errors = list(threads.map(work, range(3)))
+    assert [error.exit_code for error in errors] == [6, 6, 6]
+    told = f"process {failing} stopped, and so does this one: disk full: /out"
+    assert {str(error) for i, error in enumerate(errors) if i != failing} == {told}
+    assert str(errors[failing]) == "disk full: /out"
 
 
 @pytest.mark.parametrize(
@@ -33,7 +91,7 @@ def test_single_process_needs_no_coordinator():
 )
 def test_incomplete_arguments_are_mistakes(arguments, message):
     with pytest.raises(UserError, match=message):
-        parallel.initialize(*arguments)
+        parallel.joined(*arguments).__enter__()
 
 
 def test_mesh_covers_the_local_devices_with_auto_axes():

@@ -59,13 +59,13 @@ def _alone(args: argparse.Namespace, config: EmbedConfig):
         raise UserError("--unit-files and --lease say how workers share; they need --worker")
     from loopjax.embedding.chain import embed_corpus
     from loopjax.encoders.load import load_encoder
-    from loopjax.parallel import initialize
+    from loopjax.parallel import joined
 
-    initialize(args.coordinator, args.processes, args.process_index)
-    encoder = load_encoder(config.encoder, config.precision)
-    return embed_corpus(
-        args.sources, encoder, args.out, config, restart=args.restart, prune=args.prune
-    )
+    with joined(args.coordinator, args.processes, args.process_index):
+        encoder = load_encoder(config.encoder, config.precision)
+        return embed_corpus(
+            args.sources, encoder, args.out, config, restart=args.restart, prune=args.prune
+        )
 
 
 def _beside_others(args: argparse.Namespace, config: EmbedConfig):

@@ -31,23 +31,25 @@ def _act(args: argparse.Namespace) -> int:
     from loopjax.config.finetuning import read_finetuning
     from loopjax.experiment.finetune import finetune
     from loopjax.experiment.load import find_config, trainings
-    from loopjax.parallel import initialize, process_slot
+    from loopjax.parallel import joined, process_slot
 
     config = read_finetuning(find_config(args.config, trainings()), args.set)
     if args.sources:
         data = dataclasses.replace(config.data, sources=tuple(args.sources))
         config = dataclasses.replace(config, data=data)
     out = Path("out") / config.name if args.out is None else Path(args.out)
-    initialize(args.coordinator, args.processes, args.process_index)
-    first = process_slot()[0] == 0
 
     def tell(done: int, metrics: dict[str, float]) -> None:
         if first and (done % SHOWN_EVERY == 0 or done == config.optimizer.steps):
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             say(f"step {done} of {config.optimizer.steps}  {shown}")
 
-    log = say if first else _silent
-    result = finetune(config, out, restart=args.restart, log=log, on_step=tell, loggers=args.log)
+    with joined(args.coordinator, args.processes, args.process_index):
+        first = process_slot()[0] == 0
+        log = say if first else _silent
+        result = finetune(
+            config, out, restart=args.restart, log=log, on_step=tell, loggers=args.log
+        )
     if first:
         print_evaluation(result.evaluation)
         print(f"saved {result.encoder}, the weights after step {result.best_step}")  # noqa: T201

@@ -83,6 +83,7 @@ def embed_corpus(
         TooManyRejectedError: more rejected inputs, of all processes, than the options allow.
         WriteError: disk full and the like; finished shards stay valid.
         InterruptedRunError: SIGINT or SIGTERM; what was finished is saved.
+        StoppedError: another process of the run met an error; what was finished is saved.
     """
     config = config or EmbedConfig()
     check_config(config)
@@ -292,14 +293,14 @@ def _run(
     caught: Sequence[int],
     units: SharedUnits | None = None,
 ) -> EmbedSummary:
-    """The chain; once a signal is caught it finishes what the device has and raises.
+    """The chain; after a signal or another process's error it finishes what the device has.
 
     Raises:
         InterruptedRunError: after a signal; all finished rows have been written.
         TooManyRejectedError: at the first rejected input, if the writer is strict.
     """
     duplicates = Deduplicator(stored)
-    started_s, waited_s, idle = time.monotonic(), 0.0, True
+    started_s, waited_s, idle, stopping = time.monotonic(), 0.0, True, False
 
     def note() -> str:
         elapsed_s = max(1e-9, time.monotonic() - started_s)
@@ -312,7 +313,7 @@ def _run(
     with contextlib.closing(feeder), units or contextlib.nullcontext():
         for batch in batches(feeder):
             waited_s += POLL_S if batch is None and idle else 0.0
-            if caught:
+            if stopping := bool(caught) or parallel.is_stopping():
                 break
             if duplicates.is_waiting:
                 encoder.compile()
@@ -326,7 +327,7 @@ def _run(
                 units.keep_alive()
             idle = encoder.is_idle
             bar.update(writer.n_embedded + writer.n_failed + duplicates.n_skipped, note)
-        for loop in duplicates.resolve(encoder.finish(leftovers=not caught)):
+        for loop in duplicates.resolve(encoder.finish(leftovers=not stopping)):
             writer.write(loop)
         if units is not None:
             units.finish()

@@ -121,6 +121,7 @@ def finetune(
         ModelCheckError: the embeddings collapsed, or are no numbers.
         TooManyRejectedError: more rejected inputs than the settings allow.
         WriteError: the disk is full and the like; finished checkpoints stay.
+        StoppedError: another process of the run met an error; finished checkpoints stay.
     """
     if not isinstance(config, FinetuneConfig):
         config = read_finetuning(find_config(config, trainings()))

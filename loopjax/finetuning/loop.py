@@ -119,6 +119,7 @@ def train(
             but unreadable ones in the first batch. One process counts in every step; several
             count together at every checkpoint.
         WriteError: a checkpoint cannot be written; earlier ones stay.
+        StoppedError: another process of the run met an error; checkpoints stay.
     """
     settings, mesh = config.optimizer, parallel.global_mesh()
     slot = Slot(settings.batch_size, settings.accumulate, *parallel.process_slot())
@@ -148,6 +149,7 @@ def train(
             batch = next(read) if first < settings.steps else None
             for step in range(first, settings.steps):
                 assert batch is not None
+                parallel.wait_for_all()  # no step begins without a process that met an error
                 state, metrics = steps.train(state, place_batch(batch, mesh))
                 done = step + 1
                 batch = next(read) if done < settings.steps else None  # while the device works

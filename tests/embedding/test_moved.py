@@ -313,6 +313,7 @@ def test_two_processes_move_no_row_twice(old, corpus, tmp_path, monkeypatch):
         monkeypatch.setattr(parallel, "process_slot", lambda index=index: (index, 2))
         monkeypatch.setattr(parallel, "first_process_does", lambda action: action())
         monkeypatch.setattr(parallel, "wait_for_all", lambda: None)
+        monkeypatch.setattr(parallel, "is_stopping", lambda: False)
         monkeypatch.setattr(parallel, "gather", lambda text: [text])
         n = corpus.embed(new)[1]
         n_encoded += n

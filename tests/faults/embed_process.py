@@ -13,6 +13,7 @@ import sys
 
 from loopjax.config import EmbedConfig
 from loopjax.errors import LoopjaxError
+from tests.fake_encoder import FakeEncoder, slow_fake
 
 
 def main(source: str, out: str, *settings: str) -> int:
@@ -24,33 +25,37 @@ def main(source: str, out: str, *settings: str) -> int:
     worker = {name: values.pop(name) for name in ("unit_files", "lease_s") if name in values}
     from loopjax import parallel
     from loopjax.embedding.chain import embed_corpus, embed_shared
-    from tests.fake_encoder import slow_fake
 
-    parallel.initialize(*place)
-    encoder = slow_fake(batch_s)
-    if fsize:
-        plain = encoder.encode
-
-        n_batches = itertools.count()
-
-        def encode(mel, longer):
-            if next(n_batches) == 6:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (fsize, fsize))
-            return plain(mel, longer)
-
-        encoder.encode = encode
     options = EmbedConfig(**({"workers": 1, "batch_size": 4, "shard_rows": 16} | values))
     try:
-        if worker:
-            summary = embed_shared([source], encoder, out, options, progress=False, **worker)
-        else:
-            summary = embed_corpus([source], encoder, out, options, restart=restart, progress=False)
+        with parallel.joined(*place):
+            encoder = slow_fake(batch_s)
+            if fsize:
+                limit_files(encoder, fsize)
+            if worker:
+                summary = embed_shared([source], encoder, out, options, progress=False, **worker)
+            else:
+                summary = embed_corpus(
+                    [source], encoder, out, options, restart=restart, progress=False
+                )
     except LoopjaxError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     sys.stdout.write(json.dumps(vars(summary)) + "\n")
     return 3 if summary.n_failed else 0
+
+
+def limit_files(encoder: FakeEncoder, size: int) -> None:
+    """Written files may have so many bytes only, from the sixth batch on."""
+    plain, n_batches = encoder.encode, itertools.count()
+
+    def encode(mel, longer):
+        if next(n_batches) == 6:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+        return plain(mel, longer)
+
+    encoder.encode = encode
 
 
 if __name__ == "__main__":

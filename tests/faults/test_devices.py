@@ -1,15 +1,18 @@
 """Fault matrix rows 48 and 49: device and process counts, lengths and compiled programs."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from loopjax.audio.batching import make_buckets
+from loopjax.audio.sources.source import open_source
 from loopjax.config import EmbedConfig
 from loopjax.embedding.chain import embed_corpus
 from loopjax.encoders.encoder import random_weights
@@ -85,10 +88,12 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_processes(corpus: Path, out: Path, count: int, *settings: str):
+def start_processes(corpus: Path, out: Path, count: int, *settings: str, last: tuple = ()):
+    """Processes of one run; `last` are further settings of the last one."""
     address = f'coordinator="127.0.0.1:{_free_port()}"'
+    group = [address, f"processes={count}", "batch_size=8", *settings]
     return [
-        start(corpus, out, address, f"processes={count}", f"index={i}", "batch_size=8", *settings)
+        start(corpus, out, *group, f"index={i}", *(last if i == count - 1 else ()))
         for i in range(count)
     ]
 
@@ -166,6 +171,32 @@ def test_the_rejected_are_counted_over_all_processes(tmp_path):
             _, errors = process.communicate(timeout=200)
             assert process.returncode == code, errors
             assert ("2 of 8 inputs were rejected" in errors) == (code == 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "code", "told"),
+    [(["strict=true"], 4, "stopped because of --strict"), (["fsize=2000"], 6, "cannot write")],
+)
+def test_an_error_of_one_process_stops_the_others_soon(tmp_path, settings, code, told):
+    corpus, out = tmp_path / "corpus", tmp_path / "store"
+    write_corpus(corpus, 400, seconds=(0.1,))
+    if code == 4:
+        loops = list(open_source([corpus]).loops(1, 2))
+        (corpus / loops[99].path).write_bytes(b"RIFF")
+    began_s = time.monotonic()
+    first, second = start_processes(corpus, out, 2, "batch_s=1", last=(*settings, "batch_s=0.1"))
+    _, errors = second.communicate(timeout=200)
+    assert second.returncode == code, errors
+    assert told in errors
+    _, others = first.communicate(timeout=200)
+    assert first.returncode == code, others
+    assert others == f"process 1 stopped, and so does this one: {errors}"
+    assert time.monotonic() - began_s < 25  # of 50 batches of a second
+    kept = len(by_id(out))
+    assert 0 < kept < 400
+    found, errors = start(corpus, out).communicate(timeout=200)
+    assert json.loads(found)["n_skipped"] == kept, errors
 
 
 def test_row_49_compiles_are_bounded_by_buckets_and_formats(tmp_path):
