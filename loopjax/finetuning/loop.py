@@ -207,8 +207,9 @@ def _share_rejected(
     """Keeps which loops this process could not read: one that goes on may not meet them again.
 
     Raises:
-        TooManyRejectedError: in every process, where all of them know of more than the settings
-            allow.
+        TooManyRejectedError: all processes together know of more than the settings allow; told by
+            the first one.
+        StoppedError: by the others, then.
     """
     rows = [asdict(f) | {"path_bytes": f.path_bytes.hex()} for f in batches.rejected.values()]
     checkpoints.write_note(f"rejected-{slot.index}", {"rejected": rows})
