@@ -11,15 +11,12 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from loopjax.io import write_atomically
-from scripts.render.midi import SAMPLE_RATE_HZ, note_on, render_segments, setup
-from scripts.render.one_shots import DRUMS, KITS, SILENT_DB
+from scripts.render.midi import render_segments
+from scripts.render.one_shots import KITS, audible, hit
+from scripts.render.output import write_sounds
 
 SHARD_HITS = 250
-LENGTH_S = 2
 NOTES = {
     "kick": (35, 36), "side stick": (37,), "snare": (38, 40), "clap": (39,),
     "low tom": (41, 43), "middle tom": (45, 47), "high tom": (48, 50), "closed hat": (42, 44),
@@ -32,32 +29,19 @@ NOTES = {
 
 
 def write_shard(folder: Path, number: int, seed: int, n: int) -> None:
-    """Writes `shard-NNNNN.npy` (int16, all strokes end to end) and then its labels."""
+    """Writes `shard-NNNNN.npy` and its labels; strokes that a kit lacks are left out."""
     rng = np.random.default_rng([seed, number])
-    names, segments = list(NOTES), []
-    chosen = [names[i] for i in rng.integers(len(names), size=n)]
-    for name in chosen:
-        note = int(rng.choice(NOTES[name]))
-        events = [(0, message) for message in setup(DRUMS, int(rng.choice(KITS)))]
-        events.append((0, note_on(DRUMS, note, int(rng.integers(60, 127)))))
-        segments.append((events, LENGTH_S * SAMPLE_RATE_HZ))
-    rows, samples, offset = [], [], 0
-    for name, sound in zip(chosen, render_segments(segments), strict=True):
-        peak = float(np.abs(sound).max())
-        if peak == 0.0:
-            continue  # some kits lack some notes
-        loud = np.flatnonzero(np.abs(sound) > peak * 10 ** (SILENT_DB / 20))
-        hit = sound[: loud[-1] + 1] / peak * rng.uniform(0.3, 0.95)
-        samples.append(np.round(32767 * hit).astype(np.int16))
-        label = {"program_name": name, "family": "drums", "key": "none", "pattern": "one_shot"}
-        place = {"offset_samples": offset, "length_samples": len(hit)}
-        rows.append(label | place | {"tempo_bpm": 120.0, "degradation": "none"})
-        offset += len(hit)
-    np.save(folder / f"shard-{number:05d}.npy", np.concatenate(samples))
-    table = pa.Table.from_pylist(rows)
-    write_atomically(
-        folder / f"shard-{number:05d}.parquet", lambda path: pq.write_table(table, path)
-    )
+    drums = [list(NOTES)[i] for i in rng.integers(len(NOTES), size=n)]
+    strokes = render_segments([hit(KITS, NOTES[drum])(rng) for drum in drums])
+    sounds = []
+    for drum, stroke in zip(drums, strokes, strict=True):
+        if stroke.any():
+            samples = audible(stroke) * rng.uniform(0.3, 0.95)
+            samples = np.round(32767 * samples).astype(np.int16)
+            label = {"program_name": drum, "family": "drums", "key": "none", "pattern": "one_shot"}
+            label |= {"tempo_bpm": 120.0, "degradation": "none", "length_samples": len(samples)}
+            sounds.append((samples, label))
+    write_sounds(folder, number, sounds)
 
 
 def main() -> None:

@@ -115,11 +115,16 @@ FOLDERS = (
 )
 
 
-def processed(sound: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A sound as a library holds it: cut, sometimes driven, filtered or reversed, and loud."""
+def audible(sound: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A sound without its silent end, its peak at 1."""
     peak = max(float(np.abs(sound).max()), 1e-9)
     loud = np.flatnonzero(np.abs(sound) > peak * 10 ** (SILENT_DB / 20))
-    out = sound[: min(loud[-1] + 1 if len(loud) else 1, int(LONGEST_S * SAMPLE_RATE_HZ))] / peak
+    return sound[: loud[-1] + 1 if len(loud) else 1] / peak
+
+
+def processed(sound: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """A sound as a library holds it: cut, sometimes driven, filtered or reversed, and loud."""
+    out = audible(sound)[: int(LONGEST_S * SAMPLE_RATE_HZ)]
     if rng.random() < 0.25:
         out = np.tanh(rng.uniform(2, 10) * out)
     if rng.random() < 0.25:

@@ -1,12 +1,14 @@
 """Where rendered loops go: shards for training, or single files."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile as sf
+from numpy.typing import NDArray
 
 from .loops import RenderedLoop, label_row
 from .midi import SAMPLE_RATE_HZ
@@ -17,12 +19,19 @@ def write_shard(folder: Path, number: int, loops: list[RenderedLoop]) -> Path:
 
     The label file is renamed into place last: where it exists, the shard is complete.
     """
+    return write_sounds(folder, number, [(loop.samples, label_row(loop)) for loop in loops])
+
+
+def write_sounds(
+    folder: Path, number: int, sounds: Sequence[tuple[NDArray[np.int16], dict[str, object]]]
+) -> Path:
+    """`write_shard` of any sounds and their labels."""
     name = f"shard-{number:05d}"
     rows, offset = [], 0
-    for loop in loops:
-        rows.append({"shard": name, "offset_samples": offset, **label_row(loop)})
-        offset += len(loop.samples)
-    np.save(folder / f"{name}.npy", np.concatenate([loop.samples for loop in loops]))
+    for samples, labels in sounds:
+        rows.append({"shard": name, "offset_samples": offset, **labels})
+        offset += len(samples)
+    np.save(folder / f"{name}.npy", np.concatenate([samples for samples, _ in sounds]))
     final = folder / f"{name}.parquet"
     pq.write_table(pa.Table.from_pylist(rows), final.with_suffix(".tmp"))
     final.with_suffix(".tmp").replace(final)
